@@ -1,0 +1,130 @@
+# `make` alone lists the targets. The first target that needs it makes .venv, once.
+#
+# Settings, as in `make demo PYTHON=python3.12`:
+#   PYTHON           interpreter that .venv is made from (3.11 or newer)
+#   TORCH            exact torch to install, for example torch==2.14.1
+#   OMP_NUM_THREADS  CPU threads of one process
+#   MEDFL_REAL_DATA  folder of real cases; tests that need it are skipped without it
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+OMP_NUM_THREADS ?= 2
+
+export OMP_NUM_THREADS
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install -qq -c .venv/constraints.txt
+PYTEST := $(BIN)/python -m pytest
+STAGES := lint types contracts test-unit test-federation test-e2e test-notebooks
+FEDERATION_TESTS := tests/federation
+NOTEBOOK_TESTS := tests/test_notebooks.py
+# Text notebooks where there are any, else the .ipynb files themselves.
+NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check bench notebooks clean FORCE $(STAGES)
+
+# $(call stage,NAME,COMMAND) prints the name, runs the command, prints outcome and time.
+define stage
+	@printf '\n== %s\n' '$(1)'; began=$$(date +%s); outcome=passed; \
+	{ $(2); } || outcome=FAILED; \
+	printf '== %s: %s in %s s\n' '$(1)' "$$outcome" "$$(( $$(date +%s) - began ))"; \
+	[ "$$outcome" = passed ]
+endef
+
+help: ## list the targets
+	@echo 'medfl: patient-level differentially private federated learning for medical imaging'
+	@echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo 'Settings: PYTHON=$(PYTHON) TORCH=$(TORCH) OMP_NUM_THREADS=$(OMP_NUM_THREADS)'
+
+demo: .venv/.installed-run ## a private federation of synthetic hospitals, results in runs/demo
+	@$(BIN)/python pipelines/demo.py
+
+test: .venv/.installed-all ## everything: lint, types, contracts and all groups of tests
+	@rm -rf build/tests; failed=; \
+	for stage in $(STAGES); do $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; done; \
+	echo; [ -z "$$failed" ] || echo "failed:$$failed"; \
+	$(BIN)/python .ci/totals.py build/tests && [ -z "$$failed" ]
+
+check: lint types contracts test-unit ## what to run before every commit, under two minutes
+
+lint: .venv/.installed-all ## ruff: rules and formatting
+	$(call stage,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+
+types: .venv/.installed-all ## mypy, strict
+	$(call stage,types,$(BIN)/mypy)
+
+contracts: .venv/.installed-all ## import-linter: who may import whom
+	$(call stage,contracts,$(BIN)/lint-imports --no-logo)
+
+test-unit: .venv/.installed-all ## all tests that take seconds
+	$(call stage,test-unit,$(PYTEST) -m 'not slow' --junitxml=build/tests/unit.xml)
+
+test-federation: .venv/.installed-all ## slow tests of the federation: processes, crashes, resumption
+	$(call stage,test-federation,$(PYTEST) -m slow --junitxml=build/tests/federation.xml \
+		$(FEDERATION_TESTS))
+
+test-e2e: .venv/.installed-all ## all other slow tests: whole studies, audits
+	$(call stage,test-e2e,$(PYTEST) -m slow --junitxml=build/tests/e2e.xml \
+		--ignore=$(FEDERATION_TESTS) --ignore=$(NOTEBOOK_TESTS))
+
+test-notebooks: .venv/.installed-all ## execute the notebooks at small size
+	$(call stage,test-notebooks,$(PYTEST) --junitxml=build/tests/notebooks.xml -m slow \
+		$(NOTEBOOK_TESTS))
+
+bench: .venv/.installed-all ## time and memory of a private step, beside its rivals
+	@$(BIN)/python pipelines/benchmark.py
+
+notebooks: .venv/.installed-all ## execute the notebooks, results in runs/notebooks
+	@mkdir -p runs/notebooks
+	@for notebook in $(NOTEBOOKS); do \
+		name=$$(basename $${notebook%.*}); echo "executing $$notebook"; \
+		$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --execute \
+			--output runs/notebooks/$$name.ipynb $$notebook || exit 1; \
+	done
+
+clean: ## remove caches and build output; .venv and runs stay
+	rm -rf build dist medfl.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . \( -name .venv -o -name .git \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# Setting up. A stamp is written only when its phase is complete, so an interrupted one runs again.
+
+.venv/.created:
+	@command -v '$(PYTHON)' >/dev/null || { \
+		echo "medfl needs Python 3.11 or newer, and there is no '$(PYTHON)' here." >&2; \
+		echo 'Choose an interpreter, for example: make PYTHON=python3.12 demo' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "medfl needs Python 3.11 or newer, found: $$('$(PYTHON)' --version 2>&1)" >&2; \
+		echo 'Choose another interpreter, for example: make PYTHON=python3.12 demo' >&2; exit 1; }
+	@echo "[1/3] creating .venv with $$('$(PYTHON)' --version)"
+	@'$(PYTHON)' -m venv .venv
+	@touch $@
+
+# Another TORCH than the installed one replaces it. The constraints that the other packages are
+# installed under name the torch that is really there.
+.venv/.torch: .venv/.created constraints.txt \
+		$(if $(filter-out $(TORCH),$(shell cat .venv/.torch 2>/dev/null)),FORCE)
+	@echo '[2/3] installing $(TORCH)'
+	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	@began=$$(date +%s) && $(INSTALL) setuptools '$(TORCH)' \
+		&& echo "      done in $$(( $$(date +%s) - began )) s"
+	@$(PIP) freeze | grep '^torch==' >> .venv/constraints.txt
+	@echo '$(TORCH)' > $@
+
+.venv/.installed-run: .venv/.torch pyproject.toml
+	@echo '[3/3] installing medfl and what it needs to run'
+	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e . \
+		&& echo "      done in $$(( $$(date +%s) - began )) s"
+	@touch $@
+
+.venv/.installed-all: .venv/.torch pyproject.toml
+	@echo '[3/3] installing medfl with all extras: sim, notebooks, dev'
+	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,dev]' \
+		&& echo "      done in $$(( $$(date +%s) - began )) s"
+	@touch .venv/.installed-run $@

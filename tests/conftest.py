@@ -1,0 +1,52 @@
+"""What all tests share: two threads, no calls home, no windows, and the way to the real cases."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before torch, Flower or matplotlib is imported: each reads its variables once.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+# A shared machine is slow now and then; a slow example is no failure.
+settings.register_profile("medfl", deadline=None)
+settings.load_profile("medfl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of its own for what Flower writes, so that no test touches the user's."""
+    folder = tmp_path_factory.mktemp("flower-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLWR_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads_for_every_test() -> Iterator[None]:
+    """Undo a change of torch's thread count: gradients depend on it in the last bits."""
+    yield
+    torch = sys.modules.get("torch")
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real cases that MEDFL_REAL_DATA names; without it the test is skipped."""
+    name = os.environ.get("MEDFL_REAL_DATA", "")
+    if not name:
+        pytest.skip("MEDFL_REAL_DATA is not set")
+    folder = Path(name)
+    if not folder.is_dir():
+        pytest.fail(f"Expected MEDFL_REAL_DATA to name a folder, found {name!r}.")
+    return folder
