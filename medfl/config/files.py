@@ -1,0 +1,102 @@
+"""From a TOML file to a frozen model, or to one clear error.
+
+TOML is read by the standard library, which refuses doubled keys; pydantic then checks every key and
+type. Both kinds of failure become one `ConfigError` that names the file, the key, the rule and the
+value found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medfl.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Section(BaseModel):
+    """A part of a configuration file: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def load(path: Path, model: type[Model]) -> Model:
+    """Read one TOML file into `model`.
+
+    Args:
+        path: The file.
+        model: The section that describes the whole file.
+
+    Returns:
+        The validated, frozen value.
+
+    Raises:
+        ConfigError: If the file cannot be read, is no TOML, or breaks a rule of the model.
+    """
+    table = _read_table(path)
+    try:
+        # Through JSON, so that strict mode still turns lists into tuples and strings into paths.
+        return model.model_validate_json(json.dumps(table))
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail) for detail in error.errors(include_url=False))
+        raise ConfigError(f"{path}: {problems}") from None
+    except TypeError:
+        raise ConfigError(
+            f"{path}: expected strings, numbers, booleans, lists and tables; found a date or time"
+        ) from None
+
+
+def expand_variables(text: str) -> str:
+    """Replace every ``${NAME}`` by the environment variable of that name.
+
+    Raises:
+        ValueError: If a variable is not set.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ValueError(f"expected the environment variable {name} to be set")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value_of, text)
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes, found {size}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable file, found: {error.strerror}") from None
+    try:
+        # `utf-8-sig`: editors on Windows put a byte order mark in front.
+        return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8 text, found other bytes") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: expected TOML, found: {error}") from None
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "(whole file)"
+    if detail["type"] == "missing":
+        return f"key {key}: required, but missing"
+    if detail["type"] == "extra_forbidden":
+        return f"key {key}: unknown key"
+    rule = str(detail["msg"]).removeprefix("Value error, ")
+    found = detail["input"]
+    shown = repr(found) if not isinstance(found, dict) else "a table"
+    return f"key {key}: {rule}, found {shown[:200]}"

@@ -1,0 +1,137 @@
+"""`SiteConfig`: what one hospital tells its own installation.
+
+Everything that protects patients is decided here and nowhere else: the server can propose a study,
+but the `[privacy]` table of this file decides whether the site takes part.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from medfl.config.files import Section, expand_variables, load
+
+Modality = Literal["t1n", "t1c", "t2w", "t2f"]
+Region = Literal["TC", "WT", "ET"]
+Layout = Literal["brats2018", "brats2019", "brats2020", "brats2021", "lgg"]
+LabelScheme = Literal["brats", "lgg"]
+Purpose = Literal["hospital", "open-data"]
+
+MODALITY_ORDER: tuple[Modality, ...] = ("t1n", "t1c", "t2w", "t2f")
+REGION_ORDER: tuple[Region, ...] = ("TC", "WT", "ET")
+
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def in_order(values: tuple[str, ...], order: tuple[str, ...], noun: str) -> None:
+    """Raise ValueError unless `values` are distinct members of `order`, in that order."""
+    expected = tuple(value for value in order if value in values)
+    if values != expected:
+        raise ValueError(f"expected distinct {noun} in the order {list(order)}")
+
+
+def _expanded(value: object) -> object:
+    return expand_variables(value) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", value):
+        raise ValueError("expected 1 to 40 letters, digits, '-' or '_', starting with no sign")
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise ValueError("expected 'cpu', 'cuda' or 'cuda:N'")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
+
+
+class SiteData(Section):
+    """Where the images are and how they are written."""
+
+    root: ExpandedPath
+    layout: Layout
+    label_scheme: LabelScheme
+    modalities: tuple[Modality, ...] = Field(min_length=1)
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _modalities_in_order(self) -> Self:
+        in_order(self.modalities, MODALITY_ORDER, "modalities")
+        return self
+
+
+class SitePolicy(Section):
+    """What the site accepts at most. A proposal beyond it is refused, never adapted."""
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
+    max_clip_norm: Positive = 10.0
+    max_sampling_prob: Probability = 0.5
+    max_local_steps: Count = 100
+    max_rounds: Count = 1000
+    share_metrics: bool = False
+    allow_baselines: bool = False
+
+
+class SiteConfig(Section):
+    """One hospital: its data, its place in the federation, its policy.
+
+    Attributes:
+        name: Public name of the site.
+        purpose: ``hospital`` enforces the lifetime ledger in `state`; ``open-data`` (public or
+            synthetic patients) is for simulation only and keeps its ledger in the run folder.
+        declared_patients: Public number of training patients; sets the divisor of the mechanism.
+        weight: Public weight of the site's update in the global model.
+        state: Folder of ledger, outbox and cache (mode 0700).
+        threads: CPU threads of one training process.
+    """
+
+    name: Name
+    purpose: Purpose
+    declared_patients: Count
+    weight: Positive
+    state: ExpandedPath
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
+    threads: Count = 2
+    data: SiteData
+    privacy: SitePolicy
+
+    @model_validator(mode="after")
+    def _privacy_fits_the_cohort(self) -> Self:
+        largest = 1 / (10 * self.declared_patients)
+        if self.privacy.delta > largest:
+            raise ValueError(
+                f"expected privacy.delta <= 1/(10 declared_patients) = {largest:.3g}, "
+                f"found {self.privacy.delta:g}"
+            )
+        if self.purpose == "hospital" and (
+            self.privacy.share_metrics or self.privacy.allow_baselines
+        ):
+            raise ValueError(
+                "expected privacy.share_metrics and privacy.allow_baselines to be false for the "
+                "purpose 'hospital': metrics and baselines on private patients carry no guarantee"
+            )
+        return self
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read a site file; relative paths in it are taken from the file's folder.
+
+    Raises:
+        ConfigError: If the file breaks a rule.
+    """
+    site = load(path, SiteConfig)
+    base = path.resolve().parent
+    data = site.data.model_copy(update={"root": base / site.data.root})
+    return site.model_copy(update={"state": base / site.state, "data": data})

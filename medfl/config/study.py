@@ -1,0 +1,175 @@
+"""`StudyConfig`: what the coordinator proposes to every hospital.
+
+All of it is public. Nothing here can weaken a site's policy, and the noise multiplier is absent on
+purpose: the planner derives it from the target epsilon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medfl.config.files import Section, load
+from medfl.config.site import (
+    MODALITY_ORDER,
+    REGION_ORDER,
+    Count,
+    Modality,
+    Name,
+    Positive,
+    Probability,
+    Region,
+    in_order,
+)
+
+Size = tuple[Count, Count, Count]
+Spacing = tuple[Positive, Positive, Positive]
+Baseline = Literal["non-private", "local-only", "initial-only", "threshold"]
+
+
+class StudyInput(Section):
+    """The frame that every image is brought to, and the crops cut from it.
+
+    Attributes:
+        spacing: Millimetres per voxel along right, anterior, superior; ``native`` as scanned.
+        crop_size: Voxels of one crop.
+        crops_per_patient: K, the crops of one patient in one step.
+    """
+
+    modalities: tuple[Modality, ...] = Field(min_length=2)
+    regions: tuple[Region, ...] = Field(min_length=1)
+    spacing: Spacing | Literal["native"] = "native"
+    crop_size: Size
+    crops_per_patient: Count = 2
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        in_order(self.modalities, MODALITY_ORDER, "modalities")
+        in_order(self.regions, REGION_ORDER, "regions")
+        return self
+
+
+class StudyNetwork(Section):
+    """A network of `monai.networks.nets` by name, with its keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class StudyPrivacy(Section):
+    """The mechanism that is proposed; sigma follows from epsilon, the steps and delta."""
+
+    epsilon: Positive
+    sampling_prob: Probability
+    clip_norm: Positive = 1.0
+    clipping: Literal["fixed", "normalised"] = "normalised"
+    noise: Literal["operating-system", "seeded"] = "operating-system"
+
+
+class StudyTraining(Section):
+    """Rounds, and the local steps of each."""
+
+    rounds: Count
+    local_steps: Count
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: Positive
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+
+
+class StudyAggregation(Section):
+    """How the server turns site updates into the next global model."""
+
+    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam"]
+    server_learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    adaptivity: Positive = 1e-3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    min_sites: Count
+    round_timeout_seconds: Positive = 3600.0
+
+
+class StudySynthetic(Section):
+    """Public synthetic patients that belong to no site: a starting point, and pictures to show.
+
+    Attributes:
+        shape: Voxels of a synthetic scan along right, anterior, superior.
+        spacing: Millimetres per voxel of a synthetic scan.
+        skull_stripped: False where the hospitals' scans show the whole head.
+        seed: Never that of a synthetic hospital.
+        pretraining_patients: Synthetic patients to train on before round 1.
+        pretraining_steps: Steps of that training; 0 starts from random weights.
+    """
+
+    shape: Size
+    spacing: Spacing
+    skull_stripped: bool
+    seed: int = 0
+    pretraining_patients: Count = 60
+    pretraining_steps: Annotated[int, Field(ge=0)] = 0
+    pretraining_learning_rate: Positive = 2e-3
+
+
+class StudyEvaluation(Section):
+    """When held-out patients are scored, and what stands beside the result.
+
+    Attributes:
+        every: Rounds between two evaluations.
+        baselines: Other ways to get a model, scored on the same held-out patients.
+        pictures: Synthetic patients to segment and show.
+    """
+
+    every: Count = 5
+    baselines: tuple[Baseline, ...] = ()
+    pictures: Annotated[int, Field(ge=0, le=12)] = 3
+
+
+class StudyConfig(Section):
+    """One study: a public proposal that every site may accept or refuse.
+
+    Attributes:
+        id: The coordinator's name for the study; runs resume under it.
+        seed: Of initial weights, crops and augmentation. Never of DP noise or patient draws,
+            unless `privacy.noise` is ``seeded``, which only open data allows.
+    """
+
+    id: Name
+    seed: int = 0
+    input: StudyInput
+    network: StudyNetwork
+    privacy: StudyPrivacy
+    training: StudyTraining
+    aggregation: StudyAggregation
+    evaluation: StudyEvaluation = StudyEvaluation()
+    synthetic: StudySynthetic | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """T, all local steps of all rounds."""
+        return self.training.rounds * self.training.local_steps
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of this study, as hexadecimal text."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.training.proximal_mu > 0 and self.aggregation.strategy != "fedprox":
+            raise ValueError(
+                "expected aggregation.strategy = 'fedprox' where training.proximal_mu > 0, "
+                f"found {self.aggregation.strategy!r}"
+            )
+        return self
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read a study file.
+
+    Raises:
+        ConfigError: If the file breaks a rule.
+    """
+    return load(path, StudyConfig)
