@@ -1,0 +1,1 @@
+"""Cohorts: from folders to crops, and synthetic hospitals."""
