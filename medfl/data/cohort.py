@@ -1,0 +1,78 @@
+"""`Cohort`: the patients of one site, and nothing about what is done with them.
+
+The patient is the unit everywhere: all cases (imaging timepoints) of one person stand under one
+`Patient`, whatever the folders look like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medfl.config.site import LabelScheme, Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One imaging timepoint: one file a modality, and the mask where there is one."""
+
+    case_id: str
+    images: Mapping[Modality, Path]
+    mask: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """The privacy unit: one person with all of their cases."""
+
+    patient_id: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Patients in ascending order of their id, written in one label scheme."""
+
+    patients: tuple[Patient, ...]
+    label_scheme: LabelScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Training and held-out patients, disjoint."""
+
+    training: tuple[Patient, ...]
+    held_out: tuple[Patient, ...]
+
+
+def pseudonym(patient_id: str, *, key: bytes) -> str:
+    """The name under which a patient appears in logs and tables: 16 hexadecimal digits of an HMAC.
+
+    Args:
+        patient_id: The site's own identifier.
+        key: Secret of the site; without it the identifier cannot be guessed and checked.
+    """
+    return hmac.new(key, patient_id.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def split(cohort: Cohort, *, held_out: float, key: bytes) -> Split:
+    """Choose the held-out patients by a keyed hash of their id, never by outcome.
+
+    Args:
+        cohort: All patients.
+        held_out: Fraction of patients to hold out, in [0, 1); rounded to whole patients.
+        key: Key of the hash.
+
+    Returns:
+        The split; both parts in ascending order of the patient id.
+    """
+    ranked = sorted(cohort.patients, key=lambda patient: pseudonym(patient.patient_id, key=key))
+    count = round(held_out * len(ranked))
+    chosen = {patient.patient_id for patient in ranked[:count]}
+    return Split(
+        training=tuple(p for p in cohort.patients if p.patient_id not in chosen),
+        held_out=tuple(p for p in cohort.patients if p.patient_id in chosen),
+    )

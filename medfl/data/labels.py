@@ -1,0 +1,169 @@
+"""Label values of a mask and the tumour regions they make up.
+
+The same value means different tissue in different sources, and values alone cannot tell the sources
+apart. So a site names its `label_scheme`, and every mask is checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medfl.config.site import REGION_ORDER, LabelScheme, Region
+from medfl.errors import DataError
+
+LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
+
+# How far a stored value may be from a whole number: some BraTS masks carry a scale factor a hair
+# under 1, which turns 4 into 3.9999998.
+LABEL_TOLERANCE = 1e-2
+
+# Region -> the label values whose union it is. "brats" is BraTS 2018 to 2021 (1 necrotic and
+# non-enhancing core, 2 edema, 4 enhancing tumour); "lgg" marks the FLAIR abnormality only.
+_REGION_LABELS: Mapping[LabelScheme, Mapping[Region, tuple[int, ...]]] = MappingProxyType(
+    {
+        "brats": {"TC": (1, 4), "WT": (1, 2, 4), "ET": (4,)},
+        "lgg": {"WT": (1,)},
+    }
+)
+
+# The label that a predicted region is written as, the outermost first: later ones overwrite.
+_WRITTEN_LABELS: Mapping[LabelScheme, tuple[tuple[Region, int], ...]] = MappingProxyType(
+    {
+        "brats": (("WT", 2), ("TC", 1), ("ET", 4)),
+        "lgg": (("WT", 1),),
+    }
+)
+
+
+def scheme_regions(scheme: LabelScheme) -> tuple[Region, ...]:
+    """The regions that masks of a scheme can show, in the fixed order TC, WT, ET."""
+    return tuple(region for region in REGION_ORDER if region in _REGION_LABELS[scheme])
+
+
+def scheme_values(scheme: LabelScheme) -> frozenset[int]:
+    """All label values of a scheme, the background's 0 included."""
+    return frozenset({0}.union(*_REGION_LABELS[scheme].values()))
+
+
+def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
+    """Check that masks of `scheme` can show every one of `regions`.
+
+    Raises:
+        DataError: If they cannot.
+    """
+    available = scheme_regions(scheme)
+    missing = [region for region in regions if region not in available]
+    if missing:
+        raise DataError(
+            f"label_scheme {scheme!r}: expected regions out of {list(available)}, found {missing}. "
+            f"Use a study whose regions this site's masks can show."
+        )
+
+
+def regions_of(
+    label_DHW: LabelArray,
+    *,
+    scheme: LabelScheme,
+    regions: Sequence[Region],
+) -> LabelArray:
+    """Turn a mask into one binary channel a region.
+
+    Args:
+        label_DHW: Label values, of any numeric type.
+        scheme: What the values mean.
+        regions: The wanted channels, in this order.
+
+    Returns:
+        uint8 multi-hot regions_RDHW of the same kind (tensor or array) as the mask.
+
+    Raises:
+        DataError: If the mask holds a fractional value, a value outside the scheme, or the scheme
+            lacks a region.
+    """
+    require_regions(regions, scheme=scheme)
+    whole = whole_labels(label_DHW, scheme=scheme)
+    channels = [
+        torch.stack([whole == value for value in _REGION_LABELS[scheme][region]]).any(dim=0)
+        for region in regions
+    ]
+    multi_hot = torch.stack(channels).to(torch.uint8)
+    return multi_hot if isinstance(label_DHW, Tensor) else multi_hot.numpy()
+
+
+def whole_labels(label_DHW: Tensor | NDArray[np.generic], *, scheme: LabelScheme) -> Tensor:
+    """Round label values to uint8, and check that the scheme knows each.
+
+    Raises:
+        DataError: If a value is fractional, not finite, or outside the scheme.
+    """
+    whole, wrong = judge_labels(label_DHW, scheme=scheme)
+    if wrong:
+        shown = ", ".join(f"{value:g}" for value in wrong)
+        raise DataError(
+            f"expected mask values out of {sorted(scheme_values(scheme))} (label_scheme "
+            f"{scheme!r}), found {shown}. Correct the mask or the site's label_scheme."
+        )
+    return whole
+
+
+def judge_labels(
+    label_DHW: Tensor | NDArray[np.generic],
+    *,
+    scheme: LabelScheme,
+) -> tuple[Tensor, list[float]]:
+    """Round label values, and name up to five that are fractional, not finite or not in the scheme.
+
+    Returns:
+        uint8 label_DHW, meaningless where a value is wrong, and the wrong values.
+    """
+    if isinstance(label_DHW, Tensor):
+        labels = label_DHW.to(torch.float32)
+    else:
+        labels = torch.from_numpy(np.ascontiguousarray(label_DHW, dtype=np.float32))
+    rounded = labels.round()
+    whole = rounded.to(torch.uint8)
+    # False for NaN, infinity, and what does not fit into a byte.
+    sound = ((labels - rounded).abs() <= LABEL_TOLERANCE) & (whole == rounded)
+    present = torch.bincount(whole[sound], minlength=256).nonzero()[:, 0].tolist()
+    allowed = scheme_values(scheme)
+    wrong = [float(value) for value in present if value not in allowed]
+    # Sorting is slow: done for wrong values only. NumPy counts NaN once, torch each time.
+    wrong += np.unique(labels[~sound].numpy()).tolist()
+    return whole, wrong[:5]
+
+
+def labels_from_regions(
+    regions_RDHW: LabelArray,
+    *,
+    scheme: LabelScheme,
+    regions: Sequence[Region],
+) -> LabelArray:
+    """Write predicted regions as one mask; the inverse of `regions_of` for nested regions.
+
+    Where regions contradict each other, the innermost one decides (ET, then TC, then WT).
+
+    Args:
+        regions_RDHW: Multi-hot regions; non-zero means inside.
+        scheme: What the written values shall mean.
+        regions: The region of each channel.
+
+    Returns:
+        uint8 label_DHW of the same kind (tensor or array) as the regions.
+
+    Raises:
+        DataError: If the scheme lacks one of the regions.
+    """
+    require_regions(regions, scheme=scheme)
+    inside = torch.as_tensor(regions_RDHW) != 0
+    label = torch.zeros(inside.shape[1:], dtype=torch.uint8, device=inside.device)
+    for region, value in _WRITTEN_LABELS[scheme]:
+        if region in regions:
+            label[inside[list(regions).index(region)]] = value
+    return label if isinstance(regions_RDHW, Tensor) else label.numpy()

@@ -1,0 +1,349 @@
+"""From the files of a case to tensors in the study's frame, and back.
+
+Every scan is turned to the orientation RAS, brought to the study's spacing, and normalised by
+itself alone. Axes D, H, W are right, anterior and superior. Prepared cases are cached on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import monai
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor, NibabelReader
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    Orientationd,
+    Spacingd,
+    SpatialResample,
+)
+from torch import Tensor
+
+from medfl.config.site import LabelScheme, Modality, Region
+from medfl.data.cache import TensorCache
+from medfl.data.cohort import Case, Patient
+from medfl.data.headers import FileFaults, read_header
+from medfl.data.intensity import normalise_scan
+from medfl.data.labels import regions_of, require_regions
+from medfl.errors import DataError
+
+_MASK = "mask"
+# Part of every cache key: a change of the preparation below must change this number.
+_PREPARATION_VERSION = 1
+_MAX_CENTRES = 20_000
+# Darker than this part of typical tissue in every modality is air: no place for a crop's centre.
+_AIR = 0.25
+_DEFAULT_MEMORY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """How a case becomes tensors.
+
+    Attributes:
+        modalities: Channels of the image, in this order.
+        regions: Channels of the multi-hot mask, in this order.
+        spacing: Millimetres along right, anterior, superior; ``native`` keeps each scan's.
+        label_scheme: What the masks' values mean.
+
+    Raises:
+        DataError: If the scheme cannot show a region.
+    """
+
+    modalities: tuple[Modality, ...]
+    regions: tuple[Region, ...]
+    spacing: tuple[float, float, float] | Literal["native"]
+    label_scheme: LabelScheme
+
+    def __post_init__(self) -> None:
+        require_regions(self.regions, scheme=self.label_scheme)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedCase:
+    """One case in the frame.
+
+    Attributes:
+        image_CDHW: float32, one channel a modality; 0 is air, 1 typical tissue.
+        regions_RDHW: uint8 multi-hot, one channel a region.
+        foreground: int64 flat voxel indices inside any region; evenly thinned to at most 20,000.
+        background: The same for head voxels outside all regions.
+        spacing_mm: Voxel size along right, anterior, superior.
+    """
+
+    image_CDHW: Tensor
+    regions_RDHW: Tensor
+    foreground: Tensor
+    background: Tensor
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors."""
+        tensors = (self.image_CDHW, self.regions_RDHW, self.foreground, self.background)
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+def prepare_image(case: Case, frame: Frame) -> MetaTensor:
+    """Read the images of a case, mask or not.
+
+    Args:
+        case: The files.
+        frame: The frame to bring them to.
+
+    Returns:
+        float32 image_CDHW; its metadata let `restore` find the way back.
+
+    Raises:
+        DataError: If a file cannot be read or the images' grids differ.
+    """
+    return _image(_load(case, frame, keys=frame.modalities), frame)
+
+
+def prepare_case(case: Case, frame: Frame) -> PreparedCase:
+    """Read images and mask of a case.
+
+    Raises:
+        DataError: If a file is missing or cannot be read, grids differ, or the mask's values
+            contradict the scheme.
+    """
+    if case.mask is None:
+        raise DataError(
+            f"{case.case_id}: expected a mask, found none. Add it, or leave the case out."
+        )
+    loaded = _load(case, frame, keys=(*frame.modalities, _MASK))
+    image = _image(loaded, frame)
+    try:
+        regions = regions_of(
+            loaded[_MASK].as_tensor()[0], scheme=frame.label_scheme, regions=frame.regions
+        )
+    except DataError as error:
+        raise DataError(f"{case.mask}: {error}") from None
+    spacing = tuple(float(size) for size in image.pixdim)
+    image_CDHW = image.as_tensor()
+    foreground, background = _centres(image_CDHW, regions)
+    return PreparedCase(
+        image_CDHW=image_CDHW,
+        regions_RDHW=regions,
+        foreground=foreground,
+        background=background,
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+    )
+
+
+def restore(labels_DHW: Tensor, *, image: MetaTensor) -> nibabel.Nifti1Image:
+    """Bring a segmentation from the frame back to the grid of the scanner's files.
+
+    Each label is interpolated on its own and the strongest wins, which keeps outlines smoother than
+    the nearest voxel's label where the frame is coarser than the scan.
+
+    Args:
+        labels_DHW: uint8 label values in the frame.
+        image: What `prepare_image` returned for the case.
+
+    Returns:
+        uint8 image with the source's shape and affine and no other metadata of the source.
+    """
+    source_shape = [int(size) for size in image.meta["spatial_shape"]]
+    source_affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
+    labels_DHW = labels_DHW.cpu()
+    values = labels_DHW.unique()
+    shares = torch.stack([labels_DHW == value for value in values]).to(torch.float32)
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float64)
+    restored_shares = resample(
+        MetaTensor(shares, affine=image.affine),
+        dst_affine=torch.as_tensor(source_affine),
+        spatial_size=source_shape,
+    )
+    labels = values[restored_shares.as_tensor().argmax(dim=0)].to(torch.uint8)
+    restored = nibabel.Nifti1Image(labels.numpy(), source_affine)
+    restored.header.set_xyzt_units("mm")
+    return restored
+
+
+class PatientStore:
+    """The prepared cases of some patients, by number; cached on disk and, bounded, in memory.
+
+    Args:
+        patients: Whose cases to prepare; every case needs a mask.
+        frame: The frame to bring them to.
+        cache_dir: Folder of the disk cache; made private (mode 0700).
+        memory_bytes: Most memory for the cases used last.
+    """
+
+    def __init__(
+        self,
+        patients: Sequence[Patient],
+        frame: Frame,
+        cache_dir: Path,
+        *,
+        memory_bytes: int = _DEFAULT_MEMORY_BYTES,
+    ) -> None:
+        self._patients = tuple(patients)
+        self._frame = frame
+        self._cache = TensorCache(cache_dir)
+        self._memory_bytes = memory_bytes
+        self._memory: OrderedDict[str, PreparedCase] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._patients)
+
+    def prepared(self, index: int) -> tuple[PreparedCase, ...]:
+        """All cases of patient number `index`.
+
+        Raises:
+            DataError: If a case cannot be prepared.
+        """
+        return tuple(self._prepared_case(case) for case in self._patients[index].cases)
+
+    def _prepared_case(self, case: Case) -> PreparedCase:
+        key = _cache_key(case, self._frame)
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        packed = self._cache.read(key)
+        if packed is None:
+            packed = _packed(prepare_case(case, self._frame))
+            self._cache.write(key, packed)
+        # Freshly prepared tensors are rounded like stored ones: both reads give the same values.
+        prepared = _unpacked(packed, self._frame)
+        self._remember(key, prepared)
+        return prepared
+
+    def _remember(self, key: str, prepared: PreparedCase) -> None:
+        self._memory[key] = prepared
+        while sum(case.nbytes for case in self._memory.values()) > self._memory_bytes:
+            self._memory.popitem(last=False)
+
+
+def _load(case: Case, frame: Frame, *, keys: Sequence[str]) -> dict[str, MetaTensor]:
+    """Files in the frame's orientation and spacing: key -> MetaTensor of shape (1, D, H, W)."""
+    paths: dict[str, Path] = {key: path for key, path in case.images.items() if key in keys}
+    if case.mask is not None and _MASK in keys:
+        paths[_MASK] = case.mask
+    missing = [key for key in keys if key not in paths]
+    if missing:
+        raise DataError(f"{case.case_id}: expected images {list(keys)}, found no {missing}.")
+    _check_headers(paths)
+    read = Compose(
+        [
+            LoadImaged(keys, reader=NibabelReader, image_only=True),
+            EnsureChannelFirstd(keys, channel_dim="no_channel"),
+            Orientationd(keys, axcodes="RAS", labels=None),
+        ]
+    )
+    try:
+        loaded: dict[str, MetaTensor] = read(paths)
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        cause = error.__cause__ or error
+        raise DataError(
+            f"{case.case_id}: expected readable images, found {type(cause).__name__}: {cause}. "
+            f"`medfl check` names the file."
+        ) from None
+    for modality in frame.modalities:  # before resampling, which would blur the statistics
+        loaded[modality] = _normalised(loaded[modality], paths[modality])
+    if frame.spacing == "native":
+        return loaded
+    modes = ["nearest" if key == _MASK else "bilinear" for key in keys]
+    resample = Spacingd(keys, pixdim=frame.spacing, mode=modes, padding_mode="border")
+    resampled: dict[str, MetaTensor] = resample(loaded)
+    return resampled
+
+
+def _check_headers(paths: Mapping[str, Path]) -> None:
+    """Refuse a file that would break or swamp the reader, and images on different grids."""
+    headers = {}
+    for key, path in paths.items():
+        try:
+            headers[key] = read_header(path)
+        except FileFaults as error:
+            raise DataError(f"{path}: {error}") from None
+    first, *others = paths
+    for key in others:
+        if not headers[first].same_grid(headers[key]):
+            raise DataError(
+                f"{paths[key]}: expected the grid of {paths[first].name} (shape and affine), found "
+                f"another. Register and resample all images of a case to one grid."
+            )
+
+
+def _normalised(image: MetaTensor, path: Path) -> MetaTensor:
+    values = image.as_tensor().numpy()
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{path}: expected finite voxels, found NaN or infinity. Export the image again."
+        )
+    scan = torch.from_numpy(normalise_scan(values[0]))[None]
+    return MetaTensor(scan, meta=image.meta)
+
+
+def _image(loaded: Mapping[str, MetaTensor], frame: Frame) -> MetaTensor:
+    channels = [loaded[modality] for modality in frame.modalities]
+    stacked = torch.cat([channel.as_tensor() for channel in channels])
+    return MetaTensor(stacked, meta=channels[0].meta)
+
+
+def _centres(image_CDHW: Tensor, regions_RDHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices of tumour voxels, and of head voxels without tumour."""
+    tumour = regions_RDHW.any(dim=0).flatten()
+    head = (image_CDHW.amax(dim=0) > _AIR).flatten()
+    return _thinned(tumour.nonzero()[:, 0]), _thinned((head & ~tumour).nonzero()[:, 0])
+
+
+def _thinned(indices: Tensor) -> Tensor:
+    """At most 20,000 of the indices, evenly spread, the same ones every time."""
+    if len(indices) <= _MAX_CENTRES:
+        return indices
+    return indices[torch.linspace(0, len(indices) - 1, _MAX_CENTRES, dtype=torch.float64).long()]
+
+
+def _cache_key(case: Case, frame: Frame) -> str:
+    """A hash of everything that the prepared case depends on."""
+    paths = [case.images[key] for key in frame.modalities if key in case.images]
+    if case.mask is not None:
+        paths.append(case.mask)
+    try:
+        files = [(str(path.absolute()), path.stat()) for path in paths]
+    except OSError as error:
+        raise DataError(f"{case.case_id}: expected readable files, found: {error}") from None
+    identity = {
+        "preparation": [_PREPARATION_VERSION, monai.__version__],
+        "frame": asdict(frame),
+        "files": [(path, status.st_size, status.st_mtime_ns) for path, status in files],
+    }
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _packed(case: PreparedCase) -> dict[str, Tensor]:
+    """Small tensors for the disk: half precision, and all regions as bits of one byte."""
+    bits = torch.tensor([1 << bit for bit in range(len(case.regions_RDHW))], dtype=torch.uint8)
+    return {
+        "image": case.image_CDHW.to(torch.float16),
+        "regions": (case.regions_RDHW * bits[:, None, None, None]).sum(dim=0, dtype=torch.uint8),
+        "foreground": case.foreground.to(torch.int32),
+        "background": case.background.to(torch.int32),
+        "spacing": torch.tensor(case.spacing_mm, dtype=torch.float64),
+    }
+
+
+def _unpacked(tensors: Mapping[str, Tensor], frame: Frame) -> PreparedCase:
+    bits = torch.arange(len(frame.regions), dtype=torch.uint8)[:, None, None, None]
+    right, anterior, superior = tensors["spacing"].tolist()
+    return PreparedCase(
+        image_CDHW=tensors["image"].to(torch.float32),
+        regions_RDHW=(tensors["regions"][None] >> bits) & 1,
+        foreground=tensors["foreground"].to(torch.int64),
+        background=tensors["background"].to(torch.int64),
+        spacing_mm=(right, anterior, superior),
+    )

@@ -1,0 +1,452 @@
+"""The preflight: every trap that a cohort can hold is found, named and given a fix, in one pass."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from medfl.config.site import SiteConfig, SiteData, SitePolicy
+from medfl.data.checks import Finding, check_cohort
+from medfl.data.cohort import pseudonym
+from medfl.data.layouts import read_cohort
+from medfl.data.transforms import Frame, prepare_case
+from medfl.errors import DataError
+
+# Where NIfTI-1 keeps its fields, in bytes.
+DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, SROW = 40, 70, 76, 108, 112, 280
+
+
+@pytest.fixture
+def damage(hospital: Any) -> Callable[..., Path]:
+    """Two sound patients; the returned function changes bytes of one uncompressed t2 image."""
+    hospital.add("BraTS2021_00000", seed=0)
+    folder = hospital.add("BraTS2021_00001", seed=1)
+
+    def change(offset: int, code: str, *values: float) -> Path:
+        path = folder / "BraTS2021_00001_t2.nii.gz"
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into(f"<{code}", content, offset, *values)
+        path.write_bytes(gzip.compress(content))
+        return path
+
+    return change
+
+
+def findings(hospital: Any, *, declared_patients: int = 2, **changes: Any) -> list[Finding]:
+    found = check_cohort(hospital.site(declared_patients=declared_patients, **changes))
+    for finding in found:
+        assert finding.rule, finding
+        assert finding.value, finding
+        assert finding.fix.endswith("."), finding
+    return found
+
+
+def only(found: list[Finding]) -> Finding:
+    (finding,) = found
+    return finding
+
+
+def test_a_sound_cohort_has_no_findings(hospital: Any) -> None:
+    hospital.add("BraTS2021_00000", seed=0)
+    hospital.add("BraTS2021_00001", seed=1)
+    assert findings(hospital) == []
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    ("field", "rule", "value"),
+    [
+        ((DIM, "h", 4), "3 dimensions", "4 (16 x 20 x 12 x 1)"),
+        ((DIM, "h", 2), "3 dimensions", "2 (16 x 20)"),
+        ((DIM + 2, "h", 0), "at least 1 voxel", "0 x 20 x 12"),
+        ((DIM + 4, "h", -5), "at least 1 voxel", "16 x -5 x 12"),
+        ((DIM + 2, "3h", 32767, 32767, 32767), "voxels", "32767 x 32767 x 32767"),
+        ((PIXDIM + 4, "f", 0.0), "voxel sizes (pixdim) above 0 mm", "0 x 2 x 3"),
+        ((PIXDIM + 8, "f", float("nan")), "voxel sizes", "2 x nan x 3"),
+        ((SROW, "12f", *[0.0] * 12), "invertible transform", "0.0"),
+        ((SROW, "f", float("nan")), "invertible transform", "nan"),
+        ((SROW, "4f", 0.0, 0.0, 0.0, 5.0), "invertible transform", "5.0"),
+        ((SLOPE, "f", float("inf")), "finite scale", "inf, 0"),
+        ((SLOPE, "2f", 2.0, float("-inf")), "finite scale", "2, -inf"),
+        ((VOX_OFFSET, "f", 1e9), "voxels to begin", "1e+09"),
+        ((VOX_OFFSET, "f", 0.0), "voxels to begin", "0"),
+        ((DATATYPE, "h", 32), "whole or real numbers", "data type 32"),
+        ((DATATYPE, "h", 999), "whole or real numbers", "data type 999"),
+        ((0, "i", 7), "a NIfTI header", "other data"),
+    ],
+)
+def test_a_faulty_header_is_found_and_refused_before_training(
+    hospital: Any, damage: Callable[..., Path], field: tuple[Any, ...], rule: str, value: str
+) -> None:
+    path = damage(*field)
+    finding = only(findings(hospital))
+    assert finding.severity == "error"
+    assert finding.name == f"BraTS2021_00001/{path.name}"
+    assert rule in finding.rule
+    assert value in finding.value
+    frame = Frame(modalities=("t2w",), regions=("WT",), spacing="native", label_scheme="brats")
+    with pytest.raises(DataError, match="BraTS2021_00001_t2"):
+        prepare_case(hospital.case("BraTS2021_00001"), frame)
+
+
+def test_every_fault_of_one_header_is_found(hospital: Any, damage: Callable[..., Path]) -> None:
+    damage(SLOPE, "f", float("inf"))
+    damage(SROW, "12f", *[0.0] * 12)
+    damage(DIM + 2, "h", 0)
+    assert len(findings(hospital)) == 3
+
+
+@pytest.mark.parametrize("slope", [0.0, float("nan")])
+def test_an_unscaled_image_is_no_fault(
+    hospital: Any, damage: Callable[..., Path], slope: float
+) -> None:
+    damage(SLOPE, "2f", slope, float("nan"))
+    assert findings(hospital) == []
+
+
+def test_other_byte_orders_and_versions_of_nifti_are_read(hospital: Any) -> None:
+    hospital.add("BraTS2021_00000", seed=0)
+    folder = hospital.add("BraTS2021_00001", seed=1)
+    values = nibabel.load(folder / "BraTS2021_00001_t2.nii.gz").get_fdata(dtype=np.float32)
+    big = nibabel.Nifti1Header(endianness=">")
+    big.set_data_dtype(np.float32)
+    swapped = nibabel.Nifti1Image(values, hospital.affine, big)
+    nibabel.save(swapped, folder / "BraTS2021_00001_t2.nii.gz")
+    second = nibabel.Nifti2Image(values + 1, hospital.affine)
+    nibabel.save(second, folder / "BraTS2021_00001_t1.nii.gz")
+    assert findings(hospital) == []
+
+
+# Files
+
+
+def t2_of(hospital: Any) -> Path:
+    hospital.add("BraTS2021_00000", seed=0)
+    folder: Path = hospital.add("BraTS2021_00001", seed=1)
+    return folder / "BraTS2021_00001_t2.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>Please log in</html>", "a web page"),
+        (b"\n  <?xml version='1.0'?>", "other data"),
+        (b"plain text", "other data"),
+        (gzip.compress(b"<html></html>"), "a web page"),
+        (gzip.compress(b""), "an empty file"),
+        (gzip.compress(b"short"), "other data"),
+    ],
+)
+def test_a_file_that_is_no_image_is_found(hospital: Any, content: bytes, value: str) -> None:
+    t2_of(hospital).write_bytes(content)
+    assert value in only(findings(hospital)).value
+
+
+def test_an_uncompressed_web_page_is_found(hospital: Any) -> None:
+    path = t2_of(hospital)
+    path.unlink()
+    path.with_suffix("").write_bytes(b"\n <html>Please log in</html>")
+    assert "a web page" in only(findings(hospital)).value
+
+
+def test_a_wrong_suffix_is_found(hospital: Any) -> None:
+    path = t2_of(hospital)
+    path.rename(path.with_suffix(""))
+    assert only(findings(hospital)).rule == "gzip data only in files named .gz"
+
+
+@pytest.mark.parametrize("kept", [5, 200, -2000, -1])
+def test_a_truncated_download_is_found(hospital: Any, kept: int) -> None:
+    path = t2_of(hospital)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert only(findings(hospital)).value == "a truncated file"
+
+
+def test_a_truncated_uncompressed_file_is_found(hospital: Any) -> None:
+    path = t2_of(hospital)
+    content = gzip.decompress(path.read_bytes())
+    path.unlink()
+    path.with_suffix("").write_bytes(content[:-1])
+    finding = only(findings(hospital))
+    assert finding.rule.startswith(f"{len(content)} uncompressed bytes")
+    assert finding.value == str(len(content) - 1)
+
+
+def test_a_flipped_bit_in_gzip_data_is_found(hospital: Any) -> None:
+    path = t2_of(hospital)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert only(findings(hospital)).rule == "intact gzip data"
+
+
+def test_gzip_members_and_zero_padding_are_read(hospital: Any) -> None:
+    path = t2_of(hospital)
+    content = gzip.decompress(path.read_bytes())
+    halves = gzip.compress(content[:1000]) + gzip.compress(content[1000:])
+    path.write_bytes(halves + bytes(512))
+    assert findings(hospital) == []
+
+
+def test_a_gzip_bomb_is_refused_in_little_memory(hospital: Any) -> None:
+    path = t2_of(hospital)
+    content = gzip.decompress(path.read_bytes())
+    bomb = gzip.compress(content + bytes(200 * 2**20), compresslevel=1)
+    assert len(bomb) < 2 * 2**20
+    path.write_bytes(bomb)
+    tracemalloc.start()
+    found = findings(hospital)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert only(found).value == "many more"
+    assert peak < 20 * 2**20
+
+
+# Voxels
+
+
+def rewritten(hospital: Any, ending: str, values: np.ndarray) -> Finding:
+    t2_of(hospital)
+    path = hospital.root / "BraTS2021_00001" / f"BraTS2021_00001_{ending}.nii.gz"
+    hospital.write(path, values)
+    return only(findings(hospital))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_are_counted(hospital: Any, value: float) -> None:
+    values = np.arange(16 * 20 * 12, dtype=np.float32).reshape(16, 20, 12)
+    values[3, 4, :5] = value
+    assert rewritten(hospital, "t1", values).value == "5 NaN or infinite ones"
+
+
+def test_a_voxel_too_large_for_single_precision_counts_as_infinite(hospital: Any) -> None:
+    values = np.arange(16 * 20 * 12, dtype=np.float64).reshape(16, 20, 12)
+    values[0, 0, 0] = 1e300
+    assert rewritten(hospital, "t1", values).value == "1 NaN or infinite ones"
+
+
+def test_a_constant_channel_is_found(hospital: Any) -> None:
+    finding = rewritten(hospital, "t1ce", np.full(hospital.shape, 7, np.int16))
+    assert (finding.severity, finding.value) == ("error", "7 in every voxel")
+
+
+def test_another_shape_is_found(hospital: Any) -> None:
+    values = np.arange(16 * 20 * 11, dtype=np.float32).reshape(16, 20, 11)
+    finding = rewritten(hospital, "flair", values)
+    assert finding.rule == "the shape of BraTS2021_00001_t1.nii.gz, (16, 20, 12)"
+    assert finding.value == "(16, 20, 11)"
+
+
+@pytest.mark.parametrize("ending", ["flair", "seg"])
+def test_another_affine_is_found(hospital: Any, ending: str) -> None:
+    path = t2_of(hospital).parent / f"BraTS2021_00001_{ending}.nii.gz"
+    values = np.asarray(nibabel.load(path).dataobj)
+    moved = hospital.affine.copy()
+    moved[1, 3] = 4
+    nibabel.save(nibabel.Nifti1Image(values, moved), path)
+    finding = only(findings(hospital))
+    assert finding.rule == "the transform (affine) of BraTS2021_00001_t1.nii.gz"
+    assert finding.value == "up to 4 mm apart"
+
+
+def test_rounding_in_an_affine_is_no_fault(hospital: Any) -> None:
+    path = t2_of(hospital)
+    values = np.asarray(nibabel.load(path).dataobj)
+    nibabel.save(nibabel.Nifti1Image(values, hospital.affine + 1e-4 * np.eye(4)), path)
+    assert findings(hospital) == []
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (0.5, "0.5"), (np.nan, "nan")])
+def test_mask_values_outside_the_scheme_are_named(hospital: Any, value: float, shown: str) -> None:
+    mask = np.zeros(hospital.shape, np.float32)
+    mask[5:9, 5:9, 5:9] = value
+    finding = rewritten(hospital, "seg", mask)
+    assert finding.severity == "error"
+    assert finding.rule == "mask values out of [0, 1, 2, 4] (label_scheme brats)"
+    assert finding.value == shown
+
+
+def test_an_empty_mask_is_a_warning(hospital: Any) -> None:
+    finding = rewritten(hospital, "seg", np.zeros(hospital.shape, np.uint8))
+    assert (finding.severity, finding.value) == ("warning", "an empty mask")
+
+
+def test_a_mask_with_a_scale_factor_a_hair_under_one_is_no_fault(hospital: Any) -> None:
+    path = t2_of(hospital).parent / "BraTS2021_00001_seg.nii.gz"
+    image = nibabel.load(path)
+    image.header.set_slope_inter(0.99999994, 0)
+    stored = nibabel.Nifti1Image(np.asarray(image.dataobj), hospital.affine)
+    nibabel.save(stored, path)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<2f", content, SLOPE, 0.99999994, 0.0)
+    path.write_bytes(gzip.compress(content))
+    assert nibabel.load(path).get_fdata().max() < 4
+    assert findings(hospital) == []
+
+
+# The cohort
+
+
+def test_one_modality_stored_as_another_is_a_warning(hospital: Any) -> None:
+    folder = t2_of(hospital).parent
+    flair = nibabel.load(folder / "BraTS2021_00001_flair.nii.gz")
+    # The same voxels as doubles and with another header: not the same bytes.
+    copy = nibabel.Nifti1Image(np.asarray(flair.dataobj, np.float64), flair.affine)
+    copy.header["descrip"] = b"copy"
+    nibabel.save(copy, folder / "BraTS2021_00001_t1.nii.gz")
+    finding = only(findings(hospital))
+    assert finding.severity == "warning"
+    assert finding.name == "BraTS2021_00001/BraTS2021_00001_flair.nii.gz"
+    assert "BraTS2021_00001_t1.nii.gz" in finding.value
+
+
+def test_one_person_under_two_ids_is_an_error_named_once(hospital: Any) -> None:
+    hospital.add("BraTS2021_00000", seed=0)
+    hospital.add("BraTS2021_00001", seed=0)
+    finding = only(findings(hospital))
+    assert (finding.severity, finding.rule) == ("error", "each person under one patient id")
+    assert "BraTS2021_00000" in finding.value
+    assert "BraTS2021_00001" in finding.name
+
+
+def test_several_cases_of_a_patient_are_a_note(hospital: Any) -> None:
+    hospital.add("BraTS19_TMC_06290_1", seed=0, group="HGG")
+    hospital.add("BraTS19_TMC_06290_2", seed=1, group="HGG")
+    found = findings(hospital, declared_patients=1, layout="brats2019")
+    assert [finding.severity for finding in found] == ["warning", "note"]
+    assert found[1].value == "BraTS19_TMC_06290_1, BraTS19_TMC_06290_2"
+
+
+@pytest.mark.parametrize(
+    ("declared", "held_out", "value"),
+    [
+        (5, 0.0, "4 (4 in all, 0 held out)"),
+        (3, 0.0, "4 (4 in all, 0 held out)"),
+        (4, 0.25, "3 (4 in all, 1 held out)"),
+    ],
+)
+def test_a_declared_number_that_is_not_the_training_patients_is_an_error(
+    hospital: Any, declared: int, held_out: float, value: str
+) -> None:
+    for number in range(4):
+        hospital.add(f"BraTS2021_0000{number}", seed=number)
+    finding = only(findings(hospital, declared_patients=declared, held_out=held_out))
+    assert finding.severity == "error"
+    assert finding.rule == f"{declared} training patients, as declared"
+    assert finding.value == value
+
+
+def test_the_training_patients_after_holding_out_may_be_declared(hospital: Any) -> None:
+    for number in range(4):
+        hospital.add(f"BraTS2021_0000{number}", seed=number)
+    assert findings(hospital, declared_patients=3, held_out=0.25) == []
+
+
+def test_a_single_patient_is_a_warning(hospital: Any) -> None:
+    hospital.add()
+    finding = only(findings(hospital, declared_patients=1))
+    assert (finding.severity, finding.rule) == ("warning", "at least 2 patients")
+
+
+def test_a_missing_root_is_one_finding(hospital: Any) -> None:
+    hospital.root = hospital.root / "away"
+    assert only(findings(hospital)).value == "nothing"
+
+
+def test_an_empty_site_is_one_finding(hospital: Any) -> None:
+    assert only(findings(hospital)).value == "none"
+
+
+# All at once
+
+
+def test_all_problems_come_in_one_pass_errors_first(hospital: Any) -> None:
+    for number in range(3):
+        hospital.add(f"BraTS2021_0000{number}", seed=number)
+    first, second, third = (hospital.root / f"BraTS2021_0000{number}" for number in range(3))
+    hospital.write(
+        first / "BraTS2021_00000_seg.nii.gz", np.zeros(hospital.shape, np.uint8)
+    )  # warning
+    (second / "BraTS2021_00001_t1.nii.gz").unlink()
+    (second / "BraTS2021_00001_t2.nii.gz").write_bytes(b"")  # of a case with a missing image
+    (third / "BraTS2021_00002_seg.nii.gz").unlink()
+    (third / "BraTS2021_00002_flair.nii").touch()
+    found = findings(hospital, declared_patients=7)
+    assert [finding.severity for finding in found] == ["error"] * 5 + ["warning"]
+    assert sorted(finding.value for finding in found) == sorted(
+        [
+            "none",
+            "none",
+            "BraTS2021_00002_flair.nii, BraTS2021_00002_flair.nii.gz",
+            "an empty file",
+            "3 (3 in all, 0 held out)",
+            "an empty mask",
+        ]
+    )
+    with pytest.raises(DataError, match="2 more; `medfl check` lists all"):
+        read_cohort(hospital.data())
+
+
+def test_progress_counts_every_case(hospital: Any) -> None:
+    for number in range(3):
+        hospital.add(f"BraTS2021_0000{number}", seed=number)
+    steps: list[tuple[int, int]] = []
+    check_cohort(
+        hospital.site(declared_patients=3),
+        on_progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_patients_are_named_by_pseudonym(hospital: Any) -> None:
+    key = b"k" * 32
+    t2_of(hospital).write_bytes(b"")
+    (hospital.root / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz").unlink()
+    found = check_cohort(hospital.site(declared_patients=2), key=key)
+    assert {finding.patient for finding in found} == {
+        pseudonym("BraTS2021_00000", key=key),
+        pseudonym("BraTS2021_00001", key=key),
+    }
+    assert {finding.patient for finding in check_cohort(hospital.site(declared_patients=2))} == {""}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "patients", "copied"),
+    [("DU", 36, 3), ("HT", 28, 8), ("CS", 13, 0), ("FG", 12, 3), ("EZ", 1, 0)],
+)
+def test_real_hospitals_have_only_their_known_copies(
+    real_data: Path, tmp_path: Path, name: str, patients: int, copied: int
+) -> None:
+    """The published data put FLAIR where a sequence was missing."""
+    site = SiteConfig(
+        name=name,
+        purpose="open-data",
+        declared_patients=patients,
+        weight=1.0,
+        state=tmp_path,
+        data=SiteData(
+            root=real_data / "lgg" / name,
+            layout="lgg",
+            label_scheme="lgg",
+            modalities=("t1n", "t1c", "t2f"),
+        ),
+        privacy=SitePolicy(epsilon=8.0),
+    )
+    found = check_cohort(site)
+    assert {finding.severity for finding in found} <= {"warning"}
+    rules = [finding.rule for finding in found]
+    assert rules.count("a different image in every file") == copied
+    assert rules.count("at least 2 patients") == (patients == 1)
+    assert len(rules) == copied + (patients == 1)
