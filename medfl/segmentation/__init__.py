@@ -1,0 +1,1 @@
+"""Networks, losses, inference and metrics; nothing here knows of privacy."""

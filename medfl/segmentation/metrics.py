@@ -1,0 +1,101 @@
+"""Dice and the 95th percentile of the Hausdorff distance, region by region.
+
+A region may be absent from truth, prediction or both. Both absent is a perfect answer: Dice 1 and
+distance 0. One absent is the worst answer: Dice 0 and the diagonal of the image, a distance that no
+two voxels of it exceed. BraTS scores absent regions the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from torch import Tensor
+
+from medfl.config.site import Region
+
+_PERCENTILE = 95
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionScore:
+    """How well one region of one case was segmented.
+
+    Attributes:
+        region: The region.
+        dice: In [0, 1].
+        hd95_mm: Larger of the two directed 95th percentiles of surface distance, in millimetres;
+            None where it was not computed.
+    """
+
+    region: Region
+    dice: float
+    hd95_mm: float | None
+
+
+def score(
+    predicted_RDHW: Tensor,
+    truth_RDHW: Tensor,
+    *,
+    regions: Sequence[Region],
+    spacing_mm: Sequence[float],
+    with_hd95: bool = True,
+) -> tuple[RegionScore, ...]:
+    """Compare one case's segmentation with the truth.
+
+    Args:
+        predicted_RDHW: Multi-hot segmentation (not probabilities), one channel a region.
+        truth_RDHW: Truth of the same shape.
+        regions: Names of the channels.
+        spacing_mm: Millimetres per voxel along D, H and W.
+        with_hd95: False leaves the distance out, which takes most of the time.
+
+    Returns:
+        One score a region, in the order of `regions`.
+
+    Raises:
+        ValueError: If shapes differ, a channel has no name, or a value is neither 0 nor 1.
+    """
+    expected = (len(regions), *truth_RDHW.shape[-3:])
+    for mask in (predicted_RDHW, truth_RDHW):
+        if mask.ndim != 4 or tuple(mask.shape) != expected:
+            raise ValueError(f"Expected masks of shape {expected}, found {tuple(mask.shape)}.")
+        if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("Expected masks of zeros and ones, found other values.")
+    if len(spacing_mm) != 3 or not all(millimetres > 0 for millimetres in spacing_mm):
+        raise ValueError(f"Expected three positive spacings, found {list(spacing_mm)}.")
+    predicted, truth = predicted_RDHW.detach().bool(), truth_RDHW.detach().bool()
+    dice = compute_dice(predicted[None], truth[None], ignore_empty=False)[0]
+    return tuple(
+        RegionScore(
+            region=region,
+            dice=float(dice[channel]),
+            hd95_mm=_hd95(predicted[channel], truth[channel], spacing_mm) if with_hd95 else None,
+        )
+        for channel, region in enumerate(regions)
+    )
+
+
+def _hd95(predicted_DHW: Tensor, truth_DHW: Tensor, spacing_mm: Sequence[float]) -> float:
+    present = (bool(predicted_DHW.any()), bool(truth_DHW.any()))
+    if present == (False, False):
+        return 0.0
+    if present != (True, True):
+        return math.hypot(
+            *(voxels * mm for voxels, mm in zip(truth_DHW.shape, spacing_mm, strict=True))
+        )
+    with warnings.catch_warnings():
+        # MONAI 1.6 passes an argument of its own that it has deprecated.
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        value = compute_hausdorff_distance(
+            predicted_DHW[None, None],
+            truth_DHW[None, None],
+            include_background=True,
+            percentile=_PERCENTILE,
+            spacing=list(spacing_mm),
+        )
+    return float(value)

@@ -1,0 +1,121 @@
+"""A trained model as one safetensors file that says what it expects and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from medfl.config.site import MODALITY_ORDER, REGION_ORDER, Modality, Region
+from medfl.config.study import Size, Spacing
+from medfl.errors import ModelError
+from medfl.segmentation.networks import build_network, load_trainable
+
+FORMAT = "medfl model 1"
+NOTICE = "Research use only; not a medical device."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a model takes and gives.
+
+    Attributes:
+        network: Class of `monai.networks.nets`.
+        arguments: Its keyword arguments.
+        modalities: Order of the input channels.
+        regions: Order of the output channels.
+        spacing: Millimetres per voxel of the frame, or ``native``.
+        crop_size: Voxels of one window.
+    """
+
+    network: str
+    arguments: dict[str, Any]
+    modalities: tuple[Modality, ...]
+    regions: tuple[Region, ...]
+    spacing: Spacing | Literal["native"]
+    crop_size: Size
+
+    def build(self, *, seed: int = 0) -> nn.Module:
+        """The network with fresh weights.
+
+        Raises:
+            ModelError: If it cannot be built or is unfit for DP training.
+        """
+        return build_network(
+            name=self.network,
+            arguments=self.arguments,
+            in_channels=len(self.modalities),
+            out_channels=len(self.regions),
+            crop_size=self.crop_size,
+            seed=seed,
+        )
+
+
+def model_bytes(
+    weights: Mapping[str, Tensor], *, spec: ModelSpec, provenance: Mapping[str, Any]
+) -> bytes:
+    """A model file's content.
+
+    Args:
+        weights: Trainable parameters by name.
+        spec: What the model takes and gives.
+        provenance: Study, round, mechanisms: JSON types only.
+    """
+    metadata = {
+        "format": FORMAT,
+        "notice": NOTICE,
+        "spec": json.dumps(asdict(spec)),
+        "provenance": json.dumps(dict(provenance)),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    return save(tensors, metadata=metadata)
+
+
+def read_model(path: Path) -> tuple[ModelSpec, nn.Module]:
+    """Read a model file.
+
+    Returns:
+        Its specification, and the network with its weights in evaluation mode.
+
+    Raises:
+        ModelError: If the file cannot be read or is no model of medfl.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: expected a model in safetensors, found: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ModelError(
+            f"{path}: expected the format {FORMAT!r}, found {metadata.get('format')!r}."
+        )
+    try:
+        spec = _spec(json.loads(metadata["spec"]))
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"{path}: expected a model specification, found a damaged one.") from None
+    network = spec.build()
+    load_trainable(network, weights)
+    return spec, network.eval()
+
+
+def _spec(values: dict[str, Any]) -> ModelSpec:
+    spec = ModelSpec(
+        network=values["network"],
+        arguments=values["arguments"],
+        modalities=tuple(values["modalities"]),
+        regions=tuple(values["regions"]),
+        spacing=values["spacing"] if values["spacing"] == "native" else tuple(values["spacing"]),
+        crop_size=tuple(values["crop_size"]),
+    )
+    if not set(spec.modalities) <= set(MODALITY_ORDER) or not set(spec.regions) <= set(
+        REGION_ORDER
+    ):
+        raise ValueError("Unknown modality or region.")
+    return spec

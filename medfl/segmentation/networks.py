@@ -1,0 +1,264 @@
+"""Networks of MONAI by name, and the part of them that may leave a site.
+
+A site sends its trainable parameters only. Whatever else a network learns in training, such as the
+running statistics of BatchNorm, would either be lost or leave without noise, so such networks are
+refused when they are built. No list of layers is complete, so a real forward pass decides.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.networks import nets
+from torch import Tensor, nn
+
+from medfl.errors import ModelError
+
+Size = tuple[int, int, int]
+
+_PROBED_CROPS = 2
+_SET_BY_THE_STUDY = ("in_channels", "out_channels")
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+# What MONAI and torch raise for arguments or sizes that a network cannot take.
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def build_network(
+    *,
+    name: str,
+    arguments: Mapping[str, Any],
+    in_channels: int,
+    out_channels: int,
+    crop_size: Size,
+    seed: int,
+) -> nn.Module:
+    """Build a network of `monai.networks.nets` and prove that it can be trained here.
+
+    Args:
+        name: Name of the class.
+        arguments: Its keyword arguments; lists become tuples. The channels are filled in, and so
+            are ``spatial_dims`` (3) and ``img_size`` (the crop) where the class takes them and
+            they are not given.
+        in_channels: Number of modalities.
+        out_channels: Number of regions.
+        crop_size: Voxels of one crop.
+        seed: Of the initial weights; torch's global generator is left as it was.
+
+    Returns:
+        The network on the CPU, in training mode.
+
+    Raises:
+        ModelError: If the name is unknown, an argument is wrong, the network keeps statistics of
+            the training data, or it does not map crops of this size to one logit per region.
+    """
+    network_class = _class_of(name)
+    keywords = _keywords(
+        network_class,
+        name=name,
+        arguments=arguments,
+        filled={
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "spatial_dims": 3,
+            "img_size": crop_size,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
+        # Not `torch.manual_seed`, which also seeds every GPU.
+        torch.default_generator.manual_seed(seed)
+        try:
+            network: nn.Module = network_class(**keywords)
+        except _REFUSALS as error:
+            raise ModelError(
+                f"network {name}: expected arguments that it accepts, found "
+                f"{_shown(arguments)}: {_reason(error)}"
+            ) from None
+        _refuse_statistics(network, name=name)
+        _refuse_by_forward(
+            network, name=name, crops=(_PROBED_CROPS, in_channels, *crop_size), regions=out_channels
+        )
+    return network
+
+
+def trainable_state(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the trainable parameters: all that may leave a site.
+
+    Returns:
+        Parameter by name, names ascending; detached, on the CPU.
+    """
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in sorted(_trainable(network).items())
+    }
+
+
+def load_trainable(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set the trainable parameters of `network` in place, all of them or none.
+
+    Args:
+        network: The network.
+        state: What `trainable_state` gives for the same architecture.
+
+    Raises:
+        ModelError: If names, shapes or types differ from the network's, or a value is not finite.
+    """
+    parameters = _trainable(network)
+    missing, unknown = sorted(parameters.keys() - state), sorted(state.keys() - parameters)
+    if missing or unknown:
+        raise ModelError(
+            f"weights: expected the network's {len(parameters)} trainable parameters, found "
+            f"{len(missing)} missing {missing[:3]} and {len(unknown)} unknown {unknown[:3]}"
+        )
+    for name, parameter in parameters.items():
+        _expect_loadable(state[name], name=name, parameter=parameter)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    classes = _segmentation_classes()
+    if name in classes:
+        return classes[name]
+    # By the class's own name, since MONAI has many aliases that differ in case only.
+    by_lower_case = {known.lower(): value.__name__ for known, value in classes.items()}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=5, cutoff=0.5)
+    known = ", ".join(by_lower_case[match] for match in near)
+    raise ModelError(
+        "network.name: expected a class of monai.networks.nets with in_channels and out_channels"
+        f"{f' (near: {known})' if known else ''}, found {name[:80]!r}"
+    )
+
+
+def _segmentation_classes() -> dict[str, type[nn.Module]]:
+    return {
+        name: value
+        for name, value in vars(nets).items()
+        if inspect.isclass(value)
+        and issubclass(value, nn.Module)
+        and not name.startswith("_")
+        and set(_SET_BY_THE_STUDY) <= inspect.signature(value).parameters.keys()
+    }
+
+
+def _keywords(
+    network_class: type[nn.Module],
+    *,
+    name: str,
+    arguments: Mapping[str, Any],
+    filled: Mapping[str, Any],
+) -> dict[str, Any]:
+    parameters = inspect.signature(network_class).parameters
+    named = {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
+    if fixed := [key for key in _SET_BY_THE_STUDY if key in arguments]:
+        raise ModelError(
+            f"network {name}: expected no arguments {fixed}, which follow from the study's "
+            "modalities and regions"
+        )
+    if arguments.get("pretrained", False) is not False:
+        # MONAI would fetch weights of unknown origin over the network.
+        raise ModelError(f"network {name}: expected no argument 'pretrained' other than false")
+    unknown = sorted(arguments.keys() - named)
+    if unknown and len(named) == len(parameters):
+        raise ModelError(
+            f"network {name}: expected arguments among {sorted(named - filled.keys())}, "
+            f"found unknown {unknown}"
+        )
+    given = {key: _as_tuple(value) for key, value in arguments.items()}
+    keywords = {key: value for key, value in filled.items() if key in named} | given
+    required = {p.name for p in parameters.values() if p.default is p.empty} & named
+    if missing := sorted(required - keywords.keys()):
+        raise ModelError(f"network {name}: expected the arguments {missing}, found none")
+    return keywords
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_as_tuple(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _as_tuple(item) for key, item in value.items()}
+    return value
+
+
+def _refuse_statistics(network: nn.Module, *, name: str) -> None:
+    for path, module in network.named_modules():
+        tracking = isinstance(module, _INSTANCE_NORMS) and module.track_running_stats
+        if isinstance(module, _BATCH_NORMS) or tracking:
+            raise ModelError(
+                f"network {name}: expected no layer that keeps or mixes statistics of patients, "
+                f"found {type(module).__name__} at {path!r}; choose GROUP, or INSTANCE without "
+                "running statistics, as its norm"
+            )
+
+
+def _refuse_by_forward(
+    network: nn.Module, *, name: str, crops: tuple[int, ...], regions: int
+) -> None:
+    # A copy, so that neither buffers nor caches of the probe stay in the network.
+    probe = copy.deepcopy(network).train()
+    before = {key: buffer.clone() for key, buffer in probe.named_buffers()}
+    try:
+        with torch.no_grad():
+            output = probe(torch.randn(crops))
+    except _REFUSALS as error:
+        raise ModelError(
+            f"network {name}: expected a network that takes crops of {crops[2:]} voxels: "
+            f"{_reason(error)}"
+        ) from None
+    after = dict(probe.named_buffers())
+    changed = sorted(
+        key
+        for key in before.keys() | after.keys()
+        if key not in before or key not in after or not torch.equal(before[key], after[key])
+    )
+    if changed:
+        raise ModelError(
+            f"network {name}: expected no buffer that changes in training, since it would leave "
+            f"the site without noise, found {changed[:5]}"
+        )
+    expected = (crops[0], regions, *crops[2:])
+    found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if found != expected:
+        raise ModelError(
+            f"network {name}: expected logits as one tensor of shape {expected} from "
+            f"{crops[0]} crops of {crops[2:]} voxels (no deep supervision), found {found}"
+        )
+
+
+def _trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def _expect_loadable(value: Tensor, *, name: str, parameter: nn.Parameter) -> None:
+    if value.shape != parameter.shape or value.dtype != parameter.dtype:
+        raise ModelError(
+            f"weights {name}: expected {parameter.dtype} of shape {tuple(parameter.shape)}, "
+            f"found {value.dtype} of shape {tuple(value.shape)}"
+        )
+    if not torch.isfinite(value).all():
+        raise ModelError(f"weights {name}: expected finite values, found NaN or infinity")
+
+
+def _reason(error: Exception) -> str:
+    # The first line only: MONAI's import errors carry a whole traceback.
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _shown(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value!r}" for key, value in arguments.items())[:300] or "none"

@@ -1,0 +1,294 @@
+"""Networks: built by name, refused where they would leak, exchanged by trainable part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medfl.errors import ModelError
+from medfl.segmentation.networks import build_network, load_trainable, trainable_state
+
+SMALL_SEGRESNET = {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}
+
+
+def build(name: str = "SegResNet", *, crop: int = 16, seed: int = 0, **arguments: Any) -> nn.Module:
+    return build_network(
+        name=name,
+        arguments=arguments,
+        in_channels=4,
+        out_channels=3,
+        crop_size=(crop, crop, crop),
+        seed=seed,
+    )
+
+
+def small(seed: int = 0) -> nn.Module:
+    return build(seed=seed, **SMALL_SEGRESNET)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "arguments"),
+    [
+        ("SegResNet", 16, SMALL_SEGRESNET),
+        ("SegResNet", 16, {**SMALL_SEGRESNET, "norm": "INSTANCE"}),
+        ("SegResNet", 16, {**SMALL_SEGRESNET, "norm": ["GROUP", {"num_groups": 4}]}),
+        ("SegResNetDS", 16, {"init_filters": 4, "blocks_down": [1, 1], "norm": "INSTANCE"}),
+        ("UNet", 16, {"channels": [4, 8], "strides": [2]}),
+        ("UNETR", 16, {"feature_size": 2, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}),
+        (
+            "DynUNet",
+            16,
+            {
+                "kernel_size": [[3, 3, 3], 3, 3],
+                "strides": [1, [2, 2, 2], 2],
+                "upsample_kernel_size": [2, 2],
+                "filters": [4, 8, 8],
+            },
+        ),
+        ("BasicUNet", 32, {"features": [4, 4, 4, 4, 4, 4]}),
+    ],
+)
+def test_maps_crops_to_one_logit_per_region(
+    name: str, crop: int, arguments: dict[str, Any]
+) -> None:
+    network = build(name, crop=crop, **arguments)
+    logits = network(torch.zeros(2, 4, crop, crop, crop))
+    assert logits.shape == (2, 3, crop, crop, crop)
+    assert network.training
+
+
+def test_small_segresnet_has_its_178_thousand_parameters_and_group_norms() -> None:
+    network = small()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 178_315
+    norms = {type(module) for module in network.modules() if "Norm" in type(module).__name__}
+    assert norms == {nn.GroupNorm}
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    first, again, other = (trainable_state(small(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    small(seed=99)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_dropout_in_the_trial_forward_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    build(**SMALL_SEGRESNET, dropout_prob=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_trial_forward_leaves_no_trace_in_the_weights() -> None:
+    from monai.networks.nets import SegResNet
+
+    torch.manual_seed(3)
+    plain = SegResNet(
+        in_channels=4, out_channels=3, init_filters=8, blocks_down=(1, 2, 2), blocks_up=(1, 1)
+    )
+    built = small(seed=3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), built.parameters(), strict=True)
+    )
+    assert all(parameter.grad is None for parameter in built.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("SegResnet", "SegResNet"), ("unet", "UNet"), ("SwinUNTER", "SwinUNETR")],
+)
+def test_unknown_name_lists_near_matches(name: str, near: str) -> None:
+    with pytest.raises(ModelError, match=rf"near: .*\b{near}\b"):
+        build(name)
+
+
+@pytest.mark.parametrize("name", ["", "__init__", "torch", "resnet10", "Classifier", "nets.UNet"])
+def test_names_that_are_no_segmentation_class_are_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=r"network\.name"):
+        build(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("SegResNet", {"init_filter": 8}, r"unknown \['init_filter'\]"),
+        ("SegResNet", {"init_filters": "many"}, r"init_filters = 'many'"),
+        ("SegResNet", {"init_filters": 7}, r"init_filters = 7.*divisible"),
+        ("SegResNet", {"norm": "NOSUCH"}, r"norm = 'NOSUCH'"),
+        ("SegResNet", {"in_channels": 4}, r"\['in_channels'\]"),
+        ("SegResNet", {"out_channels": 3}, r"\['out_channels'\]"),
+        ("UNet", {}, r"\['channels', 'strides'\]"),
+        ("FlexibleUNet", {"backbone": "efficientnet-b0", "pretrained": True}, "pretrained"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        build(name, **arguments)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "layer"),
+    [
+        ("SegResNetDS", {"init_filters": 4, "blocks_down": [1, 1]}, "BatchNorm3d"),
+        ("VNet", {}, "BatchNorm3d"),
+        ("AttentionUnet", {"channels": [4, 8], "strides": [2]}, "BatchNorm3d"),
+        ("SegResNet", {**SMALL_SEGRESNET, "norm": "SYNCBATCH"}, "SyncBatchNorm"),
+        (
+            "SegResNet",
+            {**SMALL_SEGRESNET, "norm": ["BATCH", {"track_running_stats": False}]},
+            "BatchNorm3d",
+        ),
+        (
+            "SegResNet",
+            {**SMALL_SEGRESNET, "norm": ["INSTANCE", {"track_running_stats": True}]},
+            "InstanceNorm3d",
+        ),
+    ],
+)
+def test_layers_with_statistics_of_patients_are_refused(
+    name: str, arguments: dict[str, Any], layer: str
+) -> None:
+    with pytest.raises(ModelError, match=f"found {layer} at"):
+        build(name, **arguments)
+
+
+def test_any_other_buffer_that_changes_in_training_is_refused() -> None:
+    # The codebook of a VQ-VAE is a moving average of the training data, and no norm layer.
+    with pytest.raises(ModelError, match=r"buffer that changes.*ema_w"):
+        build(
+            "VQVAE",
+            channels=[4, 4],
+            num_res_channels=4,
+            num_res_layers=1,
+            downsample_parameters=[[2, 4, 1, 1]] * 2,
+            upsample_parameters=[[2, 4, 1, 1, 0]] * 2,
+            num_embeddings=4,
+            embedding_dim=4,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "found"),
+    [
+        (
+            "SegResNetDS",
+            {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": "INSTANCE", "dsdepth": 2},
+            "a list",
+        ),
+        (
+            "DynUNet",
+            {
+                "kernel_size": [3, 3, 3],
+                "strides": [1, 2, 2],
+                "upsample_kernel_size": [2, 2],
+                "filters": [4, 8, 8],
+                "deep_supervision": True,
+                "deep_supr_num": 1,
+            },
+            r"\(2, 2, 3, 16, 16, 16\)",
+        ),
+        ("SegResNet", {**SMALL_SEGRESNET, "use_conv_final": False}, r"\(2, 8, 16, 16, 16\)"),
+    ],
+)
+def test_output_that_is_not_one_logit_per_region_is_refused(
+    name: str, arguments: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(ModelError, match=f"logits as one tensor.*found {found}"):
+        build(name, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "arguments"),
+    [
+        ("SegResNet", 18, SMALL_SEGRESNET),
+        ("UNet", 15, {"channels": [4, 8], "strides": [2]}),
+        ("SwinUNETR", 48, {"feature_size": 12}),
+        ("SegResNet", 16, {**SMALL_SEGRESNET, "spatial_dims": 2}),
+    ],
+)
+def test_crop_size_that_the_network_cannot_take_is_refused(
+    name: str, crop: int, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=rf"crops of \({crop}, {crop}, {crop}\) voxels.*[a-z]"):
+        build(name, crop=crop, **arguments)
+
+
+def test_arguments_are_left_as_they_were() -> None:
+    # SegResNetDS writes ``affine`` into the table that it is given.
+    norm: list[Any] = ["INSTANCE", {}]
+    build("SegResNetDS", init_filters=4, blocks_down=[1, 1], norm=norm)
+    assert norm == ["INSTANCE", {}]
+
+
+class PartlyFrozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(2, 3)
+        self.first = nn.Linear(3, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("statistics", torch.zeros(2))
+
+
+def test_only_trainable_parameters_leave_and_in_ascending_order() -> None:
+    assert list(trainable_state(PartlyFrozen())) == [
+        "first.bias",
+        "first.weight",
+        "second.bias",
+        "second.weight",
+    ]
+
+
+def test_state_shares_no_memory_with_the_network() -> None:
+    network = PartlyFrozen()
+    state = trainable_state(network)
+    assert not any(value.requires_grad for value in state.values())
+    state["first.bias"].fill_(7)
+    assert not (network.first.bias == 7).any()
+
+
+def test_loading_gives_back_exactly_what_was_taken() -> None:
+    source, target = PartlyFrozen(), PartlyFrozen()
+    frozen = target.frozen.weight.clone()
+    load_trainable(target, trainable_state(source))
+    assert torch.equal(target.second.weight, source.second.weight)
+    assert torch.equal(target.first.bias, source.first.bias)
+    assert torch.equal(target.frozen.weight, frozen)
+    assert target.first.weight.requires_grad
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda state: without(state, "second.bias"), r"1 missing \['second\.bias'\]"),
+        (lambda state: {**state, "frozen.bias": torch.zeros(2)}, r"1 unknown \['frozen\.bias'\]"),
+        (lambda state: {**state, "second.bias": torch.zeros(4)}, r"shape \(3,\), found"),
+        (lambda state: {**state, "second.bias": torch.zeros(1)}, r"shape \(3,\), found"),
+        (lambda state: {**state, "second.bias": torch.zeros(3).double()}, "float64"),
+        (lambda state: {**state, "second.bias": torch.tensor([0, float("nan"), 0])}, "finite"),
+        (lambda state: {**state, "second.bias": torch.tensor([0, float("inf"), 0])}, "finite"),
+    ],
+)
+def test_wrong_state_is_refused_and_changes_nothing(edit: Any, message: str) -> None:
+    network = PartlyFrozen()
+    before = trainable_state(network)
+    # Every value differs, so that a half-loaded state would show.
+    wrong = edit({name: value + 1 for name, value in before.items()})
+    with pytest.raises(ModelError, match=message):
+        load_trainable(network, wrong)
+    after = trainable_state(network)
+    assert all(torch.equal(before[name], after[name]) for name in before)
