@@ -1,0 +1,69 @@
+"""The head of a ledger in a file of its own: it tells a restored old copy from the true ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from medfl.errors import LedgerError
+
+HEAD = "head.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerHead:
+    """Place and hash of the newest entry."""
+
+    sequence: int
+    hash: str
+
+
+def read_head(folder: Path) -> LedgerHead:
+    """Read the head.
+
+    Raises:
+        LedgerError: If it is missing or damaged.
+    """
+    path = folder / HEAD
+    try:
+        head = LedgerHead(**json.loads(path.read_text(encoding="utf-8")))
+        intact = type(head.sequence) is int and head.sequence >= 1 and type(head.hash) is str
+    except (OSError, TypeError, ValueError):
+        intact = False
+    if not intact:
+        raise LedgerError(
+            f"{path}: expected the ledger's head, found none or a damaged one; without it an old "
+            "copy of the ledger could not be told from the newest."
+        )
+    return head
+
+
+def write_head(folder: Path, head: LedgerHead) -> None:
+    """Replace the head, durably and never by half.
+
+    Raises:
+        LedgerError: If it cannot be written.
+    """
+    path = folder / HEAD
+    draft = path.with_name(f".{HEAD}.{os.getpid()}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(head), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync_folder(folder)
+    except OSError as error:
+        raise LedgerError(f"{path}: expected to write the ledger's head, found: {error}.") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""The site's own rules against a proposal: refuse, never adapt.
+
+Each rule has a code of its own, which is all that the server learns; the full sentence stays in the
+site's log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medfl.config import SiteConfig
+from medfl.errors import PolicyRefused
+from medfl.privacy.mechanism import Mechanism
+
+
+def check_proposal(mechanism: Mechanism, *, rounds: int, site: SiteConfig) -> None:
+    """Accept a mechanism that is at least as strict as the site's policy.
+
+    Args:
+        mechanism: What the server proposes for each round.
+        rounds: Rounds of the study.
+        site: The site's own file.
+
+    Raises:
+        PolicyRefused: At the first rule that is broken, with the rule's code.
+    """
+    for holds, code, rule, found in _rules(mechanism, rounds=rounds, site=site):
+        if not holds:
+            raise PolicyRefused(
+                f"Refused the study's proposal: the site's policy expects {rule}, found {found}.",
+                code=code,
+            )
+
+
+def _rules(
+    mechanism: Mechanism, *, rounds: int, site: SiteConfig
+) -> Iterator[tuple[bool, str, str, object]]:
+    policy = site.privacy
+    if not mechanism.is_private:
+        yield (
+            policy.allow_baselines,
+            "policy-not-private",
+            "noise in every step (privacy.allow_baselines is false)",
+            "a baseline without noise",
+        )
+    else:
+        yield (
+            mechanism.noise_multiplier >= policy.min_noise_multiplier,
+            "policy-noise-multiplier",
+            f"noise_multiplier >= {policy.min_noise_multiplier}",
+            mechanism.noise_multiplier,
+        )
+    yield (
+        site.purpose == "open-data" or mechanism.noise_origin == "operating-system",
+        "policy-seeded-noise",
+        "noise from the operating system",
+        mechanism.noise_origin,
+    )
+    yield (
+        mechanism.clip_norm <= policy.max_clip_norm,
+        "policy-clip-norm",
+        f"clip_norm <= {policy.max_clip_norm}",
+        mechanism.clip_norm,
+    )
+    yield (
+        mechanism.sampling_prob <= policy.max_sampling_prob,
+        "policy-sampling-prob",
+        f"sampling_prob <= {policy.max_sampling_prob}",
+        mechanism.sampling_prob,
+    )
+    yield (
+        mechanism.local_steps <= policy.max_local_steps,
+        "policy-local-steps",
+        f"local_steps <= {policy.max_local_steps}",
+        mechanism.local_steps,
+    )
+    yield (
+        rounds <= policy.max_rounds,
+        "policy-rounds",
+        f"rounds <= {policy.max_rounds}",
+        rounds,
+    )
+    yield (
+        mechanism.declared_patients == site.declared_patients,
+        "policy-declared-patients",
+        f"declared_patients = {site.declared_patients}",
+        mechanism.declared_patients,
+    )

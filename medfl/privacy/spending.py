@@ -1,0 +1,136 @@
+"""What the entries of a ledger add up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from medfl.privacy.accountant import epsilon as epsilon_of
+from medfl.privacy.accountant import lifetime_epsilon
+from medfl.privacy.chain import Entry
+from medfl.privacy.charges import Charge, merged
+from medfl.privacy.mechanism import Mechanism
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A charge as the ledger holds it; `digest` is empty until its result is released."""
+
+    study: str
+    run: str
+    message_id: str
+    charge: Charge
+    digest: str = ""
+
+    @property
+    def is_private(self) -> bool:
+        """False for a baseline without noise."""
+        return self.charge.mechanism.is_private
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpent:
+    """What one run of one study was charged; epsilon as if nothing else had been."""
+
+    study: str
+    run: str
+    epsilon: float
+    steps: int
+    charges: int
+    released: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """The state of a budget.
+
+    Attributes:
+        epsilon: Lifetime epsilon of everything, infinite where a baseline without noise was run.
+        private_epsilon: Lifetime epsilon of all charges with noise, which the budget limits.
+        budget: Lifetime budget.
+        delta: Delta at which every epsilon here is read.
+        wasted_epsilon: Epsilon of charges that were never released: crashes and rounds under way.
+        by_run: One row a run, in the order of their first charges.
+    """
+
+    epsilon: float
+    private_epsilon: float
+    budget: float
+    delta: float
+    wasted_epsilon: float
+    by_run: tuple[RunSpent, ...]
+
+    @property
+    def remaining(self) -> float:
+        """What is left of the budget, at least 0."""
+        return max(0.0, self.budget - self.private_epsilon)
+
+
+def records(entries: Sequence[Entry]) -> dict[int, Record]:
+    """The charges among the entries by their sequence."""
+    digests = {
+        entry.content["charge"]: entry.content["digest"]
+        for entry in entries
+        if entry.kind == "release"
+    }
+    return {
+        entry.sequence: Record(
+            study=entry.content["study"],
+            run=entry.content["run"],
+            message_id=entry.content["message_id"],
+            charge=Charge(
+                mechanism=Mechanism.from_dict(entry.content["mechanism"]),
+                steps=entry.content["steps"],
+            ),
+            digest=digests.get(entry.sequence, ""),
+        )
+        for entry in entries
+        if entry.kind == "charge"
+    }
+
+
+def by_study(charged: Iterable[Record]) -> tuple[tuple[Charge, ...], ...]:
+    """Charges with noise, study by study, as `lifetime_epsilon` wants them.
+
+    A study that changed its mechanism appears once for each, since the change may have been chosen
+    after seeing outputs.
+    """
+    studies: dict[tuple[str, float, float], list[Charge]] = {}
+    for record in charged:
+        if record.is_private:
+            mechanism = record.charge.mechanism
+            key = (record.study, mechanism.sampling_prob, mechanism.noise_multiplier)
+            studies.setdefault(key, []).append(record.charge)
+    return tuple(merged(charges) for charges in studies.values())
+
+
+def spent(charged: Mapping[int, Record], *, budget: float, delta: float) -> Spent:
+    """Add up all charges."""
+
+    def lifetime(part: Iterable[Record]) -> float:
+        return lifetime_epsilon(by_study(part), delta=delta, budget=budget)
+
+    everything = list(charged.values())
+    runs: dict[tuple[str, str], list[Record]] = {}
+    for record in everything:
+        runs.setdefault((record.study, record.run), []).append(record)
+    private = lifetime(everything)
+    return Spent(
+        epsilon=private if all(record.is_private for record in everything) else math.inf,
+        private_epsilon=private,
+        budget=budget,
+        delta=delta,
+        wasted_epsilon=lifetime(record for record in everything if not record.digest),
+        by_run=tuple(
+            RunSpent(
+                study=study,
+                run=run,
+                epsilon=epsilon_of([record.charge for record in rows], delta=delta),
+                steps=sum(record.charge.steps for record in rows),
+                charges=len(rows),
+                released=sum(bool(record.digest) for record in rows),
+            )
+            for (study, run), rows in runs.items()
+        ),
+    )
