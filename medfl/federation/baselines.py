@@ -1,0 +1,174 @@
+"""Other ways to get a model, scored on the same held-out patients as the federation.
+
+They run in the same code with one thing changed: without noise, each hospital alone, not trained on
+patients at all, or no network but one global threshold. Only open data allows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.config.study import Baseline
+from medfl.data.cohort import pseudonym
+from medfl.data.transforms import PatientStore
+from medfl.federation.messages import PatientScore, Scores, Weights
+from medfl.federation.progress import Progress
+from medfl.federation.run_folder import RunFolder
+from medfl.federation.simulation import Engine, prepare_folder, simulate
+from medfl.federation.workplace import simulated_workplace
+from medfl.segmentation.metrics import score
+
+THRESHOLDS = 60
+
+
+def run_baseline(
+    name: Baseline,
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    engine: Engine,
+    start: Weights,
+    progress: Progress,
+) -> None:
+    """Run one baseline and append its scores to the run folder's table.
+
+    Args:
+        name: Which one.
+        study: The study that it stands beside.
+        sites: The study's sites.
+        out: The study's run folder, finished.
+        engine: What calls the apps.
+        start: The study's first global model.
+        progress: Who watches.
+
+    Raises:
+        MedflError: If it cannot be run.
+    """
+    progress.phase(f"baseline {name}")
+    folder = RunFolder(out)
+
+    def federate(part: str, members: Sequence[SiteConfig], *, private: bool) -> None:
+        target = out / "baselines" / part
+        quiet = _quiet(study, members=len(members))
+        prepare_folder(target, study=quiet, resume=target.exists())
+        simulate(
+            quiet,
+            members,
+            out=target,
+            engine=engine,
+            progress=progress,
+            private=private,
+            variant=name,
+            start=start,
+        )
+        _append_rows(folder, from_folder=target, variant=name, rounds=study.training.rounds)
+
+    if name == "non-private":
+        federate(name, sites, private=False)
+    elif name == "local-only":
+        for site in sites:
+            federate(f"{name}-{site.name}", [site], private=True)
+    elif name == "initial-only":
+        _append_rows(folder, from_folder=out, variant=name, rounds=0)
+    else:
+        folder.append_scores(threshold_scores(study, sites, out=out), variant=name, round_number=0)
+
+
+def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Path) -> list[Scores]:
+    """Whole tumour by one threshold on T2-FLAIR, tuned on all training patients of all sites.
+
+    Returns:
+        Scores of held-out patients; empty where the study has no T2-FLAIR or no whole tumour.
+    """
+    if "t2f" not in study.input.modalities or "WT" not in study.input.regions:
+        return []
+    channel = study.input.modalities.index("t2f")
+    region = study.input.regions.index("WT")
+    workplaces = [simulated_workplace(site, run_folder=out) for site in sites]
+    levels = torch.linspace(0.5, 3.5, THRESHOLDS)
+    training = [
+        _dice_by_level(store, levels, channel=channel, region=region)
+        for store, _ in (workplace.stores(study) for workplace in workplaces)
+    ]
+    best = float(levels[torch.cat(training).mean(dim=0).argmax()])
+    results = []
+    for workplace in workplaces:
+        _, store = workplace.stores(study)
+        rows = [
+            PatientScore(
+                patient=pseudonym(patient.patient_id, key=workplace.key),
+                region="WT",
+                dice=_mean_dice(store, index, best, channel=channel, region=region),
+                hd95_mm=None,
+            )
+            for index, patient in enumerate(workplace.patients.held_out)
+        ]
+        results.append(Scores(site=workplace.site.name, scores=tuple(rows)))
+    return results
+
+
+def _mean_dice(
+    store: PatientStore, index: int, level: float, *, channel: int, region: int
+) -> float:
+    values = [
+        score(
+            case.image_CDHW[channel : channel + 1] > level,
+            case.regions_RDHW[region : region + 1],
+            regions=("WT",),
+            spacing_mm=case.spacing_mm,
+            with_hd95=False,
+        )[0].dice
+        for case in store.prepared(index)
+    ]
+    return sum(values) / len(values)
+
+
+def _dice_by_level(
+    store: PatientStore, levels: torch.Tensor, *, channel: int, region: int
+) -> torch.Tensor:
+    """Mean Dice over a patient's cases, one row a patient and one column a level."""
+    rows = []
+    for index in range(len(store)):
+        row = [
+            _mean_dice(store, index, float(level), channel=channel, region=region)
+            for level in levels
+        ]
+        rows.append(torch.tensor(row))
+    return torch.stack(rows) if rows else torch.empty((0, len(levels)))
+
+
+def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
+    """The study for a baseline: scored at its end only, by the sites that are there."""
+    evaluation = study.evaluation.model_copy(
+        update={"every": study.training.rounds, "baselines": (), "pictures": 0}
+    )
+    aggregation = study.aggregation.model_copy(
+        update={"min_sites": min(study.aggregation.min_sites, members)}
+    )
+    return study.model_copy(update={"evaluation": evaluation, "aggregation": aggregation})
+
+
+def _append_rows(folder: RunFolder, *, from_folder: Path, variant: str, rounds: int) -> None:
+    scores: dict[str, list[PatientScore]] = {}
+    source = "federated" if from_folder == folder.path else variant
+    for row in RunFolder(from_folder).metric_rows():
+        if row["variant"] == source and int(row["round"]) == rounds:
+            scores.setdefault(row["site"], []).append(_score(row))
+    by_site = [Scores(site=site, scores=tuple(rows)) for site, rows in scores.items()]
+    folder.append_scores(by_site, variant=variant, round_number=rounds)
+
+
+def _score(row: dict[str, str]) -> PatientScore:
+    return PatientScore.model_validate(
+        {
+            "patient": row["patient"],
+            "region": row["region"],
+            "dice": float(row["dice"]),
+            "hd95_mm": float(row["hd95_mm"]) if row["hd95_mm"] else None,
+        }
+    )

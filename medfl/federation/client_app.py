@@ -1,0 +1,99 @@
+"""The ClientApp: Flower's messages in, the site's answers out.
+
+A failure leaves the site as a fixed code; its text, which may name folders or patients, goes to the
+site's own log. Flower would otherwise send the exception's text to the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from medfl.errors import MedflError
+from medfl.federation.messages import (
+    EvaluateTask,
+    Proposal,
+    TrainTask,
+    read_body,
+    read_weights,
+    refusal,
+    to_record,
+)
+from medfl.federation.site_round import declare, evaluate, train_update
+from medfl.federation.workplace import Workplace
+from medfl.privacy.engine import StepObserver
+
+logger = logging.getLogger(__name__)
+
+WorkplaceOf = Callable[[Context], Workplace]
+"""Finds the site of a node: the only difference between simulation and deployment."""
+
+ObserverOf = Callable[[str], StepObserver]
+"""Progress of the site with this name."""
+
+
+def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> ClientApp:
+    """The app that every site runs.
+
+    Args:
+        workplace_of: Finds the site's files.
+        observer_of: Where the site's progress is shown.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: to_record(declare(workplace_of(context), read_body(record, Proposal))),
+        )
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        def work(record: RecordDict) -> RecordDict:
+            workplace = workplace_of(context)
+            update, weights = train_update(
+                workplace,
+                read_body(record, TrainTask),
+                read_weights(record),
+                on_step=observer_of(workplace.site.name),
+            )
+            return to_record(update, weights=weights)
+
+        return _answer(message, work)
+
+    @app.evaluate()
+    def score(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: to_record(
+                evaluate(
+                    workplace_of(context), read_body(record, EvaluateTask), read_weights(record)
+                )
+            ),
+        )
+
+    return app
+
+
+def ignore_steps(done: int, total: int) -> None:
+    """An observer that shows nothing."""
+
+
+def _answer(message: Message, work: Callable[[RecordDict], RecordDict]) -> Message:
+    try:
+        content = work(message.content)
+    except MedflError as error:
+        logger.warning("Refused with code %s: %s", error.code, error)
+        content = refusal(error.code)
+    except (MemoryError, torch.OutOfMemoryError):
+        logger.exception("Out of memory.")
+        content = refusal("out-of-memory")
+    except Exception:  # the text of an unforeseen failure must not leave the site either
+        logger.exception("Failed.")
+        content = refusal("internal")
+    return Message(content, reply_to=message)

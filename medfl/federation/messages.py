@@ -1,0 +1,232 @@
+"""What server and sites say to each other: typed values on one side, Flower records on the other.
+
+Everything that crosses the boundary is listed here and nowhere else: a body, checked by its model,
+and for some messages weights, checked array by array before anything is allocated from them.
+A malformed record raises `MessageError` with a code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+
+from medfl.config import StudyConfig
+from medfl.config.files import Section
+from medfl.config.site import Count, LabelScheme, Modality, Name, Positive, Purpose, Region
+from medfl.errors import MessageError
+from medfl.privacy.mechanism import Mechanism
+
+Weights = dict[str, torch.Tensor]
+"""Trainable parameters by name, float32 on the CPU."""
+
+MAX_BODY_BYTES = 1_000_000
+_ARRAYS = "arrays"
+_BODY = "body"
+_ERROR = "error"
+_METRICS = "metrics"
+_WEIGHT = "num-examples"  # the key Flower's strategies weigh by
+_HEADER_BYTES = 256  # more than numpy's header of any array of ours
+
+
+def _mechanism(value: object) -> object:
+    return Mechanism.from_dict(value) if isinstance(value, dict) else value
+
+
+WireMechanism = Annotated[Mechanism, BeforeValidator(_mechanism)]
+Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sequence = Annotated[int, Field(ge=0)]
+
+
+class Body(Section):
+    """The part of a message that is not weights."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+
+class Proposal(Body):
+    """Server to site, before round 1: will you take part in this study?"""
+
+    study: StudyConfig
+    run: Identifier
+    private: bool
+
+
+class Declaration(Body):
+    """Site to server: public constants, and the mechanism that the site will run.
+
+    Attributes:
+        epsilon: The site's lifetime epsilon after all rounds; infinite for a baseline.
+        ledger_sequence: Rows of the site's ledger.
+        ledger_hash: Hash of its last row.
+    """
+
+    site: Name
+    purpose: Purpose
+    declared_patients: Count
+    weight: Positive
+    modalities: tuple[Modality, ...]
+    label_scheme: LabelScheme
+    delta: Positive
+    epsilon_budget: Positive
+    epsilon: Epsilon
+    mechanism: WireMechanism
+    ledger_sequence: Sequence
+    ledger_hash: Digest
+
+
+class TrainTask(Body):
+    """Server to site: one round's work, with the global model's weights.
+
+    Attributes:
+        message_id: The same for a repeated request, so that the site can send the same bytes again.
+    """
+
+    study: StudyConfig
+    run: Identifier
+    round: Count
+    message_id: Identifier
+    mechanism: WireMechanism
+
+
+class SiteUpdate(Body):
+    """Site to server: the event that the noisy weights beside it have cost."""
+
+    site: Name
+    message_id: Identifier
+    mechanism: WireMechanism
+    steps: Count
+    ledger_sequence: Sequence
+    ledger_hash: Digest
+
+
+class EvaluateTask(Body):
+    """Server to site: score the weights beside it on held-out patients."""
+
+    study: StudyConfig
+    round: Annotated[int, Field(ge=0)]
+    distances: bool
+
+
+class PatientScore(Body):
+    """One region of one held-out patient, under the patient's pseudonym."""
+
+    patient: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    region: Region
+    dice: Annotated[float, Field(ge=0, le=1)]
+    hd95_mm: Annotated[float, Field(ge=0)] | None
+
+
+class Scores(Body):
+    """Site to server: scores of held-out patients; open data only."""
+
+    site: Name
+    scores: tuple[PatientScore, ...]
+
+
+BodyType = TypeVar("BodyType", bound=Body)
+
+
+def to_record(body: Body, *, weights: Mapping[str, torch.Tensor] | None = None) -> RecordDict:
+    """A message as Flower records."""
+    record = RecordDict({_BODY: ConfigRecord({"json": body.model_dump_json()})})
+    if weights is not None:
+        record[_ARRAYS] = to_arrays(weights)
+    return record
+
+
+def read_body(record: RecordDict, model: type[BodyType]) -> BodyType:
+    """The body of a message.
+
+    Raises:
+        MessageError: If it is missing, too large, or breaks a rule of `model`.
+    """
+    text = record.config_records.get(_BODY, ConfigRecord()).get("json")
+    if not isinstance(text, str) or len(text) > MAX_BODY_BYTES:
+        raise MessageError(f"Expected a JSON body of at most {MAX_BODY_BYTES} bytes.")
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise MessageError(
+            f"Expected a valid {model.__name__}, found a problem at {place!r}: {first['msg']}.",
+            code="message-body",
+        ) from None
+
+
+def read_weights(record: RecordDict) -> Weights:
+    """The weights of a message.
+
+    Raises:
+        MessageError: If they are missing or malformed.
+    """
+    if _ARRAYS not in record.array_records:
+        raise MessageError("Expected weights, found none.", code="message-weights")
+    return from_arrays(record.array_records[_ARRAYS])
+
+
+def to_arrays(weights: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Weights as Flower's arrays, in ascending order of their names."""
+    return ArrayRecord({name: Array(weights[name].numpy()) for name in sorted(weights)})
+
+
+def from_arrays(arrays: ArrayRecord) -> Weights:
+    """Flower's arrays as weights.
+
+    Raises:
+        MessageError: If one is no float32 array of exactly its declared shape.
+    """
+    return {name: _tensor(array) for name, array in arrays.items()}
+
+
+def for_aggregation(weights: Weights, *, weight: float) -> RecordDict:
+    """An admitted update in the form that Flower's strategies aggregate.
+
+    Args:
+        weights: The screened weights.
+        weight: The declared public weight of the site, never a number from a reply.
+    """
+    return RecordDict({_ARRAYS: to_arrays(weights), _METRICS: MetricRecord({_WEIGHT: weight})})
+
+
+def refusal(code: str) -> RecordDict:
+    """What a site answers when it cannot or will not: the code and nothing else."""
+    return RecordDict({_ERROR: ConfigRecord({"code": code})})
+
+
+def refusal_code(record: RecordDict) -> str:
+    """The code of a refusal; empty text if the record is none.
+
+    Raises:
+        MessageError: If the code is not a short word.
+    """
+    if _ERROR not in record.config_records:
+        return ""
+    code = record.config_records[_ERROR].get("code")
+    if not isinstance(code, str) or not code.replace("-", "").isalnum() or len(code) > 40:
+        raise MessageError("Expected a code of at most 40 letters.", code="message-code")
+    return code
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if array.dtype != "float32" or array.stype != "numpy.ndarray":
+        raise MessageError(f"Expected float32, found {array.dtype!r}.", code="message-dtype")
+    # The declared shape is held against the bytes that came, before numpy allocates anything.
+    declared = 4 * math.prod(array.shape)
+    if min(array.shape, default=0) < 0 or not 0 < len(array.data) - declared <= _HEADER_BYTES:
+        raise MessageError("Expected as many bytes as the shape says.", code="message-shape")
+    try:
+        values = array.numpy()
+    except (ValueError, TypeError, OSError, EOFError):
+        raise MessageError("Expected a plain numpy array.", code="message-shape") from None
+    if values.dtype != np.float32 or values.shape != tuple(array.shape):
+        raise MessageError("Expected the declared shape and type.", code="message-shape")
+    return torch.from_numpy(np.array(values))

@@ -1,0 +1,96 @@
+"""The outbox: updates that were paid for and may be sent again without a new charge.
+
+An update is written here, whole and durable, before it is sent. The same request later gets the
+same bytes; anything computed again would be a new charge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from medfl.errors import FederationError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` so that a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Outbox:
+    """One file an update, in a folder that only the site can read.
+
+    Args:
+        folder: Made with mode 0700 if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+
+    def put(
+        self, message_id: str, *, request: str, body: str, weights: Mapping[str, torch.Tensor]
+    ) -> str:
+        """Store an update.
+
+        Args:
+            message_id: Names the request that it answers.
+            request: Digest of the request; a later one that differs is refused.
+            body: The message's JSON body.
+            weights: The noisy weights.
+
+        Returns:
+            SHA-256 of what was stored, as hexadecimal text.
+        """
+        metadata = {"message_id": message_id, "request": request, "body": body}
+        content = save(dict(weights), metadata={"medfl": json.dumps(metadata)})
+        write_atomically(self._path(message_id), content)
+        return hashlib.sha256(content).hexdigest()
+
+    def get(self, message_id: str, *, request: str) -> tuple[str, dict[str, torch.Tensor]] | None:
+        """The update stored for a request, or None if there is none.
+
+        Raises:
+            FederationError: If the stored file is damaged, or another request has this id.
+        """
+        path = self._path(message_id)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = json.loads(file.metadata()["medfl"])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            raise FederationError(
+                f"{path}: expected a stored update, found a damaged file; move it away, and the "
+                "round will be computed and charged again.",
+                code="outbox",
+            ) from None
+        if metadata["request"] != request:
+            raise FederationError(
+                f"Expected the request first made as {message_id}, found another under its name.",
+                code="message-replayed",
+            )
+        return metadata["body"], weights
+
+    def _path(self, message_id: str) -> Path:
+        # Hashed, since the id comes from the server and must not choose a path.
+        return self._folder / f"{hashlib.sha256(message_id.encode()).hexdigest()}.safetensors"

@@ -1,0 +1,255 @@
+"""The ServerApp: agree on a plan, then rounds of train, admit, aggregate, record.
+
+A loop of our own on Flower's Message API: it has a quorum, deadlines, a checkpoint after every
+round and a federation ledger, and it goes on when a site fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from medfl.config import StudyConfig
+from medfl.errors import MedflError, QuorumError
+from medfl.federation.agreement import agree, content_of
+from medfl.federation.exchange import ask
+from medfl.federation.federation_ledger import FederationLedger
+from medfl.federation.messages import (
+    Declaration,
+    EvaluateTask,
+    Scores,
+    SiteUpdate,
+    TrainTask,
+    Weights,
+    read_body,
+    read_weights,
+    to_record,
+)
+from medfl.federation.progress import Progress
+from medfl.federation.run_folder import RoundRecord, RunFolder, ServerState, SiteOutcome
+from medfl.federation.strategy import Aggregator, admit, exponential_average
+from medfl.federation.study_model import study_model_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a study: what is fixed before the first message.
+
+    Attributes:
+        run: Identifier of the run; message ids derive from it, so that a resumed run repeats them.
+        private: False for the baseline without noise.
+        variant: Name under which scores are stored.
+        start: Makes the first global model.
+        started: Told the declarations once, before round 1.
+    """
+
+    study: StudyConfig
+    folder: RunFolder
+    run: str
+    private: bool
+    variant: str
+    start: Callable[[], Weights]
+    started: Callable[[Mapping[str, Declaration]], None]
+    progress: Progress
+
+
+def make_server_app(run: Run) -> ServerApp:
+    """The app that runs a study."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        run_study(grid, run)
+
+    return app
+
+
+def run_study(grid: Grid, run: Run) -> None:
+    """Run a study to its end, from its last checkpoint where there is one.
+
+    Raises:
+        QuorumError: If too few sites are usable; what was done stays in the run folder.
+        FederationError: If the run folder is damaged.
+    """
+    study, folder = run.study, run.folder
+    state = folder.read_state(study=study)
+    declarations, nodes = agree(grid, study, run=run.run, private=run.private)
+    run.started(declarations)
+    run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
+    server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes)
+    if state is None:
+        weights = run.start()
+        state = ServerState(run=run.run, round=0, weights=weights, average=weights, moments={})
+        folder.write_checkpoint("initial", server.model_file(state))
+        server.score(state)
+        folder.write_state(state, study=study)
+    folder.truncate_tables(after_round=state.round, variant=run.variant)
+    server.aggregator.restore(state.moments)
+    run.progress.phase("rounds")
+    for number in range(state.round + 1, study.training.rounds + 1):
+        state = server.round(state, number)
+        if number % study.evaluation.every == 0 or number == study.training.rounds:
+            folder.write_checkpoint(f"round-{number:04d}", server.model_file(state))
+            server.score(state)
+        folder.write_state(state, study=study)
+    folder.write_checkpoint("final", server.model_file(state))
+
+
+class _Server:
+    """One run's sites, and what the server does with them."""
+
+    def __init__(
+        self,
+        *,
+        grid: Grid,
+        run: Run,
+        declarations: Mapping[str, Declaration],
+        nodes: Mapping[str, int],
+    ) -> None:
+        self._grid = grid
+        self._run = run
+        self._declarations = declarations
+        self._nodes = nodes
+        self._ledger = FederationLedger(run.folder, declarations=declarations)
+        self.aggregator = Aggregator(run.study)
+
+    def round(self, state: ServerState, number: int) -> ServerState:
+        """Train, admit, aggregate, record."""
+        begin = time.monotonic()
+        study, run = self._run.study, self._run
+        tasks = {site: self._task(site, number) for site in self._nodes}
+        questions = {site: to_record(task, weights=state.weights) for site, task in tasks.items()}
+        answers = self._ask(questions, kind="train", group=str(number))
+        updates: dict[str, tuple[Message, Weights]] = {}
+        outcomes: dict[str, SiteOutcome] = {}
+        for site, task in tasks.items():
+            reply = answers.get(site)
+            weights, outcomes[site] = self._receive(reply, task, start=state.weights, site=site)
+            if reply is not None and weights is not None:
+                updates[site] = (reply, weights)
+        _require_quorum(outcomes, needed=study.aggregation.min_sites, number=number)
+        new = self.aggregator.aggregate(
+            updates,
+            start=state.weights,
+            site_weights={site: d.weight for site, d in self._declarations.items()},
+            round_number=number,
+        )
+        average = exponential_average(
+            state.average, new, decay=study.aggregation.ema_decay, round_number=number
+        )
+        record = RoundRecord(round=number, seconds=time.monotonic() - begin, sites=outcomes)
+        run.folder.append_round(record)
+        run.progress.round_finished(record)
+        return ServerState(
+            run=run.run,
+            round=number,
+            weights=new,
+            average=average,
+            moments=self.aggregator.state(),
+        )
+
+    def score(self, state: ServerState) -> None:
+        """Ask the sites for scores; a site whose policy shares none is left out."""
+        study = self._run.study
+        task = EvaluateTask(
+            study=study,
+            round=state.round,
+            distances=state.round in (0, study.training.rounds),
+        )
+        question = to_record(task, weights=state.average)
+        answers = self._ask(
+            dict.fromkeys(self._nodes, question), kind="evaluate", group=str(state.round)
+        )
+        scores = []
+        for site, reply in answers.items():
+            try:
+                answer = read_body(content_of(reply), Scores)
+            except MedflError:
+                continue
+            if answer.site == site:
+                scores.append(answer)
+        self._run.folder.append_scores(scores, variant=self._run.variant, round_number=state.round)
+        self._run.progress.scored(state.round, scores)
+
+    def model_file(self, state: ServerState) -> bytes:
+        """The averaged model after a round, as a file."""
+        return study_model_bytes(
+            state.average,
+            study=self._run.study,
+            round_number=state.round,
+            declarations=self._declarations,
+        )
+
+    def _task(self, site: str, number: int) -> TrainTask:
+        return TrainTask(
+            study=self._run.study,
+            run=self._run.run,
+            round=number,
+            message_id=f"{self._run.run}/{number}/{site}",
+            mechanism=self._declarations[site].mechanism,
+        )
+
+    def _ask(
+        self, questions: Mapping[str, RecordDict], *, kind: str, group: str
+    ) -> dict[str, Message]:
+        answers = ask(
+            self._grid,
+            {self._nodes[site]: content for site, content in questions.items()},
+            kind=kind,
+            group=group,
+            timeout=self._run.study.aggregation.round_timeout_seconds,
+        )
+        return {site: answers[node] for site, node in self._nodes.items() if node in answers}
+
+    def _receive(
+        self, reply: Message | None, task: TrainTask, *, start: Weights, site: str
+    ) -> tuple[Weights | None, SiteOutcome]:
+        """Screen one answer; what the site reports to have spent counts even if it is rejected."""
+        if reply is None:
+            return None, self._outcome(site, "silent", code="silent")
+        try:
+            content = content_of(reply)
+        except MedflError as error:
+            return None, self._outcome(site, "refused", code=error.code)
+        try:
+            update = read_body(content, SiteUpdate)
+        except MedflError as error:
+            return None, self._outcome(site, "rejected", code=error.code)
+        weights, code = self._screen(content, update, task, start=start, site=site)
+        self._ledger.record(update, site=site, round_number=task.round, admitted=not code)
+        outcome = "rejected" if code else "admitted"
+        return weights, self._outcome(site, outcome, code=code, steps=update.steps)
+
+    def _screen(
+        self, content: RecordDict, update: SiteUpdate, task: TrainTask, *, start: Weights, site: str
+    ) -> tuple[Weights | None, str]:
+        try:
+            weights = read_weights(content)
+            admit(update, weights, task=task, declaration=self._declarations[site], start=start)
+        except MedflError as error:
+            return None, error.code
+        return weights, ""
+
+    def _outcome(self, site: str, outcome: str, *, code: str, steps: int = 0) -> SiteOutcome:
+        return SiteOutcome(
+            outcome=outcome,
+            code=code,
+            epsilon=self._ledger.epsilon(site),
+            budget=self._declarations[site].epsilon_budget,
+            steps=steps,
+        )
+
+
+def _require_quorum(outcomes: Mapping[str, SiteOutcome], *, needed: int, number: int) -> None:
+    admitted = sum(outcome.outcome == "admitted" for outcome in outcomes.values())
+    if admitted < needed:
+        problems = ", ".join(f"{site}: {o.code}" for site, o in outcomes.items() if o.code)
+        raise QuorumError(
+            f"Round {number}: expected at least {needed} usable updates, found {admitted} "
+            f"({problems})."
+        )

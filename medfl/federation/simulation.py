@@ -1,0 +1,160 @@
+"""`simulate`: a whole study on one machine, with the same apps that hospitals run.
+
+Two engines call them: this process, or Flower's simulation runtime. The only difference from a
+deployment is where a node finds its site's file.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Context
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.errors import ConfigError
+from medfl.federation.client_app import make_client_app
+from medfl.federation.grid import InProcessGrid, run_in_process
+from medfl.federation.messages import Declaration, Weights
+from medfl.federation.pretraining import initial_weights
+from medfl.federation.progress import Progress
+from medfl.federation.ray_engine import run_on_ray
+from medfl.federation.run_folder import RunFolder
+from medfl.federation.server_app import Run, make_server_app
+from medfl.federation.workplace import Workplace, simulated_workplace
+from medfl.privacy.engine import StepObserver
+
+Engine = Literal["inprocess", "ray"]
+
+
+def simulate(
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    engine: Engine,
+    progress: Progress,
+    private: bool = True,
+    variant: str = "federated",
+    start: Weights | None = None,
+) -> dict[str, Declaration]:
+    """Run a study and leave its run folder behind.
+
+    Args:
+        study: The study.
+        sites: One file a site; names must differ.
+        out: The run folder, as `prepare_folder` left it; a run that stopped there goes on.
+        engine: What calls the apps.
+        progress: Who watches.
+        private: False for the baseline without noise.
+        variant: Name under which scores are stored.
+        start: First global model; made from the study if absent.
+
+    Returns:
+        The sites' declarations.
+
+    Raises:
+        MedflError: If the run cannot go on; what was done stays in the folder.
+    """
+    folder = RunFolder(out)
+    declarations: dict[str, Declaration] = {}
+
+    def first_model() -> Weights:
+        if start is not None:
+            return start
+        progress.phase("pretraining" if _pretrains(study) else "initial weights")
+        return initial_weights(
+            study, threads=max(site.threads for site in sites), advance=progress.advanced
+        )
+
+    run = Run(
+        study=study,
+        folder=folder,
+        run=folder.run_id(),
+        private=private,
+        variant=variant,
+        start=first_model,
+        started=declarations.update,
+        progress=progress,
+    )
+    server_app = make_server_app(run)
+    if engine == "ray":
+        run_on_ray(server_app, list(sites), run_folder=out)
+    else:
+        workplaces = [simulated_workplace(site, run_folder=out) for site in sites]
+        grid = in_process_grid(workplaces, progress=progress)
+        run_in_process(server_app, grid)
+    return declarations
+
+
+def in_process_grid(workplaces: Sequence[Workplace], *, progress: Progress) -> InProcessGrid:
+    """The sites as nodes of this process, numbered as given."""
+
+    def workplace_of(context: Context) -> Workplace:
+        return workplaces[int(context.node_config["partition-id"])]
+
+    def observer_of(site: str) -> StepObserver:
+        return lambda done, total: progress.stepped(site, done, total)
+
+    app = make_client_app(workplace_of, observer_of=observer_of)
+    configs = {number + 2: {"partition-id": number} for number in range(len(workplaces))}
+    return InProcessGrid(app, node_configs=configs)
+
+
+def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
+    """Refuse a set of sites that cannot run this study.
+
+    Raises:
+        ConfigError: If names repeat, there are too few sites, or hospitals meet seeded noise.
+    """
+    names = [site.name for site in sites]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ConfigError(f"Expected one file a site, found several with the names {doubled}.")
+    if len(sites) < study.aggregation.min_sites:
+        raise ConfigError(
+            f"Expected at least aggregation.min_sites = {study.aggregation.min_sites} site files, "
+            f"found {len(sites)}."
+        )
+    if study.evaluation.baselines:
+        private = [site.name for site in sites if not site.privacy.allow_baselines]
+        if private:
+            raise ConfigError(
+                f"Expected evaluation.baselines = [] or sites with privacy.allow_baselines = true, "
+                f"found baselines {list(study.evaluation.baselines)} and the sites {private}."
+            )
+
+
+def _pretrains(study: StudyConfig) -> bool:
+    return study.synthetic is not None and study.synthetic.pretraining_steps > 0
+
+
+def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
+    """Name a new run in an empty folder, or check that a run there can go on.
+
+    Args:
+        out: The run folder; must be new or empty, unless `resume`.
+        study: The study.
+        resume: Go on from the last checkpoint in `out`.
+
+    Raises:
+        ConfigError: If the folder does not fit.
+    """
+    if resume:
+        begun = RunFolder(out).study_digest() if out.is_dir() else ""
+        if begun != study.digest:
+            raise ConfigError(
+                f"{out}: expected a run of this very study to resume, found "
+                f"{'another study' if begun else 'no run'}."
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out}: expected a new or empty folder, found files; use --resume to go on with a run."
+        )
+    RunFolder(out).begin(
+        run=f"{study.id}-{time.strftime('%Y%m%d')}-{secrets.token_hex(6)}", study=study
+    )
