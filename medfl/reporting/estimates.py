@@ -1,0 +1,109 @@
+"""Estimates over patients: a mean or median with its bootstrap interval.
+
+The patient is the unit here too: several cases of one patient are averaged first, and the interval
+says how much the figure would move with other patients of the same kind.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medfl.reporting.records import Region, Score
+
+Measure = Literal["dice", "hd95_mm"]
+Statistic = Literal["mean", "median"]
+PatientKey = tuple[str, str]
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A statistic over patients.
+
+    Attributes:
+        value: Mean or median.
+        low: Lower end of the 95 % percentile bootstrap interval; equals `value` for one patient.
+        high: Upper end.
+        patients: How many patients it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    patients: int
+
+
+def by_patient(scores: Iterable[Score], *, measure: Measure) -> dict[PatientKey, float]:
+    """One value a patient: the mean over the patient's cases. Blank values are left out.
+
+    Args:
+        scores: Rows of one variant, round and region.
+        measure: Column.
+
+    Returns:
+        Values by (site, pseudonym), since two sites may use one pseudonym.
+    """
+    values: defaultdict[PatientKey, list[float]] = defaultdict(list)
+    for score in scores:
+        value = score.dice if measure == "dice" else score.hd95_mm
+        if value is not None:
+            values[(score.site, score.patient)].append(value)
+    return {patient: float(np.mean(cases)) for patient, cases in sorted(values.items())}
+
+
+def in_region(
+    scores: Iterable[Score],
+    region: Region,
+    *,
+    measure: Measure,
+    statistic: Statistic,
+    site: str = "",
+) -> Estimate | None:
+    """The statistic of one region over the patients of one site, or of all sites.
+
+    Args:
+        scores: Rows of one variant and round.
+        region: Region.
+        measure: Column.
+        statistic: Mean or median.
+        site: A site's name, or nothing for all.
+
+    Returns:
+        The estimate, or None where no patient was scored.
+    """
+    rows = (row for row in scores if row.region == region and site in ("", row.site))
+    return estimate(by_patient(rows, measure=measure), statistic=statistic)
+
+
+def estimate(values: Mapping[PatientKey, float], *, statistic: Statistic) -> Estimate | None:
+    """The statistic over patients with its interval, or None without patients.
+
+    The interval is the percentile bootstrap (Efron 1979) with 2000 resamples of patients and a
+    fixed seed, so that a report made twice is the same.
+    """
+    if not values:
+        return None
+    sample: npt.NDArray[np.float64] = np.array(list(values.values()))
+    summarise = np.mean if statistic == "mean" else np.median
+    draws = np.random.default_rng(0).integers(0, sample.size, size=(RESAMPLES, sample.size))
+    low, high = np.quantile(summarise(sample[draws], axis=1), (0.025, 0.975))
+    return Estimate(
+        value=float(summarise(sample)), low=float(low), high=float(high), patients=sample.size
+    )
+
+
+def paired_difference(
+    values: Mapping[PatientKey, float], reference: Mapping[PatientKey, float]
+) -> Estimate | None:
+    """Mean of `values` minus `reference` over the patients that have both."""
+    shared = {
+        patient: values[patient] - reference[patient] for patient in values.keys() & reference
+    }
+    return estimate(dict(sorted(shared.items())), statistic="mean")

@@ -1,0 +1,339 @@
+"""Figures of a report: one function a figure, each from a run's results to a PNG.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; every mark also
+differs in shape or place. Nothing here touches pyplot, so no figure outlives its function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from medfl.reporting import wording
+from medfl.reporting.estimates import Estimate, Measure, Statistic, in_region
+from medfl.reporting.montage import draw_montage
+from medfl.reporting.records import Region, Variant
+from medfl.reporting.results import RunResults
+
+INK = "#1f2933"
+MUTED = "#5b6770"
+LIMIT = "#b23b00"
+COLOURS: Mapping[Variant, str] = {
+    "federated": "#0072b2",
+    "non-private": "#009e73",
+    "local-only": "#e69f00",
+    "initial-only": "#8c96a0",
+    "threshold": "#cc79a7",
+}
+MARKERS: Mapping[Variant, str] = {
+    "federated": "o",
+    "non-private": "D",
+    "local-only": "s",
+    "initial-only": "^",
+    "threshold": "v",
+}
+STYLE: dict[Any, object] = {
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titlecolor": INK,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "grid.color": "#e3e7ea",
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "text.color": INK,
+    "text.parse_math": False,  # a site's name is text, not a formula
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+WIDTH = 9.6  # inches
+
+_MARKED_ROUNDS = 30  # more of them would hide the line
+_LEVEL_CHARACTERS = 28  # of the sites' names under one panel, before they overlap
+_BAR = 0.18  # of the distance between regions, at most
+_DICE_LABEL = "Dice overlap\n(0 = none, 1 = perfect)"
+
+
+Draw = Callable[[RunResults], Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureFile:
+    """A figure on disk with its text alternative; the figures' numbers stand in tables."""
+
+    path: Path
+    alt: str
+
+
+def draw_figures(run: RunResults) -> dict[str, FigureFile]:
+    """Draw every figure that the run has data for.
+
+    Args:
+        run: Results; the files go to its folder `figures`.
+
+    Returns:
+        Figures by name: ``epsilon_by_round``, ``dice_by_variant``, ``dice_by_round``,
+        ``dice_by_site``, ``hd95_by_variant``, ``montage``.
+
+    Raises:
+        ReportError: If the image of a prediction cannot be read.
+    """
+    scores = run.scores_of("federated")
+    drawings: dict[str, tuple[Draw, str, bool]] = {
+        "epsilon_by_round": (
+            epsilon_by_round,
+            "Line charts: privacy loss so far by round, one chart a site, under the site's budget.",
+            True,
+        ),
+        "dice_by_variant": (
+            dice_by_variant,
+            "Bar chart: mean Dice by tumour region, the federated model beside its baselines.",
+            bool(scores),
+        ),
+        "dice_by_round": (
+            dice_by_round,
+            "Line charts: mean Dice of the federated model by round, one chart a region.",
+            bool(scores),
+        ),
+        "dice_by_site": (
+            dice_by_site,
+            "Dot charts: mean Dice at each site, one chart a region.",
+            bool(scores),
+        ),
+        "hd95_by_variant": (
+            hd95_by_variant,
+            "Bar chart: median surface distance in mm by region, federated beside its baselines.",
+            any(score.hd95_mm is not None for score in scores),
+        ),
+        "montage": (
+            draw_montage,
+            "Brain slices of synthetic patients: the true outline of the tumour above, "
+            "the outline that the final model predicted below.",
+            bool(run.predictions),
+        ),
+    }
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for name, (draw, alt, has_data) in drawings.items():
+        if has_data:
+            files[name] = FigureFile(path=folder / f"{name}.png", alt=alt)
+            with mpl.rc_context(STYLE):
+                draw(run).savefig(files[name].path, bbox_inches="tight", pad_inches=0.12)
+    return files
+
+
+def epsilon_by_round(run: RunResults) -> Figure:
+    """One panel a site: the privacy loss so far against rounds, under the site's budget."""
+    names = [site.name for site in run.sites if site.name in run.privacy]
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(WIDTH, 2.9 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for panel, name in zip(panels, names, strict=False):
+        _draw_loss(panel, run, name)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for row in range(rows):
+        panels[row * columns].set_ylabel("Privacy loss so far (epsilon)")
+    return figure
+
+
+def _draw_loss(panel: Axes, run: RunResults, name: str) -> None:
+    budget = run.privacy[name].budget
+    points = [(row.round, row.sites[name]) for row in run.rounds if name in row.sites]
+    finite = [(number, at) for number, at in points if math.isfinite(at.epsilon)]
+    numbers = [number for number, _ in finite]
+    losses = [at.epsilon for _, at in finite]
+    panel.axhline(budget, color=LIMIT, linestyle=(0, (5, 3)), linewidth=1.5)
+    panel.annotate(
+        f"budget {wording.at_least(budget)}",
+        (0, budget),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 4),
+        textcoords="offset points",
+        color=LIMIT,
+        fontsize=9,
+    )
+    if finite:
+        colour = COLOURS["federated"]
+        panel.fill_between(numbers, losses, color=colour, alpha=0.12, linewidth=0)
+        marker = "o" if len(numbers) <= _MARKED_ROUNDS else ""
+        panel.plot(numbers, losses, color=colour, linewidth=2.2, marker=marker, markersize=3.5)
+    else:
+        panel.text(0.5, 0.5, "no noise:\nno limit", transform=panel.transAxes, ha="center")
+    missed = [index for index, (_, at) in enumerate(finite) if at.outcome != "admitted"]
+    panel.plot(
+        [numbers[index] for index in missed],
+        [losses[index] for index in missed],
+        linestyle="none",
+        marker="o",
+        markersize=7,
+        color="white",
+        markeredgecolor=LIMIT,
+        markeredgewidth=1.6,
+    )
+    panel.set(
+        title=wording.shortened(name), xlabel="Round", ylim=(0, 1.18 * max([budget, *losses]))
+    )
+    panel.set_xlim(run.rounds[0].round - 0.6, run.rounds[-1].round + 0.6)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+
+
+def dice_by_variant(run: RunResults) -> Figure:
+    """Bars of mean Dice by region, federated beside its baselines."""
+    figure = _bars_by_variant(run, measure="dice", statistic="mean", show=wording.dice)
+    figure.axes[0].set(ylabel=_DICE_LABEL, ylim=(0, 1.1))
+    return figure
+
+
+def hd95_by_variant(run: RunResults) -> Figure:
+    """Bars of the median surface distance by region, federated beside its baselines."""
+    figure = _bars_by_variant(run, measure="hd95_mm", statistic="median", show=wording.millimetres)
+    figure.axes[0].set(ylabel="95 % Hausdorff distance\n(mm, median; 0 = perfect)")
+    return figure
+
+
+def _bars_by_variant(
+    run: RunResults, *, measure: Measure, statistic: Statistic, show: Callable[[float], str]
+) -> Figure:
+    regions = run.study.input.regions
+    present = [
+        variant
+        for variant in run.variants
+        if any(getattr(score, measure) is not None for score in run.scores_of(variant))
+    ]
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    axes = figure.subplots()
+    width = min(0.82 / len(present), _BAR)
+    for index, variant in enumerate(present):
+        scores = run.scores_of(variant)
+        offset = (index - (len(present) - 1) / 2) * width
+        for position, region in enumerate(regions):
+            found = in_region(scores, region, measure=measure, statistic=statistic)
+            if found is not None:
+                axes.bar(position + offset, found.value, width * 0.88, color=COLOURS[variant])
+                _interval(axes, position + offset, found, color=INK, capsize=3, linewidth=1.2)
+                _above(axes, position + offset, found.high, show(found.value))
+    axes.set_xticks(range(len(regions)), [_region_label(region) for region in regions])
+    axes.set_xlim(-0.6, len(regions) - 0.4)
+    axes.tick_params(axis="x", length=0)
+    _legend(figure, run, present, shape="s")
+    return figure
+
+
+def dice_by_round(run: RunResults) -> Figure:
+    """One panel a region: mean Dice of the federated model by round, baselines as lines."""
+    figure, panels = _region_panels(run.study.input.regions)
+    for panel, region in zip(panels, run.study.input.regions, strict=True):
+        by_round = {
+            number: in_region(
+                run.scores_of("federated", at=number), region, measure="dice", statistic="mean"
+            )
+            for number in run.scored_rounds("federated")
+        }
+        points = [(number, found) for number, found in by_round.items() if found is not None]
+        numbers = [number for number, _ in points]
+        panel.fill_between(
+            numbers,
+            [found.low for _, found in points],
+            [found.high for _, found in points],
+            color=COLOURS["federated"],
+            alpha=0.18,
+            linewidth=0,
+        )
+        panel.plot(
+            numbers,
+            [found.value for _, found in points],
+            color=COLOURS["federated"],
+            linewidth=2.2,
+            marker="o",
+            markersize=4.5,
+        )
+        for variant in run.variants[1:]:
+            final = in_region(run.scores_of(variant), region, measure="dice", statistic="mean")
+            if final is not None:
+                panel.axhline(final.value, color=COLOURS[variant], linestyle="dashed")
+        panel.set_xlabel("Round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _legend(figure, run, run.variants, shape="s")
+    return figure
+
+
+def dice_by_site(run: RunResults) -> Figure:
+    """One panel a region: mean Dice at each site, federated beside its baselines."""
+    figure, panels = _region_panels(run.study.input.regions)
+    scored = {score.site for score in run.scores}
+    names = [site.name for site in run.sites if site.name in scored]
+    for panel, region in zip(panels, run.study.input.regions, strict=True):
+        for index, variant in enumerate(run.variants):
+            scores = run.scores_of(variant)
+            offset = 0.7 * ((index + 0.5) / len(run.variants) - 0.5)
+            for position, name in enumerate(names):
+                found = in_region(scores, region, measure="dice", statistic="mean", site=name)
+                if found is not None:
+                    style = {"color": COLOURS[variant], "marker": MARKERS[variant]}
+                    _interval(panel, position + offset, found, markersize=6, **style)
+        labels = [wording.shortened(name) for name in names]
+        steep = 60 if len("".join(labels)) > _LEVEL_CHARACTERS else 0
+        panel.set_xticks(range(len(names)), labels, rotation=steep)
+        panel.set_xlim(-0.6, len(names) - 0.4)
+    _legend(figure, run, run.variants)
+    return figure
+
+
+def _interval(axes: Axes, x: float, found: Estimate, **style: Any) -> None:
+    error = [[found.value - found.low], [found.high - found.value]]
+    axes.errorbar(x, found.value, yerr=error, **style)
+
+
+def _above(axes: Axes, x: float, y: float, text: str) -> None:
+    axes.annotate(text, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+
+
+def _region_panels(regions: Sequence[Region]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    panels = list(figure.subplots(1, len(regions), sharey=True, squeeze=False).flat)
+    for panel, region in zip(panels, regions, strict=True):
+        panel.set(title=_region_label(region), ylim=(0, 1))
+    panels[0].set_ylabel(_DICE_LABEL)
+    return figure, panels
+
+
+def _legend(
+    figure: Figure, run: RunResults, variants: Sequence[Variant], *, shape: str = ""
+) -> None:
+    names = [wording.variant_name(variant, guarantee=run.guarantee) for variant in variants]
+    marks = [
+        Line2D(
+            [],
+            [],
+            color=COLOURS[variant],
+            marker=shape or MARKERS[variant],
+            linestyle="none",
+            markersize=8,
+        )
+        for variant in variants
+    ]
+    figure.legend(marks, names, loc="outside lower center", ncols=len(names), handletextpad=0.1)
+
+
+def _region_label(region: Region) -> str:
+    return f"{wording.REGION_NAMES[region]} ({region})"

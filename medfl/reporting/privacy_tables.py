@@ -1,0 +1,242 @@
+"""Tables about privacy: what a loss means, where it came from, and what it does not cover."""
+
+from __future__ import annotations
+
+import math
+
+from medfl.reporting import wording
+from medfl.reporting.records import SitePrivacy
+from medfl.reporting.results import RunResults
+from medfl.reporting.tables import NOTHING, Table, spread
+
+
+def meaning(run: RunResults) -> Table:
+    """What the largest loss means to one patient, in three questions."""
+    found_out = max(loss.tpr_at_1_percent_fpr for loss in run.privacy.values())
+    return Table(
+        caption="What the strongest imaginable attacker can learn about one patient, at most",
+        head=("Question", "If nothing were released", "This study, at most", "Without protection"),
+        rows=(
+            (
+                "The attacker says whether a patient took part, where both were equally likely "
+                "before. How often is that right?",
+                wording.percent_at_most(0.5),
+                wording.percent_at_most(right_guesses(run)),
+                wording.percent_at_most(1.0),
+            ),
+            (
+                "The attacker may wrongly accuse 1 in 100 people who did not take part. How many "
+                "of those who did are found out?",
+                wording.percent_at_most(0.01),
+                wording.percent_at_most(found_out),
+                wording.percent_at_most(1.0),
+            ),
+            (
+                "By what factor can anything released change the odds that a patient took part? "
+                f"(Except with a probability of the order of {wording.power(run.largest_delta)}.)",
+                "1",
+                _odds_factor(run.largest_loss.epsilon_pld),
+                "no limit",
+            ),
+        ),
+    )
+
+
+def right_guesses(run: RunResults) -> float:
+    """How often the strongest attacker is right about a patient, from even odds, at most."""
+    return (1 + max(loss.membership_advantage for loss in run.privacy.values())) / 2
+
+
+def privacy_losses(run: RunResults) -> Table:
+    """Per site: steps charged, epsilon of the run and of the lifetime, budget, ledger head."""
+    return Table(
+        caption="Privacy loss by site at the end of the run",
+        head=(
+            "Site",
+            "Noisy steps charged",
+            "Lost rounds",
+            "ε of this run",
+            "ε of the cohort's lifetime, all planned rounds",
+            "Budget",
+            "Left",
+            "Ledger head",
+        ),
+        rows=tuple(
+            (
+                loss.site,
+                f"{loss.steps:,}",
+                f"{loss.lost_rounds:,}",
+                wording.at_most(loss.epsilon_pld),
+                _lifetime(run, loss),
+                wording.at_least(loss.budget),
+                _left(run, loss),
+                f"{loss.ledger_sequence}: {loss.ledger_hash[:12]}",
+            )
+            for loss in _in_order(run)
+        ),
+    )
+
+
+def mechanisms(run: RunResults) -> Table:
+    """Per site: the parameters of the mechanism that was charged."""
+    plans = [run.plans[loss.site] for loss in _in_order(run)]
+    return Table(
+        caption="The noise mechanism by site",
+        head=(
+            "Site",
+            "Declared patients n",
+            "Sampling probability q",
+            "Noise multiplier σ",
+            "Clip norm C",
+            "Divisor L = q n",
+            "Planned steps",
+            "δ",
+        ),
+        rows=tuple(
+            (
+                plan.site,
+                f"{plan.declared_patients:,}",
+                wording.plain(plan.sampling_prob),
+                wording.plain(plan.noise_multiplier),
+                f"{wording.plain(plan.clip_norm)} ({plan.clipping})",
+                wording.plain(plan.divisor),
+                f"{plan.rounds} × {plan.local_steps}",
+                wording.power(plan.delta),
+            )
+            for plan in plans
+        ),
+    )
+
+
+def accountants(run: RunResults) -> Table:
+    """Per site: three accountants side by side, replace-one, other deltas, and mu."""
+    deltas = sorted({delta for loss in run.privacy.values() for delta in loss.epsilon_at})[::-1]
+    return Table(
+        caption="The same loss, counted in other ways",
+        head=(
+            "Site",
+            "ε, PLD (used)",
+            "ε, PRV",
+            "ε, RDP",
+            "ε, replace-one",
+            *(f"ε at δ = {wording.power(delta)}" for delta in deltas),
+            "μ",
+        ),
+        rows=tuple(
+            (
+                loss.site,
+                wording.at_most(loss.epsilon_pld),
+                _cross_check(loss),
+                wording.at_most(loss.epsilon_rdp),
+                wording.at_most(loss.epsilon_replace_one),
+                *(
+                    wording.at_most(loss.epsilon_at[delta]) if delta in loss.epsilon_at else NOTHING
+                    for delta in deltas
+                ),
+                wording.at_most(loss.mu),
+            )
+            for loss in _in_order(run)
+        ),
+    )
+
+
+def losses_by_round(run: RunResults) -> Table:
+    """Epsilon so far by round and site."""
+    names = [loss.site for loss in _in_order(run)]
+    return Table(
+        caption="Privacy loss so far (ε) by round and site",
+        head=("Round", *names),
+        rows=tuple(
+            (
+                str(row.round),
+                *(
+                    wording.at_most(row.sites[name].epsilon) if name in row.sites else NOTHING
+                    for name in names
+                ),
+            )
+            for row in spread(run.rounds)
+        ),
+    )
+
+
+def accesses(run: RunResults) -> Table:
+    """Every use of patients' data, and whether the stated epsilon covers it."""
+    covered = "yes" if run.guarantee == "given" else "no"
+    scored = "no: released without noise (open data)" if run.scores else "none released"
+    has_baselines = bool(set(run.variants) - {"federated", "initial-only"})
+    synthetic = run.study.synthetic
+    pretrained = synthetic is not None and synthetic.pretraining_steps > 0
+    return Table(
+        caption="Uses of patients' data in this run",
+        head=("Use", "Covered by ε?", "Why"),
+        rows=(
+            ("Training, all rounds", covered, "every step, also those with an empty draw"),
+            (
+                "Failed and lost rounds",
+                covered,
+                "charged in the site's ledger before the first step, never refunded; what never "
+                "left a site adds nothing to ε",
+            ),
+            (
+                "Earlier runs, tuning",
+                "no" if run.is_open_data else "in the lifetime ε",
+                "not counted for open data"
+                if run.is_open_data
+                else "a hospital's ledger counts every run on the same patients",
+            ),
+            ("Choice of the final model", "not needed", "the last round, never chosen by score"),
+            (
+                "Scores on held-out patients",
+                scored,
+                "they take no part in training, but the scores are exact"
+                if run.scores
+                else "a hospital's scores stay with it",
+            ),
+            (
+                "Comparison models",
+                "no" if has_baselines else "none",
+                "made from the same open data, outside the guarantee"
+                if has_baselines
+                else "none was made from the sites' patients",
+            ),
+            ("Normalisation", "not needed", "each scan by itself, no statistics of a cohort"),
+            (
+                "Pretraining",
+                "not needed",
+                "synthetic patients of no site" if pretrained else "none, random starting weights",
+            ),
+            (
+                "Split into training and held-out",
+                "not needed",
+                "by a keyed hash of the patient's name, never by outcome",
+            ),
+        ),
+    )
+
+
+def _in_order(run: RunResults) -> list[SitePrivacy]:
+    return [run.privacy[site.name] for site in run.sites if site.name in run.privacy]
+
+
+def _lifetime(run: RunResults, loss: SitePrivacy) -> str:
+    purposes = {site.name: site.purpose for site in run.sites}
+    is_open = purposes[loss.site] == "open-data"
+    return "no claim" if is_open else wording.at_most(loss.lifetime_epsilon)
+
+
+def _left(run: RunResults, loss: SitePrivacy) -> str:
+    purposes = {site.name: site.purpose for site in run.sites}
+    used = loss.epsilon_pld
+    if purposes[loss.site] == "hospital":
+        used = max(used, loss.lifetime_epsilon)
+    left = loss.budget - used
+    return wording.at_least(left) if left >= 0 else "exceeded"
+
+
+def _cross_check(loss: SitePrivacy) -> str:
+    skipped = math.isinf(loss.epsilon_prv) and math.isfinite(loss.epsilon_pld)
+    return "not computed" if skipped else wording.at_most(loss.epsilon_prv)
+
+
+def _odds_factor(epsilon: float) -> str:
+    return wording.at_most(math.exp(epsilon)) if epsilon < 700 else "no limit"  # floats end there

@@ -1,0 +1,320 @@
+"""`read_run`: a run folder as one frozen, checked value.
+
+A report is only as true as its files. A file that is missing, damaged, or at odds with another one
+ends in a `ReportError` that names the file, the rule and what was found; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from medfl.errors import ReportError
+from medfl.reporting.records import (
+    VARIANT_ORDER,
+    Environment,
+    Event,
+    Modality,
+    Plan,
+    Round,
+    Score,
+    Site,
+    SitePrivacy,
+    Study,
+    Variant,
+)
+
+Guarantee = Literal["given", "simulated", "none"]
+
+_ROUNDING = 1.05  # a round's epsilon uses a coarser grid than the final one, never a smaller value
+_SYNTHETIC = "synthetic-"  # folders of pictures that may be shown
+
+T = TypeVar("T")
+OfSite = TypeVar("OfSite", Plan, SitePrivacy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Files of one synthetic patient: image, true labels, predicted labels."""
+
+    image: Path
+    truth: Path
+    segmentation: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """Everything that a report is made from.
+
+    Attributes:
+        sites: In the order of `sites.json`.
+        plans: By site; only sites that took part.
+        privacy: By site; only sites that took part.
+        rounds: Of the federated variant, ascending.
+        events: Reported to the server in the federated variant.
+        scores: Of all variants; empty where no metrics were released.
+        predictions: Synthetic patients only; empty where there are none.
+    """
+
+    folder: Path
+    study: Study
+    environment: Environment
+    sites: tuple[Site, ...]
+    plans: Mapping[str, Plan]
+    privacy: Mapping[str, SitePrivacy]
+    rounds: tuple[Round, ...]
+    events: tuple[Event, ...]
+    scores: tuple[Score, ...]
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def un_noised_sites(self) -> tuple[str, ...]:
+        """Sites at which a federated step had no noise, or whose loss is unlimited."""
+        bare = {plan.site for plan in self.plans.values() if plan.noise_multiplier == 0}
+        bare |= {event.site for event in self.events if event.mechanism.noise_multiplier == 0}
+        bare |= {loss.site for loss in self.privacy.values() if math.isinf(loss.epsilon_pld)}
+        return tuple(site.name for site in self.sites if site.name in bare)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """``none`` if any step was un-noised; ``simulated`` if any noise came from a seed."""
+        if self.un_noised_sites:
+            return "none"
+        seeded = any(loss.noise_origin == "seeded" for loss in self.privacy.values())
+        return "simulated" if seeded else "given"
+
+    @property
+    def largest_loss(self) -> SitePrivacy:
+        """The site with the largest epsilon; it bounds every patient who is at one site only."""
+        return max(self.privacy.values(), key=lambda loss: loss.epsilon_pld)
+
+    @property
+    def largest_delta(self) -> float:
+        """With the largest epsilon it holds at every site, whatever delta each of them uses."""
+        return max(loss.delta for loss in self.privacy.values())
+
+    @property
+    def is_open_data(self) -> bool:
+        """True where every site holds public or synthetic patients."""
+        return all(site.purpose == "open-data" for site in self.sites)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants that were scored, the federated one first."""
+        scored = {score.variant for score in self.scores}
+        return tuple(variant for variant in VARIANT_ORDER if variant in scored)
+
+    def scored_rounds(self, variant: Variant) -> tuple[int, ...]:
+        """The rounds after which a variant was scored, ascending; the last is its final model."""
+        return tuple(sorted({score.round for score in self.scores if score.variant == variant}))
+
+    def scores_of(self, variant: Variant, *, at: int = -1) -> tuple[Score, ...]:
+        """The scores of a variant after one round; of its final model by default."""
+        number = at if at >= 0 else max(self.scored_rounds(variant), default=0)
+        return tuple(
+            score for score in self.scores if (score.variant, score.round) == (variant, number)
+        )
+
+
+def read_run(folder: Path) -> RunResults:
+    """Read and check a run folder.
+
+    Args:
+        folder: As the federation wrote it. `metrics.csv` and `predictions` may be absent.
+
+    Returns:
+        Typed values that agree with each other.
+
+    Raises:
+        ReportError: If a file is missing, damaged, or contradicts another one.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: expected a run folder, found none")
+    study = _document(folder / "study.json", TypeAdapter(Study))
+    rounds = _lines(folder / "rounds.jsonl", Round)
+    events = _lines(folder / "federation_ledger.jsonl", Event)
+    run = RunResults(
+        folder=folder,
+        study=study,
+        environment=_document(folder / "environment.json", TypeAdapter(Environment)),
+        sites=_document(folder / "sites.json", TypeAdapter(tuple[Site, ...])),
+        plans=_by_site(folder / "plan.json", TypeAdapter(tuple[Plan, ...])),
+        privacy=_by_site(folder / "privacy.json", TypeAdapter(tuple[SitePrivacy, ...])),
+        rounds=tuple(row for row in rounds if row.variant == "federated"),
+        events=tuple(row for row in events if row.variant == "federated"),
+        scores=_scores(folder / "metrics.csv"),
+        predictions=_predictions(folder / "predictions", shown=study.input.modalities[-1]),
+    )
+    for check in (_check_sites, _check_rounds, _check_mechanisms, _check_losses, _check_releases):
+        check(run)
+    return run
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"{path}: expected a readable file, found: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ReportError(f"{path}: expected UTF-8 text, found other bytes") from None
+
+
+def _document(path: Path, adapter: TypeAdapter[T]) -> T:
+    return _parsed(_text(path), adapter, where=str(path))
+
+
+def _lines(path: Path, record: type[T]) -> tuple[T, ...]:
+    adapter = TypeAdapter(record)
+    return tuple(
+        _parsed(line, adapter, where=f"{path}: line {number}")
+        for number, line in enumerate(_text(path).splitlines(), start=1)
+    )
+
+
+def _parsed(text: str, adapter: TypeAdapter[T], *, where: str) -> T:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in detail["loc"]) or "(whole text)"
+        raise ReportError(
+            f"{where}: key {key}: {detail['msg']}, found {str(detail['input'])[:80]!r}"
+        ) from None
+
+
+def _by_site(path: Path, adapter: TypeAdapter[tuple[OfSite, ...]]) -> dict[str, OfSite]:
+    rows = _document(path, adapter)
+    found = {row.site: row for row in rows}
+    _expect(path, "one entry a site", [row.site for row in rows], len(found) == len(rows))
+    return found
+
+
+def _scores(path: Path) -> tuple[Score, ...]:
+    if not path.exists():
+        return ()
+    adapter = TypeAdapter(Score)
+    return tuple(
+        _parsed(text, adapter, where=f"{path}: line {number}")
+        for number, text in _rows_as_json(path)
+    )
+
+
+def _rows_as_json(path: Path) -> Iterator[tuple[int, str]]:
+    reader = csv.DictReader(_text(path).splitlines(), strict=True)
+    expected = list(Score.model_fields)
+    _expect(path, f"the columns {expected}", reader.fieldnames, reader.fieldnames == expected)
+    try:
+        for row in reader:
+            where = path.with_name(f"{path.name}: line {reader.line_num}")
+            try:
+                numbers = {"round": int(row["round"]), "dice": float(row["dice"])}
+                hd95 = float(row["hd95_mm"]) if row["hd95_mm"] else None
+            except (TypeError, ValueError):
+                values = list(row.values())
+                raise ReportError(f"{where}: expected numbers, found {values}") from None
+            _expect(where, f"{len(expected)} columns", len(row), len(row) == len(expected))
+            yield reader.line_num, json.dumps({**row, **numbers, "hd95_mm": hd95})
+    except csv.Error as error:
+        raise ReportError(f"{path}: expected comma-separated values, found: {error}") from None
+
+
+def _predictions(folder: Path, *, shown: Modality) -> tuple[Prediction, ...]:
+    if not folder.is_dir():
+        return ()
+    found = []
+    for case in sorted(path for path in folder.iterdir() if path.is_dir()):
+        # The page travels: nothing may get into it that could be a real patient.
+        rule = f"folders of synthetic patients only, named {_SYNTHETIC}*"
+        _expect(folder, rule, case.name, case.name.startswith(_SYNTHETIC))
+        files = [case / f"{name}.nii.gz" for name in (shown, "truth", "segmentation")]
+        for path in files:
+            _expect(path, "an image beside the other two", "no file", path.is_file())
+        found.append(Prediction(image=files[0], truth=files[1], segmentation=files[2]))
+    return tuple(found)
+
+
+def _check_sites(run: RunResults) -> None:
+    names = [site.name for site in run.sites]
+    distinct = len(set(names)) == len(names)
+    _expect(run.folder / "sites.json", "one or more distinct sites", names, distinct and names)
+    mentions: dict[str, Sequence[str]] = {
+        "plan.json": list(run.plans),
+        "privacy.json": list(run.privacy),
+        "rounds.jsonl": [name for row in run.rounds for name in row.sites],
+        "federation_ledger.jsonl": [event.site for event in run.events],
+        "metrics.csv": [score.site for score in run.scores],
+    }
+    for file, mentioned in mentions.items():
+        unknown = sorted(set(mentioned) - set(names))
+        _expect(run.folder / file, "sites of sites.json", unknown, not unknown)
+    took_part = {
+        name for row in run.rounds for name, at in row.sites.items() if at.outcome == "admitted"
+    }
+    took_part |= {event.site for event in run.events if event.admitted}
+    for file, present in (("plan.json", run.plans), ("privacy.json", run.privacy)):
+        absent = sorted(took_part - set(present))
+        _expect(run.folder / file, "an entry for each site that took part", absent, not absent)
+    _expect(run.folder / "privacy.json", "one or more sites", "none", bool(run.privacy))
+    unplanned = sorted(set(run.privacy) - set(run.plans))
+    _expect(run.folder / "plan.json", "an entry for each site charged", unplanned, not unplanned)
+
+
+def _check_rounds(run: RunResults) -> None:
+    path = run.folder / "rounds.jsonl"
+    numbers = [row.round for row in run.rounds]
+    _expect(path, "one or more federated rounds", "none", bool(numbers))
+    ascending = all(earlier < later for earlier, later in itertools.pairwise(numbers))
+    _expect(path, "ascending federated rounds", numbers, ascending)
+    planned = run.study.training.rounds
+    _expect(path, f"at most the study's {planned} rounds", numbers[-1], numbers[-1] <= planned)
+
+
+def _check_mechanisms(run: RunResults) -> None:
+    for plan in run.plans.values():
+        expected = plan.sampling_prob * plan.declared_patients
+        rule = f"divisor = sampling_prob * declared_patients = {expected:.6g} at {plan.site!r}"
+        same = math.isclose(plan.divisor, expected, rel_tol=1e-6)
+        _expect(run.folder / "plan.json", rule, plan.divisor, same)
+    path = run.folder / "federation_ledger.jsonl"
+    for event in (event for event in run.events if event.admitted):
+        # An event without noise is no contradiction but a fact: it takes the guarantee away.
+        if event.mechanism.noise_multiplier > 0:
+            agreed, found = run.plans[event.site], event.mechanism
+            same = all(
+                math.isclose(getattr(agreed, name), getattr(found, name), rel_tol=1e-9)
+                for name in type(found).model_fields
+            )
+            rule = f"the planned mechanism in the admitted event {event.sequence}"
+            _expect(path, rule, found, same)
+
+
+def _check_losses(run: RunResults) -> None:
+    for loss in run.privacy.values():
+        reported = [row.sites[loss.site].epsilon for row in run.rounds if loss.site in row.sites]
+        limit = max(loss.epsilon_pld, loss.lifetime_epsilon) * _ROUNDING
+        largest = max(reported, default=0.0)
+        rule = f"an epsilon of {loss.site!r} that covers its rounds, up to {largest:.6g}"
+        _expect(run.folder / "privacy.json", rule, loss.epsilon_pld, largest <= limit)
+        charged = sum(event.steps for event in run.events if event.site == loss.site)
+        rule = f"steps of {loss.site!r} that cover the {charged} of its events"
+        _expect(run.folder / "privacy.json", rule, loss.steps, charged <= loss.steps)
+
+
+def _check_releases(run: RunResults) -> None:
+    """Scores of a hospital's patients must not have left it, so they are not reported."""
+    hospitals = sorted(site.name for site in run.sites if site.purpose == "hospital")
+    scored = sorted({score.site for score in run.scores} & set(hospitals))
+    _expect(run.folder / "metrics.csv", "no scores of a hospital's patients", scored, not scored)
+
+
+def _expect(path: Path, rule: str, found: object, holds: object) -> None:
+    if not holds:
+        raise ReportError(f"{path}: expected {rule}, found {str(found)[:200]}")

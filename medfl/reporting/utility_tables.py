@@ -1,0 +1,160 @@
+"""Tables about utility: every number of a figure, and the differences between models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from medfl.reporting import wording
+from medfl.reporting.estimates import (
+    Estimate,
+    Measure,
+    Statistic,
+    by_patient,
+    in_region,
+    paired_difference,
+)
+from medfl.reporting.records import Region, Variant
+from medfl.reporting.results import RunResults
+from medfl.reporting.tables import NOTHING, Table, spread
+
+
+def dice(run: RunResults) -> Table:
+    """Mean Dice by variant and region."""
+    return _by_variant(
+        run,
+        measure="dice",
+        statistic="mean",
+        caption="Mean Dice of the final models on held-out patients (95 % interval)",
+        show=wording.dice_estimate,
+    )
+
+
+def distances(run: RunResults) -> Table:
+    """Median 95 % Hausdorff distance by variant and region."""
+    return _by_variant(
+        run,
+        measure="hd95_mm",
+        statistic="median",
+        caption="95 % Hausdorff distance in mm, median over held-out patients (95 % interval)",
+        show=wording.millimetre_estimate,
+    )
+
+
+def differences(run: RunResults) -> Table:
+    """Federated minus each baseline, on the same patients."""
+    federated = wording.variant_name("federated", guarantee=run.guarantee)
+    return Table(
+        caption=f"Dice of “{federated}” minus each comparison, same patients (95 % interval)",
+        head=("Compared with", *_region_heads(run)),
+        rows=tuple(
+            (
+                wording.variant_name(variant, guarantee=run.guarantee),
+                *(
+                    _shown(difference(run, variant, region), wording.difference_estimate)
+                    for region in run.study.input.regions
+                ),
+            )
+            for variant in run.variants
+            if variant != "federated"
+        ),
+    )
+
+
+def dice_by_site(run: RunResults) -> Table:
+    """Mean Dice by site, region and variant."""
+    scored = {score.site for score in run.scores}
+    names = [site.name for site in run.sites if site.name in scored]
+    return Table(
+        caption="Mean Dice by site and region (95 % interval)",
+        head=(
+            "Site and region",
+            *(wording.variant_name(variant, guarantee=run.guarantee) for variant in run.variants),
+        ),
+        rows=tuple(
+            (
+                f"{name}, {region}",
+                *(_dice(run, variant, region, site=name) for variant in run.variants),
+            )
+            for name in names
+            for region in run.study.input.regions
+        ),
+    )
+
+
+def dice_by_round(run: RunResults) -> Table:
+    """Mean Dice of the federated model by scored round and region."""
+    return Table(
+        caption="Mean Dice of the federated model by round (95 % interval)",
+        head=("After round", *_region_heads(run)),
+        rows=tuple(
+            (
+                str(number),
+                *(_dice(run, "federated", region, at=number) for region in run.study.input.regions),
+            )
+            for number in spread(run.scored_rounds("federated"))
+        ),
+    )
+
+
+def model_notes(run: RunResults) -> list[tuple[str, str]]:
+    """Name and one-line description of each scored model."""
+    notes: dict[Variant, str] = {
+        "federated": "the study's final model",
+        "non-private": "the same federated training without noise",
+        "local-only": "each site's own model, trained with the same noise on its own patients only",
+        "initial-only": "the starting point, before any training at a site",
+        "threshold": "all FLAIR voxels above one level, tuned on training patients of all sites",
+    }
+    return [
+        (wording.variant_name(variant, guarantee=run.guarantee), notes[variant])
+        for variant in run.variants
+    ]
+
+
+def difference(run: RunResults, variant: Variant, region: Region) -> Estimate | None:
+    """Mean Dice of the federated model minus that of `variant`, paired by patient."""
+    federated, other = (
+        by_patient(
+            (score for score in run.scores_of(name) if score.region == region), measure="dice"
+        )
+        for name in ("federated", variant)
+    )
+    return paired_difference(federated, other)
+
+
+def _by_variant(
+    run: RunResults,
+    *,
+    measure: Measure,
+    statistic: Statistic,
+    caption: str,
+    show: Callable[[Estimate], str],
+) -> Table:
+    rows = []
+    for variant in run.variants:
+        found = [
+            in_region(run.scores_of(variant), region, measure=measure, statistic=statistic)
+            for region in run.study.input.regions
+        ]
+        scored = [each for each in found if each is not None]
+        if scored:
+            name = wording.variant_name(variant, guarantee=run.guarantee)
+            patients = str(max(each.patients for each in scored))
+            rows.append((name, *(_shown(each, show) for each in found), patients))
+    return Table(caption=caption, head=("Model", *_region_heads(run), "Patients"), rows=tuple(rows))
+
+
+def _dice(
+    run: RunResults, variant: Variant, region: Region, *, site: str = "", at: int = -1
+) -> str:
+    scores = run.scores_of(variant, at=at)
+    found = in_region(scores, region, measure="dice", statistic="mean", site=site)
+    return _shown(found, wording.dice_estimate)
+
+
+def _shown(found: Estimate | None, show: Callable[[Estimate], str]) -> str:
+    return NOTHING if found is None else show(found)
+
+
+def _region_heads(run: RunResults) -> tuple[str, ...]:
+    return tuple(f"{wording.REGION_NAMES[region]} ({region})" for region in run.study.input.regions)

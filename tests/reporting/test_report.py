@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.errors import ReportError
+from medfl.reporting.report import render, write_report
+from medfl.reporting.results import read_run
+
+RunBuilder = Callable[..., Path]
+
+VOID = {"meta", "img", "br", "link"}
+EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=1>"
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements with attributes, text, and whether tags are balanced."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[str] = []
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "title"):
+            self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"[\s\xa0\u202f]+", " ", " ".join(self.pieces))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def links(self) -> Iterator[str]:
+        for _, attributes in self.elements:
+            for name in ("src", "href", "action", "data", "poster", "srcset"):
+                if name in attributes:
+                    yield attributes[name] or ""
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def quick_page_of(folder: Path) -> Page:
+    """The page without figures, which take most of the time."""
+    return Page(render(read_run(folder), {}))
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path) -> Page:
+    return page_of(finished_run)
+
+
+def test_page_has_its_seven_sections_in_order(page: Page) -> None:
+    headings = re.findall(r"<h2>(\d) ", page.source)
+    assert headings == [str(number) for number in range(1, 8)]
+    assert page.of("html")[0]["lang"] == "en"
+    assert len(page.of("h1")) == 1
+    targets = {attributes.get("id") for _, attributes in page.elements}
+    assert {link["href"][1:] for link in page.of("a") if link["href"]} <= targets
+
+
+def test_page_loads_nothing_and_runs_nothing(page: Page) -> None:
+    for link in page.links():
+        assert link.startswith(("#", "data:image/png;base64,"))
+    tags = {tag for tag, _ in page.elements}
+    assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    assert not any(
+        name.startswith("on") or name == "style"
+        for _, attributes in page.elements
+        for name in attributes
+    )
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    assert "http:" not in page.source
+    assert "https:" not in page.source
+    policy = next(m for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy["content"]).startswith("default-src 'none'")
+
+
+def test_figures_are_embedded_as_they_are_on_disk(page: Page, finished_run: Path) -> None:
+    embedded = {
+        base64.b64decode(str(image["src"]).partition(",")[2], validate=True)
+        for image in page.of("img")
+    }
+    assert embedded == {path.read_bytes() for path in (finished_run / "figures").glob("*.png")}
+    assert len(embedded) == 6
+    assert all(len(str(image["alt"])) > 30 for image in page.of("img"))
+
+
+def test_tables_can_be_read_aloud(page: Page) -> None:
+    tables = len(page.of("table"))
+    assert tables >= 10
+    assert len(page.of("caption")) == tables
+    assert all(header["scope"] in ("row", "col") for header in page.of("th"))
+
+
+def test_guarantee_names_epsilon_delta_unit_adjacency_trust_and_releases(page: Page) -> None:
+    statement = page.text[page.text.index("Technical statement") :]
+    for words in (
+        "differentially private with ε ≤ 7.90 and δ = 10⁻⁵",
+        "one patient as the unit",
+        "zero-out adjacency",
+        "local trust mode",
+        "the server is not trusted",
+        "noisy update of each round",
+        "the final model included",
+        "replace-one adjacency), the figure at North is ε = 15.1",
+    ):
+        assert words in statement
+
+
+def test_meaning_is_told_in_odds_that_a_patient_understands(page: Page) -> None:
+    assert "How often is that right? 50 % 79.7 % 100 %" in page.text
+    assert "are found out? 1 % 25.1 % 100 %" in page.text
+    assert "2,700" in page.text  # e to the 7.9, rounded up
+
+
+def test_each_site_is_listed_with_its_loss_and_mechanism(page: Page) -> None:
+    assert "South 50 1 7.20 no claim 8.00 0.800 11: c0ffee000000" in page.text
+    assert "South 40 0.25 2 1 (normalised) 10 10 × 5 10⁻⁵" in page.text
+    assert "South 7.20 7.21 7.78 13.7 6.20 7.20 8.14 1.50" in page.text
+    assert "South in round 4 (silent: timeout)" in page.text
+
+
+def test_federation_takes_the_maximum_only_for_disjoint_patients(page: Page) -> None:
+    assert "assumed and not checked" in page.text
+    assert "ε = 15.1 at δ = 2 × 10⁻⁵" in page.text  # 7.9 + 7.2 by basic composition
+
+
+def test_open_data_makes_no_lifetime_claim(page: Page) -> None:
+    assert "No lifetime claim is made" in page.text
+    assert "Scores on their held-out patients were released without noise" in page.text
+
+
+def test_utility_stands_beside_every_baseline_with_interval_and_count(page: Page) -> None:
+    for name in ("Federated, private", "Federated, no noise", "Each site alone", "Starting model"):
+        assert re.search(name + r"( 0\.\d\d \(0\.\d\d to 0\.\d\d\)){3} 24 ", page.text)
+    assert re.search(r"Brightness threshold – 0\.\d\d \(0\.\d\d to 0\.\d\d\) – 24 ", page.text)
+    assert re.search(r"the same training without noise: 0\.\d\d \(higher\)", page.text)
+    assert re.search(r"the starting model: 0\.\d\d \(lower\)", page.text)
+    assert "empty in truth and prediction scores Dice 1 and distance 0 mm" in page.text
+
+
+def test_methods_suffice_to_repeat_the_run(page: Page) -> None:
+    for words in (
+        "medfl simulate study.toml sites/*.toml",
+        "0123456789abcdef0123456789abcdef01234567",
+        "ab" * 32,
+        "Opacus 1.6.0, Flower 1.41.0, dp-accounting 0.6.0",
+        "200 training steps on 64 synthetic patients",
+        "AES-256 in counter mode keyed by the operating system",
+        "Poisson over patients",
+        "31 January 2026",
+    ):
+        assert words in page.text
+
+
+def test_page_says_that_it_is_no_medical_device(page: Page) -> None:
+    assert "Not a medical device." in page.text
+
+
+def test_page_names_no_patient_and_no_folder(page: Page, finished_run: Path) -> None:
+    pseudonyms = {score.patient for score in read_run(finished_run).scores}
+    assert not any(pseudonym in page.source for pseudonym in pseudonyms)
+    assert str(finished_run) not in page.source
+    assert "synthetic-1" not in page.source
+
+
+def test_a_report_made_twice_is_the_same(finished_run: Path, page: Page) -> None:
+    assert page_of(finished_run).source == page.source
+    assert not list(finished_run.glob("*.part"))
+
+
+@pytest.mark.parametrize("where", ["plan", "one event", "infinite loss"])
+def test_a_run_with_a_step_without_noise_is_given_no_guarantee(
+    build_run: RunBuilder, where: str
+) -> None:
+    folder = build_run(pictures=0, noise_multiplier=0.0 if where == "plan" else 2.0)
+    if where == "one event":
+        path = folder / "federation_ledger.jsonl"
+        bare = path.read_text().replace('"noise_multiplier": 2.0', '"noise_multiplier": 0.0', 1)
+        path.write_text(bare)
+    if where == "infinite loss":
+        edit_json(folder / "privacy.json", lambda losses: losses[0].update(epsilon_pld="inf"))
+    page = quick_page_of(folder)
+    assert page.text.count("No privacy guarantee") == 1
+    assert page.of("body")[0]["class"] == "none"
+    for claim in ("differentially private", "Federated, private", "keeps ε", "noisy summary"):
+        assert claim not in page.text
+    assert "Training, all rounds no" in page.text
+
+
+def test_seeded_noise_is_called_a_simulation(build_run: RunBuilder) -> None:
+    page = quick_page_of(build_run(noise_origin="seeded", pictures=0))
+    assert "No privacy guarantee for this run: its noise was simulated" in page.text
+    assert "differentially private" not in page.text
+    assert "Training, all rounds no" in page.text
+    assert "fixed seed (simulation)" in page.text
+
+
+def test_hospitals_show_a_lifetime_and_neither_scores_nor_pictures(build_run: RunBuilder) -> None:
+    page = page_of(build_run(purpose="hospital", metrics=False, pictures=0))
+    assert "South 50 1 7.20 7.25 8.00 0.750" in page.text
+    assert "No lifetime claim" not in page.text
+    assert "Scores were not released" in page.text
+    assert "images of patients never leave their site" in page.text
+    assert len(page.of("img")) == 1
+
+
+def test_a_site_over_its_budget_is_shown_as_such(build_run: RunBuilder) -> None:
+    folder = build_run(purpose="hospital", metrics=False, pictures=0)
+    edit_json(folder / "privacy.json", lambda losses: losses[1].update(lifetime_epsilon=8.2))
+    assert "South 50 1 7.20 8.20 8.00 exceeded" in quick_page_of(folder).text
+
+
+def test_an_unfinished_study_says_so(build_run: RunBuilder) -> None:
+    folder = build_run(metrics=False, pictures=0)
+    edit_json(folder / "study.json", lambda study: study["training"].update(rounds=30))
+    assert "10 of 30 rounds were done" in quick_page_of(folder).text
+
+
+def test_a_difference_within_chance_is_no_verdict(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    table = folder / "metrics.csv"
+    lines = table.read_text().splitlines()
+    final = [line for line in lines if line.startswith("federated,10,")]
+    copies = [line.replace("federated,10,", "local-only,10,") for line in final]
+    kept = [line for line in lines if not line.startswith("local-only")]
+    table.write_text("\n".join(kept + copies) + "\n")
+    assert re.search(r"trains alone: 0\.\d\d \(no clear difference\)", quick_page_of(folder).text)
+
+
+def test_text_from_files_is_escaped(build_run: RunBuilder) -> None:
+    folder = build_run(sites=(EVIL, "South"), metrics=False, pictures=0)
+
+    def spoil(environment: dict[str, Any]) -> None:
+        environment.update(command=EVIL, commit=EVIL, platform=EVIL)
+
+    edit_json(folder / "environment.json", spoil)
+    edit_json(folder / "study.json", lambda study: study.update(id=EVIL))
+    edit_json(folder / "study.json", lambda study: study["network"].update(name=EVIL))
+    page = page_of(folder)
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert all("onerror" not in attributes for _, attributes in page.elements)
+    assert all(str(image["src"]).startswith("data:") for image in page.of("img"))
+    assert page.text.count("<script>alert('x')</script>") >= 5
+
+
+def test_a_broken_run_leaves_no_report(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    (folder / "privacy.json").unlink()
+    with pytest.raises(ReportError, match=r"privacy\.json"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(build_run: RunBuilder) -> None:
+    folder = build_run(metrics=False, pictures=0)
+    (folder / "report.html").mkdir()
+    with pytest.raises(ReportError, match="expected a writable folder"):
+        write_report(folder)
