@@ -1,0 +1,5 @@
+"""The command line; each command is a few lines over the library."""
+
+from medfl.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,75 @@
+"""The `medfl` command: its parts, and how every failure ends.
+
+A mistake of the user ends in one sentence and a non-zero exit, never in a traceback.
+Exit codes: 1 a run failed, 2 configuration, data or model, 3 privacy was at stake, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from medfl import __version__
+from medfl.cli import data, ledger, study
+from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
+
+app = typer.Typer(
+    name="medfl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(
+        "Train brain-tumour segmentation across hospitals, with a privacy guarantee for every "
+        "patient. Images never leave a site; noisy updates do, and each is charged to the site's "
+        "own ledger before it is computed."
+    ),
+)
+data.register(app)
+study.register(app)
+ledger.register(app)
+
+
+@app.callback()
+def options(
+    *,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the log."),
+) -> None:
+    """Common options."""
+    if version:
+        typer.echo(f"medfl {__version__}")
+        raise typer.Exit
+    level = logging.INFO if verbose else logging.WARNING
+    # Flower brings a handler of its own; the bars would otherwise be torn by its lines.
+    logging.getLogger("flwr").setLevel(level)
+    logging.basicConfig(
+        level=level,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        app()
+    except MedflError as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(_exit_code(error))
+    except KeyboardInterrupt:
+        console.print(
+            "Stopped. What was charged to a ledger stays charged; a run goes on with --resume.",
+            style="bold yellow",
+        )
+        sys.exit(130)
+
+
+def _exit_code(error: MedflError) -> int:
+    if isinstance(error, PrivacyError):
+        return 3
+    return 2 if isinstance(error, ConfigError | DataError | ModelError) else 1

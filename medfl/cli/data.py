@@ -1,0 +1,136 @@
+"""Commands around images: phantom, check, predict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from medfl.config import load_site
+from medfl.config.site import LabelScheme, Layout
+
+STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(phantom)
+    app.command()(check)
+    app.command()(predict)
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    patients: Annotated[
+        tuple[int, int, int, int],
+        typer.Option(min=1, help="Patients of north, east, south and west."),
+    ] = (60, 48, 36, 24),
+    shape: Annotated[
+        tuple[int, int, int], typer.Option(min=16, help="Voxels: right, anterior, superior.")
+    ] = (64, 64, 48),
+    spacing: Annotated[tuple[float, float, float], typer.Option(help="Millimetres per voxel.")] = (
+        2.8,
+        2.8,
+        3.4,
+    ),
+    whole_head: Annotated[bool, typer.Option("--whole-head", help="Keep skull and scalp.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed gives other patients.")] = 7,
+) -> None:
+    """Write four synthetic hospitals with a site file each.
+
+    Patients that belong to nobody: brain MRI in four modalities with tumours, in the folder layout
+    of BraTS 2021, unequal in number and each hospital with a scanner look of its own.
+    """
+    from medfl.data.synthetic_hospitals import write_hospitals
+
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task("writing patients", total=sum(patients))
+        files = write_hospitals(
+            out,
+            patients=patients,
+            shape=shape,
+            spacing=spacing,
+            skull_stripped=not whole_head,
+            seed=seed,
+            on_patient=lambda: progress.advance(task),
+        )
+    for file in files:
+        typer.echo(file)
+
+
+def check(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Look for everything that would go wrong with a site's file and data, all in one pass.
+
+    Exits with 2 if anything forbids training. The findings name local folders: they are for this
+    site's own screen.
+    """
+    from medfl.data.checks import check_cohort
+    from medfl.federation.workplace import hospital_workplace
+
+    config = load_site(site)
+    key = hospital_workplace(config).key
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"checking {config.name}", total=None)
+        findings = check_cohort(
+            config,
+            key=key,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    elif findings:
+        table = Table(title=f"{config.name}: {len(findings)} findings")
+        for name in ("severity", "where", "expected", "found", "fix"):
+            table.add_column(name, overflow="fold")
+        for finding in findings:
+            table.add_row(
+                finding.severity,
+                finding.name,
+                finding.rule,
+                finding.value,
+                finding.fix,
+                style=STYLES[finding.severity],
+            )
+        Console().print(table)
+    else:
+        typer.echo(f"{config.name}: nothing found; the cohort is ready.")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(2)
+
+
+def predict(
+    case: Annotated[Path, typer.Argument(metavar="CASE_DIR", help="Folder of one case.")],
+    model: Annotated[Path, typer.Option("--model", help="A model file of a run.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the mask goes (.nii.gz).")],
+    layout: Annotated[Layout, typer.Option(help="Folder layout of the case.")] = "brats2021",
+    label_scheme: Annotated[
+        LabelScheme, typer.Option(help="What the written values mean.")
+    ] = "brats",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Segment one case and write the mask on the grid of its own images.
+
+    Research use only; not a medical device.
+    """
+    from medfl.federation.prediction import predict_case
+    from medfl.segmentation.model_file import NOTICE
+
+    predict_case(
+        case,
+        model=model,
+        out=out,
+        layout=layout,
+        label_scheme=label_scheme,
+        device=device,
+    )
+    typer.echo(f"Mask: {out}  ({NOTICE})")

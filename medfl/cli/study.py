@@ -1,0 +1,161 @@
+"""Commands around a study: plan, simulate, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from medfl.config import SiteConfig, load_site, load_study
+
+if TYPE_CHECKING:
+    from medfl.privacy.planner import SitePlan
+
+# The libraries behind the commands take seconds to import: each command imports what it needs, so
+# that --help and a refused configuration file answer at once.
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+SiteFiles = Annotated[list[Path], typer.Argument(metavar="SITE.toml...", help="The site files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(plan)
+    app.command()(simulate)
+    app.command()(report)
+
+
+def plan(study: StudyFile, sites: SiteFiles, as_json: AsJson = False) -> None:
+    """Show what a study would cost each site, before anything is computed.
+
+    The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
+    delta, and what the site's ledger has left. No image is read.
+    """
+    from medfl.federation.study_run import plan_study
+    from medfl.privacy.planner import averaged_noise
+
+    plans = plan_study(load_study(study), [load_site(path) for path in sites])
+    if as_json:
+        typer.echo(json.dumps([_plan_row(plan) for plan in plans], indent=2))
+        return
+    table = Table(title="Plan")
+    for name in (
+        "site",
+        "patients",
+        "q",
+        "sigma",
+        "L = q n",
+        "steps",
+        "delta",
+        "epsilon before",
+        "epsilon after",
+        "budget",
+        "noise / C",
+    ):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for each in plans:
+        table.add_row(*[_shown(value) for value in _plan_row(each).values()])
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Noise on one step of the averaged update: {averaged_noise(plans):.4f} C per coordinate.",
+        highlight=False,
+    )
+
+
+def simulate(
+    study: StudyFile,
+    sites: SiteFiles,
+    out: Annotated[
+        Path, typer.Option("--out", help="The run folder: new or empty, unless --resume.")
+    ] = Path("runs/latest"),
+    engine: Annotated[
+        Literal["inprocess", "ray"],
+        typer.Option(help="ray is Flower's simulation runtime (extra 'sim')."),
+    ] = "inprocess",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
+    ] = False,
+) -> None:
+    """Run a whole study on this machine, and write a run folder with its report.
+
+    The same server and site code as in a deployment: every site checks the proposal against its own
+    policy, charges its own ledger before each round, and adds its own noise.
+    """
+    from medfl.cli.live import LiveProgress
+    from medfl.federation.study_run import run_whole_study
+    from medfl.reporting.report import write_report
+
+    console = Console(stderr=True)
+    loaded, files = load_study(study), [load_site(path) for path in sites]
+    with LiveProgress(console) as progress:
+        summary = run_whole_study(
+            loaded,
+            files,
+            out=out,
+            engine=engine,
+            resume=resume,
+            progress=progress,
+        )
+        progress.phase("report")
+        page = write_report(out)
+    _print_summary(summary, sites=files)
+    typer.echo(f"Run folder: {out}")
+    typer.echo(f"Report: {page}")
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")],
+) -> None:
+    """Write figures and report.html of a finished run again."""
+    from medfl.reporting.report import write_report
+
+    typer.echo(f"Report: {write_report(run_dir)}")
+
+
+def _plan_row(plan: SitePlan) -> dict[str, Any]:
+    mechanism = plan.mechanism
+    return {
+        "site": plan.site,
+        "declared_patients": mechanism.declared_patients,
+        "sampling_prob": mechanism.sampling_prob,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "divisor": mechanism.divisor,
+        "steps": plan.total_steps,
+        "delta": plan.delta,
+        "epsilon_before": plan.epsilon_before,
+        "epsilon": plan.epsilon,
+        "epsilon_budget": plan.epsilon_budget,
+        "noise_per_coordinate": plan.noise_per_coordinate,
+    }
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_summary(summary: dict[str, Any], *, sites: list[SiteConfig]) -> None:
+    console = Console()
+    table = Table(title=f"Study {summary['study']}: {summary['minutes']:.1f} minutes")
+    regions = sorted({name for dice in summary["dice"].values() for name in dice})
+    for name in ("", "epsilon spent / budget", *(f"Dice {region}" for region in regions)):
+        table.add_column(name, justify="left" if not name else "right")
+    of_site = summary["dice_by_site"].get("federated", {})
+    for site in sites:
+        spent = summary["sites"].get(site.name)
+        if spent is not None:
+            dice = [_dice(of_site.get(site.name, {}).get(region)) for region in regions]
+            table.add_row(site.name, f"{spent['epsilon']:.2f} / {spent['budget']:g}", *dice)
+    table.add_section()
+    for variant, dice_of in summary["dice"].items():
+        table.add_row(f"all, {variant}", "", *[_dice(dice_of.get(region)) for region in regions])
+    console.print(table)
+
+
+def _dice(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

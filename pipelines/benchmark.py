@@ -1,0 +1,159 @@
+"""Benchmarks of medfl on this machine.
+
+    python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
+
+`step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
+with the same network, crops and threads. Every way runs in a process of its own, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+BASELINE = "plain_grouped"
+ENGINE = "patient_engine"
+NOISE = "noise_alone"
+WAYS = {
+    "plain_batch": "plain, one batch of 16 crops",
+    BASELINE: "plain, patient by patient",
+    ENGINE: "medfl patient engine (DP)",
+    "opacus_hooks": "Opacus hooks (DP, per crop)",
+    "opacus_ghost": "Opacus ghost clipping (DP, per crop)",
+}
+TIMED_SECONDS = 8.0
+
+console = Console()
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """One way of training at one crop size.
+
+    Attributes:
+        way: Key of `WAYS`, or the noise alone.
+        crop: Edge of a crop in voxels.
+        seconds: Median wall time of a step.
+        steps: Steps that were timed.
+        peak_bytes: Peak resident memory above that of the imports.
+        threads: CPU threads of torch.
+    """
+
+    way: str
+    crop: int
+    seconds: float
+    steps: int
+    peak_bytes: int
+    threads: int
+
+
+@app.callback()
+def main() -> None:
+    """Measure what medfl costs on this machine."""
+
+
+@app.command()
+def step(
+    crop: Annotated[list[int] | None, typer.Option(help="Edge of a crop in voxels.")] = None,
+    quick: Annotated[bool, typer.Option(help="One timed step each.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for benchmark.json and .png.")] = None,
+) -> None:
+    """Time and memory of one training step: 4 patients, 4 crops each."""
+    crops = crop or [32, 48]
+    costs = [
+        _measured(way, crop=edge, timed_seconds=0.0 if quick else TIMED_SECONDS)
+        for edge in crops
+        for way in (*WAYS, NOISE)
+    ]
+    for edge in crops:
+        _print_table({cost.way: cost for cost in costs if cost.crop == edge}, edge=edge)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        report = {"environment": _environment(), "steps": [asdict(cost) for cost in costs]}
+        (out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _figure(costs, crops=crops).savefig(out / "benchmark.png", dpi=150)
+        console.print(f"Written to {out}")
+
+
+def _measured(way: str, *, crop: int, timed_seconds: float) -> StepCost:
+    script = Path(__file__).with_name("step_cost.py")
+    with console.status(f"{crop}^3: {WAYS.get(way, 'noise of one step')}"):
+        child = subprocess.run(  # noqa: S603
+            [sys.executable, str(script), way, str(crop), str(timed_seconds)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if child.returncode != 0:
+        console.print(child.stderr, markup=False)
+        raise typer.Exit(1)
+    return StepCost(**json.loads(child.stdout))
+
+
+def _print_table(costs: dict[str, StepCost], *, edge: int) -> None:
+    baseline = costs[BASELINE]
+    table = Table(
+        title=f"One step, crops of {edge}^3, {baseline.threads} threads",
+        caption="x: multiple of plain training patient by patient",
+    )
+    table.add_column("way")
+    for heading in ("seconds", "x", "peak GB", "x", "timed steps"):
+        table.add_column(heading, justify="right")
+    for way, label in WAYS.items():
+        cost = costs[way]
+        table.add_row(
+            label,
+            f"{cost.seconds:.2f}",
+            f"{cost.seconds / baseline.seconds:.2f}",
+            f"{cost.peak_bytes / 1e9:.2f}",
+            f"{cost.peak_bytes / baseline.peak_bytes:.2f}",
+            str(cost.steps),
+        )
+    console.print(table)
+    share = costs[NOISE].seconds / costs[ENGINE].seconds
+    milliseconds = 1000 * costs[NOISE].seconds
+    console.print(f"Noise share of a step of the engine: {share:.1%} ({milliseconds:.0f} ms)\n")
+
+
+def _figure(costs: list[StepCost], *, crops: list[int]) -> Figure:
+    figure = Figure(figsize=(9, 0.8 + 0.35 * len(WAYS) * len(crops)), layout="constrained")
+    panels = figure.subplots(len(crops), 2, squeeze=False)
+    for row, edge in zip(panels, crops, strict=True):
+        shown = {cost.way: cost for cost in costs if cost.crop == edge}
+        seconds = [shown[way].seconds for way in WAYS]
+        gigabytes = [shown[way].peak_bytes / 1e9 for way in WAYS]
+        for axes, values, unit in zip(row, (seconds, gigabytes), ("s", "GB"), strict=True):
+            colours = ["tab:orange" if way == ENGINE else "tab:gray" for way in WAYS]
+            bars = axes.barh(list(WAYS.values()), values, color=colours)
+            axes.bar_label(bars, fmt=f"%.2f {unit}", padding=3)
+            axes.set_xlim(0, 1.25 * max(values))
+            axes.invert_yaxis()
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_title(f"time of a step, crops of {edge}³")
+        row[1].set_title("peak memory above the imports")
+        row[1].set_yticks([])
+    return figure
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in ("medfl", "torch", "monai", "opacus", "numpy")},
+    }
+
+
+if __name__ == "__main__":
+    app()
