@@ -1,9 +1,13 @@
 """Benchmarks of medfl on this machine.
 
+    python pipelines/benchmark.py                     both parts
     python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
+    python pipelines/benchmark.py federation
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
-with the same network, crops and threads. Every way runs in a process of its own, one at a time.
+with the same network, crops and threads. `federation` shows what a round costs beside its training,
+in this process and on Flower's simulation runtime. Everything runs in a process of its own, one at
+a time.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ WAYS = {
 TIMED_SECONDS = 8.0
 
 console = Console()
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,33 @@ class StepCost:
     threads: int
 
 
-@app.callback()
-def main() -> None:
-    """Measure what medfl costs on this machine."""
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Measure what medfl costs on this machine; both parts unless one is named."""
+    if context.invoked_subcommand is None:
+        step(crop=None, quick=False, out=None)
+        federation()
+
+
+@app.command()
+def federation() -> None:
+    """Overhead of a round: four sites with one tiny step each, and Flower between them."""
+    table = Table(title="One round of four sites, one small step each")
+    for heading in ("engine", "round s", "training s", "overhead s", "whole run s"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    for engine in ("inprocess", "ray"):
+        with console.status(f"federation: {engine}"):
+            cost = _child("federation_cost.py", engine)
+        training = cost["training_seconds"]
+        known = training is not None
+        table.add_row(
+            engine,
+            f"{cost['round_seconds']:.2f}",
+            f"{training:.2f}" if known else "in other processes",
+            f"{cost['round_seconds'] - training:.2f}" if known else "",
+            f"{cost['total_seconds']:.1f}",
+        )
+    console.print(table)
 
 
 @app.command()
@@ -88,18 +116,23 @@ def step(
 
 
 def _measured(way: str, *, crop: int, timed_seconds: float) -> StepCost:
-    script = Path(__file__).with_name("step_cost.py")
     with console.status(f"{crop}^3: {WAYS.get(way, 'noise of one step')}"):
-        child = subprocess.run(  # noqa: S603
-            [sys.executable, str(script), way, str(crop), str(timed_seconds)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return StepCost(**_child("step_cost.py", way, str(crop), str(timed_seconds)))
+
+
+def _child(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a measuring script in a process of its own; its last line of output is JSON."""
+    child = subprocess.run(  # noqa: S603
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if child.returncode != 0:
         console.print(child.stderr, markup=False)
         raise typer.Exit(1)
-    return StepCost(**json.loads(child.stdout))
+    result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return result
 
 
 def _print_table(costs: dict[str, StepCost], *, edge: int) -> None:

@@ -44,8 +44,6 @@ def options(
         typer.echo(f"medfl {__version__}")
         raise typer.Exit
     level = logging.INFO if verbose else logging.WARNING
-    # Flower brings a handler of its own; the bars would otherwise be torn by its lines.
-    logging.getLogger("flwr").setLevel(level)
     logging.basicConfig(
         level=level,
         format="%(message)s",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medfl.config import load_site
+from medfl.errors import ConfigError
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
@@ -32,6 +33,11 @@ def init(site: SiteFile) -> None:
     from medfl.federation.workplace import create_ledger, hospital_workplace
 
     config = load_site(site)
+    if config.purpose == "open-data":
+        raise ConfigError(
+            f"{site}: key purpose: expected 'hospital', found 'open-data', which keeps its ledger "
+            "in the run folder."
+        )
     folder = hospital_workplace(config).ledger_folder
     create_ledger(config, folder=folder).close()
     typer.echo(f"Ledger: {folder} (budget epsilon {config.privacy.epsilon:g})")
@@ -39,14 +45,29 @@ def init(site: SiteFile) -> None:
 
 def budget(
     site: SiteFile,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN_DIR", help="The run folder, for a site with open data."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show what a site's patients have spent, and what is left, by study and run."""
-    from medfl.federation.workplace import hospital_workplace
+    """Show what a site's patients have spent, and what is left, by study and run.
+
+    A hospital has one ledger for all studies; a site with open data has one in each run folder.
+    """
+    from medfl.federation.workplace import hospital_workplace, simulated_workplace
     from medfl.privacy.ledger import Ledger
 
     config = load_site(site)
-    with Ledger.open(hospital_workplace(config).ledger_folder) as ledger:
+    if config.purpose == "open-data" and run is None:
+        raise ConfigError(
+            f"{site}: expected --run RUN_DIR, found none; a site with open data keeps its ledger "
+            "in the run folder."
+        )
+    workplace = (
+        hospital_workplace(config) if run is None else simulated_workplace(config, run_folder=run)
+    )
+    with Ledger.open(workplace.ledger_folder) as ledger:
         spent = ledger.spent()
     rows = [
         {
@@ -62,7 +83,7 @@ def budget(
     if as_json:
         totals = {
             "site": config.name,
-            "epsilon": spent.epsilon,
+            "epsilon": spent.private_epsilon,
             "budget": spent.budget,
             "left": spent.remaining,
             "delta": spent.delta,
@@ -70,7 +91,7 @@ def budget(
         }
         typer.echo(json.dumps(totals | {"runs": rows}, indent=2))
         return
-    table = Table(title=f"{config.name}: epsilon {spent.epsilon:.3f} of {spent.budget:g}")
+    table = Table(title=f"{config.name}: epsilon {spent.private_epsilon:.3f} of {spent.budget:g}")
     for name in ("study", "run", "epsilon", "steps", "charges", "released"):
         table.add_column(name, justify="left" if name in ("study", "run") else "right")
     for row in rows:

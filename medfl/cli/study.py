@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,6 +92,8 @@ def simulate(
     from medfl.federation.study_run import run_whole_study
     from medfl.reporting.report import write_report
 
+    # Flower sets its own level when it is imported; its lines would tear the bars.
+    logging.getLogger("flwr").setLevel(logging.getLogger().level)
     console = Console(stderr=True)
     loaded, files = load_study(study), [load_site(path) for path in sites]
     with LiveProgress(console) as progress:

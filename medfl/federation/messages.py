@@ -7,7 +7,9 @@ A malformed record raises `MessageError` with a code.
 
 from __future__ import annotations
 
+import io
 import math
+import tokenize
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
@@ -32,10 +34,25 @@ _ERROR = "error"
 _METRICS = "metrics"
 _WEIGHT = "num-examples"  # the key Flower's strategies weigh by
 _HEADER_BYTES = 256  # more than numpy's header of any array of ours
+# What numpy's parser of headers raises for text that it cannot read.
+_UNREADABLE = (
+    EOFError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
 
 
 def _mechanism(value: object) -> object:
-    return Mechanism.from_dict(value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    try:
+        return Mechanism.from_dict(value)
+    except TypeError:  # text where a number belongs; pydantic expects a ValueError
+        raise ValueError("expected numbers") from None
 
 
 WireMechanism = Annotated[Mechanism, BeforeValidator(_mechanism)]
@@ -223,10 +240,16 @@ def _tensor(array: Array) -> torch.Tensor:
     declared = 4 * math.prod(array.shape)
     if min(array.shape, default=0) < 0 or not 0 < len(array.data) - declared <= _HEADER_BYTES:
         raise MessageError("Expected as many bytes as the shape says.", code="message-shape")
+    # So is the file's own header: `numpy.load` would allocate whatever it asks for.
+    file = io.BytesIO(array.data)
     try:
-        values = array.numpy()
-    except (ValueError, TypeError, OSError, EOFError):
+        version = np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except _UNREADABLE:
         raise MessageError("Expected a plain numpy array.", code="message-shape") from None
-    if values.dtype != np.float32 or values.shape != tuple(array.shape):
+    start = file.tell()
+    plain = version == (1, 0) and dtype == np.float32 and start + declared == len(array.data)
+    if not plain or shape != tuple(array.shape):
         raise MessageError("Expected the declared shape and type.", code="message-shape")
-    return torch.from_numpy(np.array(values))
+    values = np.frombuffer(array.data[start:], dtype=np.float32)
+    return torch.from_numpy(values.reshape(shape, order="F" if fortran_order else "C").copy())

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,6 +34,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredUpdate:
+    """An update as it was stored.
+
+    Attributes:
+        body: The message's JSON body.
+        weights: The noisy weights.
+        digest: SHA-256 of the stored bytes, as hexadecimal text.
+    """
+
+    body: str
+    weights: dict[str, torch.Tensor]
+    digest: str
 
 
 class Outbox:
@@ -65,7 +81,7 @@ class Outbox:
         write_atomically(self._path(message_id), content)
         return hashlib.sha256(content).hexdigest()
 
-    def get(self, message_id: str, *, request: str) -> tuple[str, dict[str, torch.Tensor]] | None:
+    def get(self, message_id: str, *, request: str) -> StoredUpdate | None:
         """The update stored for a request, or None if there is none.
 
         Raises:
@@ -75,6 +91,7 @@ class Outbox:
         if not path.exists():
             return None
         try:
+            content = path.read_bytes()
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads(file.metadata()["medfl"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -89,7 +106,9 @@ class Outbox:
                 f"Expected the request first made as {message_id}, found another under its name.",
                 code="message-replayed",
             )
-        return metadata["body"], weights
+        return StoredUpdate(
+            body=metadata["body"], weights=weights, digest=hashlib.sha256(content).hexdigest()
+        )
 
     def _path(self, message_id: str) -> Path:
         # Hashed, since the id comes from the server and must not choose a path.

@@ -31,6 +31,7 @@ from medfl.federation.messages import (
     Weights,
 )
 from medfl.federation.workplace import Workplace
+from medfl.privacy.charges import Charge
 from medfl.privacy.engine import PatientLoss, StepObserver, local_optimizer, train_round
 from medfl.privacy.ledger import Permit
 from medfl.privacy.noise import SecureNormal
@@ -62,6 +63,11 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
             private=proposal.private,
         )
         check_proposal(plan.mechanism, rounds=plan.rounds, site=site)
+        # A run that goes on after a crash has paid for some of its steps already.
+        done = sum(run.steps for run in ledger.spent().by_run if run.run == proposal.run)
+        if done < study.total_steps:
+            remaining = Charge(mechanism=plan.mechanism, steps=study.total_steps - done)
+            ledger.admit(study.id, [remaining])
         head = ledger.head()
     return Declaration(
         site=site.name,
@@ -107,8 +113,10 @@ def train_update(
     request = _digest(task, weights)
     stored = workplace.outbox.get(task.message_id, request=request)
     if stored is not None:
-        body, stored_weights = stored
-        return SiteUpdate.model_validate_json(body), stored_weights
+        with workplace.open_ledger() as ledger:
+            # Once more, in case a crash came between the outbox and the ledger.
+            ledger.mark_released(task.message_id, stored.digest)
+        return SiteUpdate.model_validate_json(stored.body), stored.weights
     network = workplace.network(task.study)
     load_trainable(network, weights)
     training, _ = workplace.stores(task.study)

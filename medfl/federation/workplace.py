@@ -20,7 +20,7 @@ from medfl.data.transforms import Frame, PatientStore
 from medfl.errors import ConfigError, PrivacyError
 from medfl.federation.outbox import Outbox
 from medfl.federation.study_model import model_spec
-from medfl.privacy.ledger import Ledger
+from medfl.privacy.ledger import Ledger, Terms
 
 # Public, so that everybody who has the open data gets the same held-out patients.
 OPEN_DATA_KEY = b"medfl open data"
@@ -49,11 +49,14 @@ class Workplace:
         """Open the ledger; for open data it is made at first use.
 
         Raises:
-            LedgerError: If a hospital's ledger is missing or damaged.
+            LedgerError: If a hospital's ledger is missing or damaged, or was made for another
+                budget than the site's file states now.
         """
         if self.site.purpose == "open-data" and not self.ledger_folder.exists():
             create_ledger(self.site, folder=self.ledger_folder).close()
-        return Ledger.open(self.ledger_folder)
+        ledger = Ledger.open(self.ledger_folder)
+        ledger.require(_terms(self.site))
+        return ledger
 
     @cached_property
     def outbox(self) -> Outbox:
@@ -151,8 +154,18 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
     Raises:
         LedgerError: If there is one already.
     """
+    terms = _terms(site)
     return Ledger.create(
         folder,
+        cohort=terms.cohort,
+        epsilon=terms.epsilon,
+        delta=terms.delta,
+        purpose=terms.purpose,
+    )
+
+
+def _terms(site: SiteConfig) -> Terms:
+    return Terms(
         cohort=site.name,
         epsilon=site.privacy.epsilon,
         delta=site.privacy.delta,

@@ -39,7 +39,7 @@ def _rules(
     if not mechanism.is_private:
         yield (
             policy.allow_baselines,
-            "policy-not-private",
+            "policy-noise",
             "noise in every step (privacy.allow_baselines is false)",
             "a baseline without noise",
         )
@@ -52,7 +52,7 @@ def _rules(
         )
     yield (
         site.purpose == "open-data" or mechanism.noise_origin == "operating-system",
-        "policy-seeded-noise",
+        "policy-seeded",
         "noise from the operating system",
         mechanism.noise_origin,
     )
