@@ -303,6 +303,14 @@ def test_the_noise_is_the_smallest_of_four_decimals_that_fits(
     assert epsilon([charge(q, sigma - 1e-4, steps)], delta=DELTA) > target
 
 
+def test_the_search_ends_on_the_right_value_of_the_grid() -> None:
+    # Limits a hair above a grid value, which a root that is good to 1e-6 alone would miss.
+    for index in range(4000, 60_000, 1733):
+        limit = index / 10_000 + 1e-7
+        found = accountant._smallest_noise(lambda sigma, limit=limit: 1 if sigma < limit else -1)
+        assert found == (index + 1) / 10_000
+
+
 def test_earlier_charges_of_the_study_ask_for_more_noise() -> None:
     prior = [charge(0.3, 4.0, 50)]
     sigma = noise_multiplier_for(

@@ -1,0 +1,156 @@
+"""Nothing that identifies a patient, a folder or a machine is in any reply of a site."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from medfl.federation import site_round
+
+Answer = Callable[[], Message]
+BAD = "north"
+HOSPITAL_NOISE: dict[str, Any] = {"privacy": {"noise": "operating-system"}}
+
+
+def planted(federation: Any) -> list[bytes]:
+    """What must not leave: ids and file names of all patients, and every folder on the way."""
+    names = {"BraTS2021", "flair", "t1ce", "nii.gz", str(federation.scratch), "Traceback", ".py"}
+    for site in federation.sites():
+        names |= {str(site.data.root), str(site.state)}
+        names |= {path.name for path in Path(site.data.root).iterdir()}
+    return [name.encode() for name in sorted(names)]
+
+
+def assert_clean(replies: list[bytes], federation: Any) -> None:
+    assert replies
+    for reply in replies:
+        assert not [name for name in planted(federation) if name in reply]
+
+
+def test_the_replies_of_a_sound_run_name_nobody(federation: Any) -> None:
+    finished = federation.run(
+        federation.study(evaluation={"every": 1}),
+        federation.sites(privacy={"share_metrics": True}),
+    )
+    assert len(finished.replies) == 3 * (1 + 2 + 3)  # declarations, updates, scores
+    assert_clean(finished.replies, federation)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (RuntimeError("applying transform to BraTS2021_00002_flair.nii.gz"), "internal"),
+        (FileNotFoundError(2, "No such file", "/hospital/patients/BraTS2021_00002"), "internal"),
+        (KeyError("BraTS2021_00002"), "internal"),
+        (MemoryError("BraTS2021_00002"), "out-of-memory"),
+        (torch.OutOfMemoryError("CUDA out of memory at BraTS2021_00002"), "out-of-memory"),
+        (RecursionError("BraTS2021_00002"), "internal"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_failing_site_answers_with_a_code_and_the_round_goes_on(
+    failure: Exception, code: str, federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise failure
+
+    def fault(site: str, message: Message, answer: Answer) -> Message:
+        with monkeypatch.context() as patch:
+            if site == BAD:
+                patch.setattr(site_round, "train_round", fails)
+            return answer()
+
+    study = federation.study(training={"rounds": 1})
+    finished = federation.run(study, federation.sites(), fault=fault)
+    assert finished.outcomes() == {
+        "east": ("admitted", ""),
+        BAD: ("refused", code),
+        "south": ("admitted", ""),
+    }
+    assert_clean(finished.replies, federation)
+    # It failed after the charge: paid, although nothing was released.
+    assert finished.charges(BAD) == 1
+
+
+def test_a_patients_damaged_file_is_not_named_to_the_server(federation: Any) -> None:
+    hospital = federation.hospital(BAD, copy_patients=True)
+    for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
+        file.write_bytes(file.read_bytes()[:200])
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
+    finished = federation.run(study, [*federation.sites("east", "south"), hospital])
+    outcome, code = finished.outcomes()[BAD]
+    assert outcome == "refused"
+    assert code in ("data", "internal")
+    assert finished.outcomes()["east"] == ("admitted", "")
+    assert_clean(finished.replies, federation)
+
+
+def test_a_site_whose_cohort_cannot_be_read_refuses_with_a_code(federation: Any) -> None:
+    missing = federation.site(BAD, data={"root": str(federation.scratch / "BraTS2021_gone")})
+    wrong = federation.site("east", declared_patients=2)
+    study = federation.study(aggregation={"min_sites": 1}, training={"rounds": 1})
+    finished = federation.run(study, [missing, wrong, federation.site("south")])
+    assert set(finished.outcomes()) == {"south"}
+    assert_clean(finished.replies, federation)
+
+
+def test_a_reply_holds_only_the_fields_of_its_schema(federation: Any) -> None:
+    seen: dict[str, set[str]] = {}
+
+    def look(site: str, message: Message, answer: Answer) -> Message:
+        reply = answer()
+        for record in reply.content.values():
+            seen.setdefault(message.metadata.message_type, set()).update(record)
+        return reply
+
+    study = federation.study(training={"rounds": 1})
+    finished = federation.run(study, federation.sites(privacy={"share_metrics": True}), fault=look)
+    assert seen == {
+        "query": {"json"},
+        "train": {"json", *finished.weights},
+        "evaluate": {"json"},
+    }
+
+
+def test_an_update_tells_neither_losses_nor_counts_nor_times(federation: Any) -> None:
+    bodies: list[str] = []
+
+    def look(site: str, message: Message, answer: Answer) -> Message:
+        reply = answer()
+        if message.metadata.message_type == "train":
+            bodies.append(reply.content.config_records["body"]["json"])
+        return reply
+
+    federation.run(federation.study(training={"rounds": 1}), federation.sites(), fault=look)
+    for body in bodies:
+        for word in ("loss", "drawn", "discarded", "seconds", "time", "batch", 'norm"'):
+            assert word not in body.replace("clip_norm", "").replace("declared", "")
+
+
+def test_scores_of_a_hospital_stay_there(federation: Any) -> None:
+    hospital = federation.hospital("east")
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
+    sites = [hospital, federation.site("south", privacy={"share_metrics": True})]
+    finished = federation.run(study, sites)
+    assert {row["site"] for row in finished.folder.metric_rows()} == {"south"}
+
+
+def test_a_damaged_image_header_is_not_told(federation: Any) -> None:
+    hospital = federation.hospital(BAD, copy_patients=True)
+    for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
+        content = bytearray(gzip.decompress(file.read_bytes()))
+        content[148:228] = b"MUELLER^ANNA 1950".ljust(80, b"\0")  # descrip
+        file.write_bytes(gzip.compress(bytes(content)))
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
+    finished = federation.run(study, [*federation.sites("east", "south"), hospital])
+    assert finished.outcomes()[BAD] == ("admitted", "")
+    for content in finished.replies:
+        assert b"MUELLER" not in content
+    for file in finished.path.rglob("*"):
+        assert not file.is_file() or b"MUELLER" not in file.read_bytes()
