@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -104,6 +105,9 @@ def simulate(
             engine=engine,
             resume=resume,
             progress=progress,
+            command=shlex.join(
+                ["medfl", "simulate", *map(str, [study, *sites]), "--out", str(out)]
+            ),
         )
         progress.phase("report")
         page = write_report(out)
@@ -119,6 +123,11 @@ def report(
     from medfl.reporting.report import write_report
 
     typer.echo(f"Report: {write_report(run_dir)}")
+
+
+def _command(study: Path, sites: list[Path], *, out: Path, engine: str) -> str:
+    files = [str(path) for path in (study, *sites)]
+    return shlex.join(["medfl", "simulate", *files, "--out", str(out), "--engine", engine])
 
 
 def _plan_row(plan: SitePlan) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -66,6 +65,7 @@ def run_whole_study(
     engine: Engine,
     resume: bool,
     progress: Progress,
+    command: str = "",
 ) -> dict[str, Any]:
     """Run a study with its baselines and leave a folder that a report can be made from.
 
@@ -76,6 +76,7 @@ def run_whole_study(
         engine: What calls the apps.
         resume: Go on with the run in `out`.
         progress: Who watches.
+        command: The command that repeats the run, for the report; empty if there is none.
 
     Returns:
         The content of ``summary.json``.
@@ -90,7 +91,7 @@ def run_whole_study(
         declarations = simulate(study, sites, out=out, engine=engine, progress=watched)
     minutes = (time.monotonic() - begin) / 60
     folder = RunFolder(out)
-    _describe(folder, study, declarations)
+    _describe(folder, study, declarations, command=command)
     done = {row["variant"] for row in folder.metric_rows()}
     start = load_file(out / "checkpoints" / "initial.safetensors")
     for name in study.evaluation.baselines:
@@ -107,7 +108,11 @@ def run_whole_study(
 
 
 def _describe(
-    folder: RunFolder, study: StudyConfig, declarations: Mapping[str, Declaration]
+    folder: RunFolder,
+    study: StudyConfig,
+    declarations: Mapping[str, Declaration],
+    *,
+    command: str,
 ) -> None:
     """Everything that is fixed by now: study, sites, plan, environment."""
     folder.write_json("study.json", study.model_dump(mode="json"))
@@ -124,7 +129,7 @@ def _describe(
     ]
     folder.write_json("sites.json", sites)
     folder.write_json("plan.json", [_plan_entry(study, d) for d in declarations.values()])
-    folder.write_json("environment.json", environment(study))
+    folder.write_json("environment.json", environment(study, command=command))
 
 
 def _plan_entry(study: StudyConfig, declaration: Declaration) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def _plan_entry(study: StudyConfig, declaration: Declaration) -> dict[str, Any]:
     }
 
 
-def environment(study: StudyConfig) -> dict[str, Any]:
+def environment(study: StudyConfig, *, command: str) -> dict[str, Any]:
     """Versions, commit and machine, for whoever wants to reproduce a run."""
     versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
     return {
@@ -158,7 +163,7 @@ def environment(study: StudyConfig) -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "config_digest": study.digest,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["medfl", *sys.argv[1:]]),
+        "command": command,
     }
 
 
