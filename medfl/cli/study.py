@@ -17,11 +17,23 @@ from medfl.config import SiteConfig, load_site, load_study
 if TYPE_CHECKING:
     from medfl.privacy.planner import SitePlan
 
-# The libraries behind the commands take seconds to import: each command imports what it needs, so
-# that --help and a refused configuration file answer at once.
+# The libraries behind the commands take seconds to import: each command imports what it needs after
+# it has read the files, so that --help and a refused file answer at once.
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
 SiteFiles = Annotated[list[Path], typer.Argument(metavar="SITE.toml...", help="The site files.")]
+PLAN_COLUMNS = {
+    "site": "site",
+    "patients": "declared_patients",
+    "q": "sampling_prob",
+    "sigma": "noise_multiplier",
+    "steps": "steps",
+    "delta": "delta",
+    "epsilon before": "epsilon_before",
+    "epsilon after": "epsilon",
+    "budget": "epsilon_budget",
+    "noise": "noise_per_coordinate",
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -38,30 +50,20 @@ def plan(study: StudyFile, sites: SiteFiles, as_json: AsJson = False) -> None:
     The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
     delta, and what the site's ledger has left. No image is read.
     """
+    proposal, files = load_study(study), [load_site(path) for path in sites]
     from medfl.federation.study_run import plan_study
     from medfl.privacy.planner import averaged_noise
 
-    plans = plan_study(load_study(study), [load_site(path) for path in sites])
+    plans = plan_study(proposal, files)
     if as_json:
         typer.echo(json.dumps([_plan_row(plan) for plan in plans], indent=2))
         return
-    table = Table(title="Plan")
-    for name in (
-        "site",
-        "patients",
-        "q",
-        "sigma",
-        "L = q n",
-        "steps",
-        "delta",
-        "epsilon before",
-        "epsilon after",
-        "budget",
-        "noise / C",
-    ):
-        table.add_column(name, justify="left" if name == "site" else "right")
+    table = Table(title="Plan", caption="noise: of one step of this site, per coordinate, over C")
+    for heading in PLAN_COLUMNS:
+        table.add_column(heading, justify="left" if heading == "site" else "right")
     for each in plans:
-        table.add_row(*[_shown(value) for value in _plan_row(each).values()])
+        row = _plan_row(each)
+        table.add_row(*[_shown(row[key]) for key in PLAN_COLUMNS.values()])
     console = Console()
     console.print(table)
     console.print(
@@ -89,6 +91,7 @@ def simulate(
     The same server and site code as in a deployment: every site checks the proposal against its own
     policy, charges its own ledger before each round, and adds its own noise.
     """
+    loaded, files = load_study(study), [load_site(path) for path in sites]
     from medfl.cli.live import LiveProgress
     from medfl.federation.study_run import run_whole_study
     from medfl.reporting.report import write_report
@@ -96,7 +99,6 @@ def simulate(
     # Flower sets its own level when it is imported; its lines would tear the bars.
     logging.getLogger("flwr").setLevel(logging.getLogger().level)
     console = Console(stderr=True)
-    loaded, files = load_study(study), [load_site(path) for path in sites]
     with LiveProgress(console) as progress:
         summary = run_whole_study(
             loaded,
@@ -148,7 +150,7 @@ def _plan_row(plan: SitePlan) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _print_summary(summary: dict[str, Any], *, sites: list[SiteConfig]) -> None:
