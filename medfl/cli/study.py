@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -29,8 +30,8 @@ PLAN_COLUMNS = {
     "sigma": "noise_multiplier",
     "steps": "steps",
     "delta": "delta",
-    "epsilon before": "epsilon_before",
-    "epsilon after": "epsilon",
+    "epsilon\nbefore": "epsilon_before",
+    "epsilon\nafter": "epsilon",
     "budget": "epsilon_budget",
     "noise": "noise_per_coordinate",
 }
@@ -58,7 +59,13 @@ def plan(study: StudyFile, sites: SiteFiles, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_plan_row(plan) for plan in plans], indent=2))
         return
-    table = Table(title="Plan", caption="noise: of one step of this site, per coordinate, over C")
+    table = Table(
+        title="Plan",
+        caption="noise: of one step of this site, per coordinate, over C",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for heading in PLAN_COLUMNS:
         table.add_column(heading, justify="left" if heading == "site" else "right")
     for each in plans:

@@ -118,11 +118,13 @@ class StudyEvaluation(Section):
 
     Attributes:
         every: Rounds between two evaluations.
+        overlap: Fraction of a sliding window that it shares with the next one.
         baselines: Other ways to get a model, scored on the same held-out patients.
         pictures: Synthetic patients to segment and show.
     """
 
     every: Count = 5
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
     baselines: tuple[Baseline, ...] = ()
     pictures: Annotated[int, Field(ge=0, le=12)] = 3
 

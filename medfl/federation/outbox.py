@@ -94,6 +94,7 @@ class Outbox:
             content = path.read_bytes()
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads(file.metadata()["medfl"])
+                body, stored_request = metadata["body"], metadata["request"]
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError):
             raise FederationError(
@@ -101,14 +102,12 @@ class Outbox:
                 "round will be computed and charged again.",
                 code="outbox",
             ) from None
-        if metadata["request"] != request:
+        if stored_request != request:
             raise FederationError(
                 f"Expected the request first made as {message_id}, found another under its name.",
                 code="message-replayed",
             )
-        return StoredUpdate(
-            body=metadata["body"], weights=weights, digest=hashlib.sha256(content).hexdigest()
-        )
+        return StoredUpdate(body=body, weights=weights, digest=hashlib.sha256(content).hexdigest())
 
     def _path(self, message_id: str) -> Path:
         # Hashed, since the id comes from the server and must not choose a path.

@@ -31,7 +31,7 @@ def privacy_summary(
             declaration,
             ledger.charges(site),
             last=_last_event(folder, site=site),
-            lost=sum(line["sites"][site]["outcome"] != "admitted" for line in rounds),
+            lost=sum(_is_lost(line["sites"], site=site) for line in rounds),
         )
         for site, declaration in declarations.items()
     ]
@@ -64,6 +64,11 @@ def _site_entry(
         "noise_origin": declaration.mechanism.noise_origin,
         "adjacency": declaration.mechanism.adjacency,
     }
+
+
+def _is_lost(sites: Mapping[str, Any], *, site: str) -> bool:
+    """Whether a round has no update of a site, be it that the site only joined a resumed run."""
+    return site not in sites or sites[site]["outcome"] != "admitted"
 
 
 def _last_event(folder: RunFolder, *, site: str) -> Mapping[str, Any]:

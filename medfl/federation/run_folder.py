@@ -7,6 +7,7 @@ line, so that a killed run leaves what it had; checkpoints replace each other at
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -246,8 +247,11 @@ class RunFolder:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             columns, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
-        path.unlink()
-        self._append_rows(name, columns, rows)
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, kept.getvalue().encode())
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name

@@ -171,6 +171,7 @@ def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scor
                     case.image_CDHW,
                     crop_size=task.study.input.crop_size,
                     device=workplace.site.device,
+                    overlap=task.study.evaluation.overlap,
                 )
                 > 0.5,
                 case.regions_RDHW,
