@@ -17,6 +17,8 @@ from medfl import __version__
 from medfl.cli import data, ledger, study
 from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
 
+STOPPED = 130
+
 app = typer.Typer(
     name="medfl",
     no_args_is_help=True,
@@ -33,16 +35,25 @@ study.register(app)
 ledger.register(app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medfl {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     *,
-    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    version: bool = typer.Option(  # noqa: ARG001  its callback has done the work
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and stop.",
+    ),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the log."),
 ) -> None:
     """Common options."""
-    if version:
-        typer.echo(f"medfl {__version__}")
-        raise typer.Exit
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(
         level=level,
@@ -59,12 +70,16 @@ def main() -> None:
     except MedflError as error:
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
         sys.exit(_exit_code(error))
-    except KeyboardInterrupt:
-        console.print(
-            "Stopped. What was charged to a ledger stays charged; a run goes on with --resume.",
-            style="bold yellow",
-        )
-        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that may not be written
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == STOPPED:  # what typer makes of Ctrl-C
+            console.print(
+                "Stopped. What was charged to a ledger stays charged; a run goes on with --resume.",
+                style="bold yellow",
+            )
+        raise
 
 
 def _exit_code(error: MedflError) -> int:

@@ -128,7 +128,11 @@ def simulate(
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")],
 ) -> None:
-    """Write figures and report.html of a finished run again."""
+    """Write figures and report.html of a finished run again.
+
+    Only the run folder is read: no image, no ledger and no site file is needed, so that it may be
+    done on another machine.
+    """
     from medfl.reporting.report import write_report
 
     typer.echo(f"Report: {write_report(run_dir)}")

@@ -68,7 +68,7 @@ def write_hospitals(
     Raises:
         DataError: If `out` holds files.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: expected a new or empty folder, found files.")
     files = []
     for number, (name, look) in enumerate(hospital_looks().items()):

@@ -50,9 +50,8 @@ def run_baseline(
         MedflError: If it cannot be run.
     """
     progress.phase(f"baseline {name}")
-    folder = RunFolder(out)
 
-    def federate(part: str, members: Sequence[SiteConfig], *, private: bool) -> None:
+    def federate(part: str, members: Sequence[SiteConfig], *, private: bool) -> list[Scores]:
         target = out / "baselines" / part
         quiet = _quiet(study, members=len(members))
         prepare_folder(target, study=quiet, resume=target.exists())
@@ -66,17 +65,20 @@ def run_baseline(
             variant=name,
             start=start,
         )
-        _append_rows(folder, from_folder=target, variant=name, rounds=study.training.rounds)
+        return _stored_scores(target, variant=name, rounds=study.training.rounds)
 
+    rounds = study.training.rounds if name in ("non-private", "local-only") else 0
     if name == "non-private":
-        federate(name, sites, private=False)
+        scores = federate(name, sites, private=False)
     elif name == "local-only":
-        for site in sites:
-            federate(f"{name}-{site.name}", [site], private=True)
+        parts = [federate(f"{name}-{site.name}", [site], private=True) for site in sites]
+        scores = [of_site for part in parts for of_site in part]
     elif name == "initial-only":
-        _append_rows(folder, from_folder=out, variant=name, rounds=0)
+        scores = _stored_scores(out, variant="federated", rounds=0)
     else:
-        folder.append_scores(threshold_scores(study, sites, out=out), variant=name, round_number=0)
+        scores = threshold_scores(study, sites, out=out)
+    # All at once: a baseline that has rows is taken to be done when a run goes on.
+    RunFolder(out).append_scores(scores, variant=name, round_number=rounds)
 
 
 def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Path) -> list[Scores]:
@@ -153,14 +155,12 @@ def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
     return study.model_copy(update={"evaluation": evaluation, "aggregation": aggregation})
 
 
-def _append_rows(folder: RunFolder, *, from_folder: Path, variant: str, rounds: int) -> None:
+def _stored_scores(folder: Path, *, variant: str, rounds: int) -> list[Scores]:
     scores: dict[str, list[PatientScore]] = {}
-    source = "federated" if from_folder == folder.path else variant
-    for row in RunFolder(from_folder).metric_rows():
-        if row["variant"] == source and int(row["round"]) == rounds:
+    for row in RunFolder(folder).metric_rows():
+        if row["variant"] == variant and int(row["round"]) == rounds:
             scores.setdefault(row["site"], []).append(_score(row))
-    by_site = [Scores(site=site, scores=tuple(rows)) for site, rows in scores.items()]
-    folder.append_scores(by_site, variant=variant, round_number=rounds)
+    return [Scores(site=site, scores=tuple(rows)) for site, rows in scores.items()]
 
 
 def _score(row: dict[str, str]) -> PatientScore:

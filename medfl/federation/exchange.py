@@ -61,7 +61,7 @@ def ask(
         twice is heard once.
     """
     messages = [
-        grid.create_message(content, kind, node, group, ttl=timeout)
+        Message(content, node, kind, ttl=timeout, group_id=group)
         for node, content in sorted(questions.items())
     ]
     deadline = time.monotonic() + timeout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel
+import torch
 
 from medfl.config.site import LabelScheme, Layout
 from medfl.data.labels import labels_from_regions
@@ -35,7 +37,7 @@ def predict_case(
         device: Where the network runs.
 
     Raises:
-        ConfigError: If `out` cannot be written.
+        ConfigError: If `out` or `device` cannot be used.
         DataError: If the case cannot be read.
         ModelError: If the model cannot be used.
     """
@@ -43,6 +45,10 @@ def predict_case(
         raise ConfigError(f"--out: expected a name ending in .nii or .nii.gz, found {out.name!r}.")
     if out.exists():
         raise ConfigError(f"{out}: expected a new file, found one that exists.")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"--device: expected 'cpu', 'cuda' or 'cuda:N', found {device!r}.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"--device: expected 'cpu' on a machine without CUDA, found {device!r}.")
     spec, network = read_model(model)
     case = read_case(
         case_folder, layout=layout, modalities=spec.modalities, label_scheme=label_scheme

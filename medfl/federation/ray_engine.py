@@ -30,12 +30,15 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[SiteConfig], *, run_folder
         site = sites[int(context.node_config["partition-id"])]
         return simulated_workplace(site, run_folder=run_folder)
 
+    threads = max(site.threads for site in sites)
+    # Ray starts a worker for every CPU it may use: no more than there are sites to work for.
+    cpus = max(threads, min(os.cpu_count() or 1, threads * len(sites)))
     run_simulation(
         server_app,
         make_client_app(workplace_of, observer_of=lambda _: ignore_steps),
         num_supernodes=len(sites),
         backend_config={
-            "client_resources": {"num_cpus": max(site.threads for site in sites), "num_gpus": 0.0},
-            "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False},
+            "client_resources": {"num_cpus": threads, "num_gpus": 0.0},
+            "init_args": {"num_cpus": cpus, "include_dashboard": False},
         },
     )

@@ -54,7 +54,9 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
         MedflError: If the site cannot take part (data, modalities, ledger).
     """
     site, study = workplace.site, proposal.study
+    # Whatever would make a round fail shall fail here, before anything is charged.
     workplace.stores(study)
+    workplace.network(study)
     with workplace.open_ledger() as ledger:
         plan = plan_site(
             study,

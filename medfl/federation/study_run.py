@@ -25,6 +25,7 @@ from medfl.federation.privacy_summary import privacy_summary
 from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.simulation import Engine, check_sites, prepare_folder, simulate
+from medfl.federation.study_model import model_spec
 from medfl.federation.tensorboard_log import TensorBoardLog
 from medfl.federation.workplace import simulated_workplace
 from medfl.privacy.planner import SitePlan, plan_site
@@ -86,6 +87,8 @@ def run_whole_study(
     """
     begin = time.monotonic()
     check_sites(study, sites)
+    # Here, so that the person who wrote the study is told why; a site would only answer a code.
+    model_spec(study).build(seed=study.seed)
     prepare_folder(out, study=study, resume=resume)
     with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
         declarations = simulate(study, sites, out=out, engine=engine, progress=watched)

@@ -127,11 +127,19 @@ class Workplace:
         """The study's network on the site's device; the same object each round.
 
         Raises:
+            ConfigError: If the site's device is not there.
             ModelError: If the network cannot be built or is unfit for DP training.
         """
+        device = self.site.device
+        if device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"Site {self.site.name}: expected device = 'cpu' on a machine without CUDA, "
+                f"found {device!r}.",
+                code="device",
+            )
         if study.digest not in self._networks:
             self._networks[study.digest] = (
-                model_spec(study).build(seed=study.seed).to(torch.device(self.site.device))
+                model_spec(study).build(seed=study.seed).to(torch.device(device))
             )
         return self._networks[study.digest]
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.serde import message_to_proto
 from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import load_file
@@ -208,6 +209,18 @@ class Federation:
 
         run_in_process(app, grid)
         return answers[2].content
+
+
+@pytest.fixture
+def as_server() -> None:
+    """Lets a test make messages as a running server does."""
+    app = ServerApp()
+
+    @app.main()
+    def main(_: Grid, __: Context) -> None:
+        """Nothing; Flower has noted who is running."""
+
+    run_in_process(app, InProcessGrid(ClientApp(), node_configs={}))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from medfl.federation.run_folder import RunFolder
 from medfl.federation.server_app import FederationLedger
 from medfl.federation.simulation import prepare_folder
 
+pytestmark = pytest.mark.slow
+
 Answer = Callable[[], Message]
 Finished = Any  # of this folder's conftest
 

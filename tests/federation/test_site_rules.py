@@ -325,6 +325,17 @@ def test_the_same_request_gets_the_same_bytes_and_no_second_charge(
         assert ledger.spent().by_run[0].charges == 1
 
 
+def test_a_stored_update_that_was_changed_is_not_sent(federation: Any, hospital: Any) -> None:
+    asked = task(federation)
+    start = trainable_state(hospital.network(asked.study))
+    train(federation, hospital, asked, weights=start)
+    (file,) = Path(hospital.site.state, "outbox").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    assert refusal_code(train(federation, hospital, asked, weights=start)) == "ledger"
+
+
 def test_another_request_under_an_answered_id_is_refused(federation: Any, hospital: Any) -> None:
     asked = task(federation)
     train(federation, hospital, asked)

@@ -1,0 +1,114 @@
+"""Ctrl-C in the middle of a study: one sentence, exit code 130, and every charge is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from medfl.config import load_site
+from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.federation.workplace import create_ledger
+from medfl.privacy.ledger import Ledger
+
+MEDFL = Path(sys.executable).with_name("medfl")
+STUDY = """
+id = "long"
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["WT"]
+crop_size = [16, 16, 16]
+[network]
+name = "SegResNet"
+arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
+[privacy]
+epsilon = 8.0
+sampling_prob = 0.5
+[training]
+rounds = 500
+local_steps = 2
+optimizer = "sgd"
+learning_rate = 0.1
+[aggregation]
+strategy = "fedavg"
+min_sites = 2
+[evaluation]
+every = 500
+pictures = 0
+"""
+HOSPITAL = {
+    "open-data": "hospital",
+    "= true": "= false",
+    "threads = 2": "threads = 1",
+    "max_rounds = 200": "max_rounds = 500",
+    "held_out = 0.25": "held_out = 0.0",
+    "declared_patients = 2 ": "declared_patients = 3 ",
+}
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> list[Path]:
+    """Two hospitals with ledgers."""
+    folder = tmp_path / "hospitals"
+    files = write_hospitals(
+        folder,
+        patients=(3, 3, 1, 1),
+        shape=(20, 20, 16),
+        spacing=(9.0, 9.0, 10.0),
+        skull_stripped=True,
+        seed=3,
+        on_patient=lambda: None,
+    )[:2]
+    for file in files:
+        text = file.read_text()
+        for old, new in HOSPITAL.items():
+            text = text.replace(old, new)
+        file.write_text(text)
+        site = load_site(file)
+        create_ledger(site, folder=site.state / "ledger").close()
+    return files
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
+    hospitals: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    out = tmp_path / "run"
+    child = subprocess.Popen(
+        [MEDFL, "simulate", tmp_path / "study.toml", *hospitals, "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    watchdog = threading.Timer(120, child.kill)
+    watchdog.start()
+    assert child.stderr is not None
+    seen = ""
+    for line in child.stderr:
+        seen += line
+        if "round 2/500" in line:
+            child.send_signal(signal.SIGINT)
+            break
+    _, rest = child.communicate(timeout=60)
+    watchdog.cancel()
+    assert child.returncode == 130, seen + rest
+    assert "Traceback" not in seen + rest
+    assert "Stopped. What was charged to a ledger stays charged" in rest
+
+    rounds = len((out / "rounds.jsonl").read_text().splitlines())
+    assert rounds >= 2
+    for file in hospitals:
+        with Ledger.open(file.parent / "state" / file.stem / "ledger") as ledger:
+            (spent,) = ledger.spent().by_run
+            assert rounds <= spent.charges <= rounds + 1
+            assert spent.epsilon > 0
+    state = json.loads((out / "run.json").read_text())
+    assert state["run"].startswith("long-")

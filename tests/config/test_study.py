@@ -1,0 +1,120 @@
+"""A study's file: public, consistent, and unable to say anything about a site's own protection."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from medfl.config import StudyConfig, load_study
+from medfl.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDY = """
+id = "gliomas-1"
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["TC", "WT", "ET"]
+crop_size = [32, 32, 32]
+[network]
+name = "SegResNet"
+[privacy]
+epsilon = 6.0
+sampling_prob = 0.25
+[training]
+rounds = 10
+local_steps = 4
+optimizer = "sgd"
+learning_rate = 0.5
+[aggregation]
+strategy = "fedavg"
+min_sites = 3
+"""
+
+
+def loaded(tmp_path: Path, text: str = STUDY) -> StudyConfig:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_study(path)
+
+
+def changed(old: str, new: str) -> str:
+    assert old in STUDY
+    return STUDY.replace(old, new)
+
+
+def test_what_is_not_said_is_safe(tmp_path: Path) -> None:
+    study = loaded(tmp_path)
+    assert study.privacy.noise == "operating-system"
+    assert study.privacy.clip_norm == 1.0
+    assert study.evaluation.baselines == ()
+    assert study.synthetic is None
+    assert study.input.spacing == "native"
+
+
+def test_total_steps_are_those_of_all_rounds(tmp_path: Path) -> None:
+    assert loaded(tmp_path).total_steps == 40
+
+
+def test_the_digest_names_the_content_and_not_the_writing(tmp_path: Path) -> None:
+    study = loaded(tmp_path)
+    assert re.fullmatch("[0-9a-f]{64}", study.digest)
+    assert loaded(tmp_path, "# a comment\n" + STUDY).digest == study.digest
+    assert loaded(tmp_path, changed("0.25", "0.250")).digest == study.digest
+    assert loaded(tmp_path, changed("epsilon = 6.0", "epsilon = 6.1")).digest != study.digest
+    sent = StudyConfig.model_validate_json(json.dumps(study.model_dump(mode="json")))
+    assert sent == study
+    assert sent.digest == study.digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('["t1c", "t2f"]', '["t2f", "t1c"]', "key input: expected distinct modalities in the ord"),
+        ('["t1c", "t2f"]', '["t2f"]', "key input.modalities: .* at least 2 items"),
+        ('["TC", "WT", "ET"]', '["WT", "TC"]', "key input: expected distinct regions in the order"),
+        ('["TC", "WT", "ET"]', '["core"]', "key input.regions.0: .* found 'core'"),
+        ("[32, 32, 32]", "[32, 32]", "key input.crop_size.2: required, but missing"),
+        ("[32, 32, 32]", "[32, 32, 0]", "key input.crop_size.2: .* found 0"),
+        ("0.25", "1.5", "key privacy.sampling_prob: .* found 1.5"),
+        ("0.25", "0.25\nnoise_multiplier = 0.1", "key privacy.noise_multiplier: unknown key"),
+        ("0.25", '0.25\nnoise = "none"', "key privacy.noise: .* found 'none'"),
+        ("0.25", '0.25\nclipping = "per-layer"', "key privacy.clipping: .* found 'per-layer'"),
+        ("epsilon = 6.0", "epsilon = inf", "key privacy.epsilon: .* found inf"),
+        ("rounds = 10", "rounds = 0", "key training.rounds: .* found 0"),
+        ('"sgd"', '"lamb"', "key training.optimizer: .* found 'lamb'"),
+        ("0.5\n", "0.5\nproximal_mu = 0.1\n", "expected aggregation.strategy = 'fedprox'"),
+        ('"fedavg"', '"median"', "key aggregation.strategy: .* found 'median'"),
+        ("min_sites = 3", "min_sites = 0", "key aggregation.min_sites: .* found 0"),
+        (
+            "min_sites = 3",
+            "min_sites = 3\nema_decay = 1.0",
+            "key aggregation.ema_decay: .* found",
+        ),
+        ('"gliomas-1"', '"a b"', "key id: expected 1 to 40 letters.* found 'a b'"),
+        ('"gliomas-1"', '"x"\nsite = "DU"', "key site: unknown key"),
+    ],
+)
+def test_a_mistake_is_named(old: str, new: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, changed(old, new))
+    assert re.search(expected, str(caught.value))
+
+
+def test_fedprox_takes_its_term(tmp_path: Path) -> None:
+    text = changed("0.5\n", "0.5\nproximal_mu = 0.1\n").replace('"fedavg"', '"fedprox"')
+    assert loaded(tmp_path, text).training.proximal_mu == 0.1
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=str(file.relative_to(REPOSITORY)))
+        for file in sorted((REPOSITORY / "site_configs").rglob("*.toml"))
+        if "[network]" in file.read_text()
+    ],
+)
+def test_the_study_files_of_the_repository_are_sound(file: Path) -> None:
+    assert load_study(file).total_steps >= 1
