@@ -82,7 +82,8 @@ def test_a_patients_damaged_file_is_not_named_to_the_server(federation: Any) -> 
     hospital = federation.hospital(BAD, copy_patients=True)
     for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
         file.write_bytes(file.read_bytes()[:200])
-    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
+    # Steps enough that somebody is drawn.
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1, "local_steps": 6})
     finished = federation.run(study, [*federation.sites("east", "south"), hospital])
     outcome, code = finished.outcomes()[BAD]
     assert outcome == "refused"

@@ -111,6 +111,13 @@ def header_bomb(array: np.ndarray) -> Array:
     return forged(array, data=numpy_file(header, array.tobytes()))
 
 
+def negative(array: np.ndarray) -> Array:
+    """Both the record and the file's own header have axes of negative length."""
+    shape = (-1, -array.size)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    return forged(array, shape=shape, data=numpy_file(header, array.tobytes()))
+
+
 def pickled(array: np.ndarray) -> Array:
     """A file that would be unpickled, with as many bytes as the shape says."""
     header = {"descr": "|O", "fortran_order": False, "shape": array.shape}
@@ -211,6 +218,12 @@ FAULTS: dict[str, tuple[Callable[[Message], Message], str, str, bool]] = {
     ),
     "negative shape": (
         spoiled(lambda a: forged(a, shape=(-1, -a.size))),
+        "rejected",
+        "message-shape",
+        True,
+    ),
+    "negative shape, in the file as well": (
+        spoiled(negative),
         "rejected",
         "message-shape",
         True,
@@ -424,6 +437,19 @@ def test_an_update_that_repeats_a_ledger_sequence_is_counted_in_every_round(
     finished = federation.run(federation.study(), federation.sites(), fault=stuck)
     rounds = [line["sites"] for line in finished.folder.rounds()]
     assert rounds[1][BAD]["epsilon"] == rounds[1]["south"]["epsilon"] > rounds[0][BAD]["epsilon"]
+
+
+def test_scores_under_another_sites_name_are_left_out(federation: Any) -> None:
+    def lies(site: str, message: Message, answer: Answer) -> Message:
+        reply = answer()
+        wanted = message.metadata.message_type == "evaluate" and site == BAD
+        return with_body(site="east")(reply) if wanted else reply
+
+    sites = federation.sites(privacy={"share_metrics": True})
+    finished = federation.run(federation.study(**ONE_ROUND), sites, fault=lies)
+    rows = finished.folder.metric_rows()
+    assert {row["site"] for row in rows} == {"east", "south"}
+    assert len({(r["round"], r["site"], r["patient"], r["region"]) for r in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("weight", [-5.0, 0.0, 1e15, math.nan])
