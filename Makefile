@@ -11,8 +11,6 @@ TORCH ?= torch==2.13.0
 OMP_NUM_THREADS ?= 2
 
 export OMP_NUM_THREADS
-# Threads that wait must not spin: on a busy machine that costs several times the work.
-export OMP_WAIT_POLICY := PASSIVE
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
