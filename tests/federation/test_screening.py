@@ -448,8 +448,9 @@ def test_scores_under_another_sites_name_are_left_out(federation: Any) -> None:
     sites = federation.sites(privacy={"share_metrics": True})
     finished = federation.run(federation.study(**ONE_ROUND), sites, fault=lies)
     rows = finished.folder.metric_rows()
+    # One patient is held out at each of the two sites that are left.
     assert {row["site"] for row in rows} == {"east", "south"}
-    assert len({(r["round"], r["site"], r["patient"], r["region"]) for r in rows}) == len(rows)
+    assert len({row["patient"] for row in rows}) == 2
 
 
 @pytest.mark.parametrize("weight", [-5.0, 0.0, 1e15, math.nan])
