@@ -71,7 +71,7 @@ def test_there_are_notebooks() -> None:
         "saved to '/tmp/x/y.png'",
         "~/runs/demo",
         "C:\\Users\\someone",
-        "file=/root/a",
+        "file=/srv/a",
     ],
 )
 def test_paths_of_a_machine_are_recognised(text: str) -> None:

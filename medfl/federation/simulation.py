@@ -108,7 +108,7 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
     """Refuse a set of sites that cannot run this study.
 
     Raises:
-        ConfigError: If names repeat, there are too few sites, or hospitals meet seeded noise.
+        ConfigError: If names repeat, sites are too few, or baselines meet private data.
     """
     names = [site.name for site in sites]
     doubled = sorted({name for name in names if names.count(name) > 1})
