@@ -31,6 +31,12 @@ def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
+def witness_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory of ledgers of its own, so that no test meets another's or touches the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
+
+
+@pytest.fixture(autouse=True)
 def same_threads_for_every_test() -> Iterator[None]:
     """Undo a change of torch's thread count: gradients depend on it in the last bits."""
     yield

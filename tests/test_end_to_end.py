@@ -93,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = [root / "hospitals" / f"{name}.toml" for name in SITES]
     for file in files:
         assert not [f for f in json.loads(medfl("check", file, "--json")) if is_error(f)]
-    plan = json.loads(medfl("plan", root / "study.toml", *files, "--json"))
+    plan = json.loads(medfl("plan", root / "study.toml", *files, "--json"))["sites"]
     assert [row["site"] for row in plan] == list(SITES)
     assert all(5.9 < row["epsilon"] <= 6.0 for row in plan)
     printed = medfl("simulate", root / "study.toml", *files, "--out", root / "run")

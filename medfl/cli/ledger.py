@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from medfl.config import load_site
+from medfl.config import SiteConfig, load_site
 from medfl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from medfl.federation.workplace import Workplace
+
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="RUN_DIR", help="The run folder, for a site with open data."),
+]
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
 
@@ -20,6 +27,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Make and inspect a site's privacy ledger.")
     group.command("init")(init)
+    group.command("verify")(verify)
+    group.command("export")(export)
+    group.command("check-export")(check)
+    group.command("acknowledge")(acknowledge)
     app.add_typer(group, name="ledger")
     app.command()(budget)
 
@@ -32,31 +43,100 @@ def init(site: SiteFile) -> None:
     """
     from medfl.federation.workplace import create_ledger, hospital_workplace
 
+    config = _hospital(site)
+    folder = hospital_workplace(config).ledger_folder
+    create_ledger(config, folder=folder).close()
+    typer.echo(f"Ledger: {folder} (budget epsilon {config.privacy.epsilon:g})")
+
+
+def verify(site: SiteFile, run: RunFolder = None) -> None:
+    """Check a ledger: file, chain, head, witness, and every run's total counted again."""
+    with _workplace(site, run=run).open_ledger() as ledger:
+        ledger.recount()
+        head, spent = ledger.head(), ledger.spent()
+    typer.echo(
+        f"Whole: {head.sequence} entries, head {head.hash[:12]}, epsilon "
+        f"{spent.private_epsilon:.3f} of {spent.budget:g} at delta {spent.delta:g}."
+    )
+
+
+def export(
+    site: SiteFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new JSON file.")],
+    run: RunFolder = None,
+) -> None:
+    """Write a ledger for an auditor: every entry and the totals, signed by the site's key.
+
+    Patients stand in it as keyed hashes; the key never leaves the site.
+    """
+    from medfl.durable import write_atomically
+    from medfl.federation.ledger_export import export_ledger
+
+    if out.exists():
+        raise ConfigError(f"{out}: expected a new file, found one that exists.")
+    workplace = _workplace(site, run=run)
+    with workplace.open_ledger() as ledger:
+        content = export_ledger(ledger, keys=workplace.keys)
+    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    typer.echo(f"Written: {out} ({len(content['entries'])} entries)")
+
+
+def check(
+    exported: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` wrote.")],
+    key: Annotated[Path, typer.Option("--key", metavar="site.pub", help="The site's public keys.")],
+) -> None:
+    """Check an exported ledger: signature, chain, and all totals counted again.
+
+    Needs nothing but the file and the site's site.pub.
+    """
+    from medfl.federation.ledger_export import check_export
+    from medfl.federation.site_keys import read_public
+
+    event_key = read_public(key)
+    try:
+        content = json.loads(exported.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{exported}: expected an exported ledger, found another file.")
+    spent = check_export(content, event_key=event_key)
+    typer.echo(
+        f"Whole: {len(content['entries'])} entries, epsilon {spent.private_epsilon:.3f} of "
+        f"{spent.budget:g} at delta {spent.delta:g}."
+    )
+
+
+def acknowledge(
+    site: SiteFile,
+    reason: Annotated[str, typer.Option(help="What happened, in your words; it is recorded.")],
+) -> None:
+    """Go on after a hospital's ledger was lost, restored from an old copy, or moved here.
+
+    Nothing is forgiven: everything that this machine's witness remembers and the ledger does not
+    hold is charged at once, and the reason is recorded in the ledger.
+    """
+    from medfl.federation.workplace import acknowledge_loss
+
+    with acknowledge_loss(_hospital(site), reason=reason) as ledger:
+        spent = ledger.spent()
+    typer.echo(
+        f"Recorded. Epsilon {spent.private_epsilon:.3f} of {spent.budget:g} is spent, "
+        f"{spent.remaining:.3f} is left."
+    )
+
+
+def _hospital(site: Path) -> SiteConfig:
     config = load_site(site)
     if config.purpose == "open-data":
         raise ConfigError(
             f"{site}: key purpose: expected 'hospital', found 'open-data', which keeps its ledger "
             "in the run folder."
         )
-    folder = hospital_workplace(config).ledger_folder
-    create_ledger(config, folder=folder).close()
-    typer.echo(f"Ledger: {folder} (budget epsilon {config.privacy.epsilon:g})")
+    return config
 
 
-def budget(
-    site: SiteFile,
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", metavar="RUN_DIR", help="The run folder, for a site with open data."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Show what a site's patients have spent, and what is left, by study and run.
-
-    A hospital has one ledger for all studies; a site with open data has one in each run folder.
-    """
+def _workplace(site: Path, *, run: Path | None) -> Workplace:
     from medfl.federation.workplace import hospital_workplace, simulated_workplace
-    from medfl.privacy.ledger import Ledger
 
     config = load_site(site)
     if config.purpose == "open-data" and run is None:
@@ -64,10 +144,25 @@ def budget(
             f"{site}: expected --run RUN_DIR, found none; a site with open data keeps its ledger "
             "in the run folder."
         )
-    workplace = (
-        hospital_workplace(config) if run is None else simulated_workplace(config, run_folder=run)
-    )
-    with Ledger.open(workplace.ledger_folder) as ledger:
+    if run is None:
+        return hospital_workplace(config)
+    workplace = simulated_workplace(config, run_folder=run)
+    if not workplace.ledger_folder.exists():
+        raise ConfigError(f"{run}: expected a run of the site {config.name}, found no ledger.")
+    return workplace
+
+
+def budget(
+    site: SiteFile,
+    run: RunFolder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what a site's patients have spent, and what is left, by study and run.
+
+    A hospital has one ledger for all studies; a site with open data has one in each run folder.
+    """
+    config = load_site(site)
+    with _workplace(site, run=run).open_ledger() as ledger:
         spent = ledger.spent()
     rows = [
         {

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from medfl.cli.plan import SiteFiles, StudyFile, plan
 from medfl.config import SiteConfig, load_site, load_study
-
-if TYPE_CHECKING:
-    from medfl.privacy.planner import SitePlan
 
 # The libraries behind the commands take seconds to import: each command imports what it needs after
 # it has read the files, so that --help and a refused file answer at once.
-
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
-SiteFiles = Annotated[list[Path], typer.Argument(metavar="SITE.toml...", help="The site files.")]
-PLAN_COLUMNS = {
-    "site": "site",
-    "patients": "declared_patients",
-    "q": "sampling_prob",
-    "sigma": "noise_multiplier",
-    "steps": "steps",
-    "delta": "delta",
-    "epsilon\nbefore": "epsilon_before",
-    "epsilon\nafter": "epsilon",
-    "budget": "epsilon_budget",
-    "noise": "noise_per_coordinate",
-}
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,40 +23,6 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
     app.command()(simulate)
     app.command()(report)
-
-
-def plan(study: StudyFile, sites: SiteFiles, as_json: AsJson = False) -> None:
-    """Show what a study would cost each site, before anything is computed.
-
-    The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
-    delta, and what the site's ledger has left. No image is read.
-    """
-    proposal, files = load_study(study), [load_site(path) for path in sites]
-    from medfl.federation.study_run import plan_study
-    from medfl.privacy.planner import averaged_noise
-
-    plans = plan_study(proposal, files)
-    if as_json:
-        typer.echo(json.dumps([_plan_row(plan) for plan in plans], indent=2))
-        return
-    table = Table(
-        title="Plan",
-        caption="noise: of one step of this site, per coordinate, over C",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for heading in PLAN_COLUMNS:
-        table.add_column(heading, justify="left" if heading == "site" else "right")
-    for each in plans:
-        row = _plan_row(each)
-        table.add_row(*[_shown(row[key]) for key in PLAN_COLUMNS.values()])
-    console = Console()
-    console.print(table)
-    console.print(
-        f"Noise on one step of the averaged update: {averaged_noise(plans):.4f} C per coordinate.",
-        highlight=False,
-    )
 
 
 def simulate(
@@ -141,27 +87,6 @@ def report(
 def _command(study: Path, sites: list[Path], *, out: Path, engine: str) -> str:
     files = [str(path) for path in (study, *sites)]
     return shlex.join(["medfl", "simulate", *files, "--out", str(out), "--engine", engine])
-
-
-def _plan_row(plan: SitePlan) -> dict[str, Any]:
-    mechanism = plan.mechanism
-    return {
-        "site": plan.site,
-        "declared_patients": mechanism.declared_patients,
-        "sampling_prob": mechanism.sampling_prob,
-        "noise_multiplier": mechanism.noise_multiplier,
-        "divisor": mechanism.divisor,
-        "steps": plan.total_steps,
-        "delta": plan.delta,
-        "epsilon_before": plan.epsilon_before,
-        "epsilon": plan.epsilon,
-        "epsilon_budget": plan.epsilon_budget,
-        "noise_per_coordinate": plan.noise_per_coordinate,
-    }
-
-
-def _shown(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _print_summary(summary: dict[str, Any], *, sites: list[SiteConfig]) -> None:

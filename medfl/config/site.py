@@ -6,6 +6,7 @@ but the `[privacy]` table of this file decides whether the site takes part.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -19,6 +20,9 @@ Region = Literal["TC", "WT", "ET"]
 Layout = Literal["brats2018", "brats2019", "brats2020", "brats2021", "lgg"]
 LabelScheme = Literal["brats", "lgg"]
 Purpose = Literal["hospital", "open-data"]
+
+DEVICE = r"cpu|cuda(:\d+)?"
+"""What a device may be called."""
 
 MODALITY_ORDER: tuple[Modality, ...] = ("t1n", "t1c", "t2w", "t2f")
 REGION_ORDER: tuple[Region, ...] = ("TC", "WT", "ET")
@@ -46,9 +50,14 @@ def _name(value: str) -> str:
 
 
 def _device(value: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+    if not re.fullmatch(DEVICE, value):
         raise ValueError("expected 'cpu', 'cuda' or 'cuda:N'")
     return value
+
+
+def _witness_of_this_user() -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "medfl"
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -93,7 +102,9 @@ class SiteConfig(Section):
             synthetic patients) is for simulation only and keeps its ledger in the run folder.
         declared_patients: Public number of training patients; sets the divisor of the mechanism.
         weight: Public weight of the site's update in the global model.
-        state: Folder of ledger, outbox and cache (mode 0700).
+        state: Folder of keys, ledger, outbox and cache (mode 0700).
+        witness: Folder apart from `state` that remembers the ledgers of this machine, so that a
+            deleted or restored one is noticed, and a second one for the same patients.
         threads: CPU threads of one training process.
     """
 
@@ -102,6 +113,7 @@ class SiteConfig(Section):
     declared_patients: Count
     weight: Positive
     state: ExpandedPath
+    witness: ExpandedPath = Field(default_factory=_witness_of_this_user)
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     threads: Count = 2
     data: SiteData
@@ -114,6 +126,11 @@ class SiteConfig(Section):
             raise ValueError(
                 f"expected privacy.delta <= 1/(10 declared_patients) = {largest:.3g}, "
                 f"found {self.privacy.delta:g}"
+            )
+        if self.witness.is_relative_to(self.state):
+            raise ValueError(
+                f"expected witness to be a folder outside of state, found {str(self.witness)!r}: "
+                "what is lost together cannot bear witness"
             )
         if self.purpose == "hospital" and (
             self.privacy.share_metrics or self.privacy.allow_baselines
@@ -134,4 +151,5 @@ def load_site(path: Path) -> SiteConfig:
     site = load(path, SiteConfig)
     base = path.resolve().parent
     data = site.data.model_copy(update={"root": base / site.data.root})
-    return site.model_copy(update={"state": base / site.state, "data": data})
+    folders = {"state": base / site.state, "witness": base / site.witness}
+    return site.model_copy(update={**folders, "data": data})

@@ -129,6 +129,25 @@ class StudyEvaluation(Section):
     pictures: Annotated[int, Field(ge=0, le=12)] = 3
 
 
+class StudyOverlap(Section):
+    """Sites whose patients may be the same people, so that their losses add up.
+
+    A patient may be at all sites of one group; at two sites that no group names together there is
+    nobody twice.
+
+    Attributes:
+        sites: Two or more, by name.
+    """
+
+    sites: tuple[Name, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("expected distinct sites")
+        return self
+
+
 class StudyConfig(Section):
     """One study: a public proposal that every site may accept or refuse.
 
@@ -136,6 +155,7 @@ class StudyConfig(Section):
         id: The coordinator's name for the study; runs resume under it.
         seed: Of initial weights, crops and augmentation. Never of DP noise or patient draws,
             unless `privacy.noise` is ``seeded``, which only open data allows.
+        overlap: Groups of sites that may share patients; without any, nobody is at two sites.
     """
 
     id: Name
@@ -147,6 +167,7 @@ class StudyConfig(Section):
     aggregation: StudyAggregation
     evaluation: StudyEvaluation = StudyEvaluation()
     synthetic: StudySynthetic | None = None
+    overlap: tuple[StudyOverlap, ...] = ()
 
     @property
     def total_steps(self) -> int:

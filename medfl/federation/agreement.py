@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from medfl.config import StudyConfig
 from medfl.errors import MedflError, MessageError, QuorumError
 from medfl.federation.exchange import ask, wait_for_nodes
+from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import Declaration, Proposal, read_body, refusal_code, to_record
 from medfl.privacy.accountant import Charge, epsilon
 
@@ -18,7 +19,7 @@ EPSILON_TOLERANCE = 1e-6
 
 
 def agree(
-    grid: Grid, study: StudyConfig, *, run: str, private: bool
+    grid: Grid, study: StudyConfig, *, run: str, private: bool, ledger: FederationLedger
 ) -> tuple[dict[str, Declaration], dict[str, int]]:
     """Propose the study to every connected node.
 
@@ -27,6 +28,7 @@ def agree(
         study: The proposal.
         run: Identifier of the run; a resumed one is asked under the same.
         private: False for the baseline without noise.
+        ledger: Takes note of every site that agrees.
 
     Returns:
         Declarations by site, and the nodes by site.
@@ -51,6 +53,8 @@ def agree(
         try:
             declaration = read_body(content_of(answers[node]), Declaration)
             check_declaration(declaration, study=study, private=private, known=declarations)
+            _expect_run(declaration, run=run)
+            ledger.declare(declaration)
         except MedflError as error:
             problems.append(f"site {number}: {error.code}")
         else:
@@ -62,6 +66,11 @@ def agree(
             f"{len(declarations)} ({'; '.join(problems) or 'no refusals'})."
         )
     return dict(sorted(declarations.items())), dict(sorted(by_site.items()))
+
+
+def _expect_run(declaration: Declaration, *, run: str) -> None:
+    if declaration.run != run:
+        raise MessageError("Expected an answer for this run.", code="declaration-run")
 
 
 def check_declaration(

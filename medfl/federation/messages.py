@@ -7,11 +7,12 @@ A malformed record raises `MessageError` with a code.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import tokenize
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from medfl.config import StudyConfig
 from medfl.config.files import Section
 from medfl.config.site import Count, LabelScheme, Modality, Name, Positive, Purpose, Region
 from medfl.errors import MessageError
+from medfl.federation.site_keys import Rotation, SiteKeys, is_signed
 from medfl.privacy.mechanism import Mechanism
 
 Weights = dict[str, torch.Tensor]
@@ -58,13 +60,50 @@ WireMechanism = Annotated[Mechanism, BeforeValidator(_mechanism)]
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PublicWeight = Annotated[float, Field(gt=0, le=1e6)]
+Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Sequence = Annotated[int, Field(ge=0)]
+# Beyond any study; a number out of bounds could keep an accountant busy for hours.
+RunSteps = Annotated[int, Field(ge=0, le=1_000_000)]
+UNSIGNED = "0" * 128
 
 
 class Body(Section):
     """The part of a message that is not weights."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
+
+
+class Statement(Body):
+    """What a site says of its own ledger, signed with its event key.
+
+    Attributes:
+        run: The run that it speaks of.
+        ledger_sequence: Rows of the site's ledger.
+        ledger_hash: Hash of its last row.
+        run_steps: Noisy steps that the ledger was charged for in this run so far, lost ones too.
+        signature: Over everything else; `UNSIGNED` until it is signed.
+    """
+
+    site: Name
+    run: Identifier
+    ledger_sequence: Sequence
+    ledger_hash: Digest
+    run_steps: RunSteps
+    signature: Signature = UNSIGNED
+
+    def signed(self, keys: SiteKeys) -> Self:
+        """The same statement with the signature of a site."""
+        return self.model_copy(update={"signature": keys.sign(self._content())})
+
+    def is_signed_by(self, event_key: str) -> bool:
+        """Whether the holder of this event key said exactly this."""
+        return is_signed(self._content(), signature=self.signature, event_key=event_key)
+
+    def _content(self) -> bytes:
+        # The kind is signed as well: no statement can pass for one of another kind.
+        kind = type(self).__name__
+        return f"medfl {kind}\0{self.model_dump_json(exclude={'signature'})}".encode()
 
 
 class Proposal(Body):
@@ -75,27 +114,26 @@ class Proposal(Body):
     private: bool
 
 
-class Declaration(Body):
+class Declaration(Statement):
     """Site to server: public constants, and the mechanism that the site will run.
 
     Attributes:
         epsilon: The site's lifetime epsilon after all rounds; infinite for a baseline.
-        ledger_sequence: Rows of the site's ledger.
-        ledger_hash: Hash of its last row.
+        event_key: Public key under which the site signs.
+        rotations: How that key followed from earlier ones.
     """
 
-    site: Name
     purpose: Purpose
     declared_patients: Count
-    weight: Positive
+    weight: PublicWeight
     modalities: tuple[Modality, ...]
     label_scheme: LabelScheme
     delta: Positive
     epsilon_budget: Positive
     epsilon: Epsilon
     mechanism: WireMechanism
-    ledger_sequence: Sequence
-    ledger_hash: Digest
+    event_key: Digest
+    rotations: tuple[Rotation, ...] = Field(default=(), max_length=1000)
 
 
 class TrainTask(Body):
@@ -112,15 +150,18 @@ class TrainTask(Body):
     mechanism: WireMechanism
 
 
-class SiteUpdate(Body):
-    """Site to server: the event that the noisy weights beside it have cost."""
+class SiteUpdate(Statement):
+    """Site to server: the event that the noisy weights beside it have cost.
 
-    site: Name
+    Attributes:
+        weights_digest: Of these weights, see `weights_digest`.
+    """
+
+    round: Count
     message_id: Identifier
     mechanism: WireMechanism
     steps: Count
-    ledger_sequence: Sequence
-    ledger_hash: Digest
+    weights_digest: Digest
 
 
 class EvaluateTask(Body):
@@ -203,6 +244,14 @@ def from_arrays(arrays: ArrayRecord) -> Weights:
     return {name: _tensor(array) for name, array in arrays.items()}
 
 
+def weights_digest(weights: Weights) -> str:
+    """SHA-256 over names and values in ascending order of the names, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + b"\0" + weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def for_aggregation(weights: Weights, *, weight: float) -> RecordDict:
     """An admitted update in the form that Flower's strategies aggregate.
 
@@ -228,7 +277,7 @@ def refusal_code(record: RecordDict) -> str:
         return ""
     code = record.config_records[_ERROR].get("code")
     if not isinstance(code, str) or not code.replace("-", "").isalnum() or len(code) > 40:
-        raise MessageError("Expected a code of at most 40 letters.", code="message-code")
+        raise MessageError("Expected a code of at most 40 letters.", code="refusal-code")
     return code
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from medfl.durable import write_atomically
 from medfl.errors import FederationError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a crash leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +59,19 @@ class Outbox:
 
         Returns:
             SHA-256 of what was stored, as hexadecimal text.
+
+        Raises:
+            FederationError: If it cannot be stored.
         """
         metadata = {"message_id": message_id, "request": request, "body": body}
         content = save(dict(weights), metadata={"medfl": json.dumps(metadata)})
-        write_atomically(self._path(message_id), content)
+        path = self._path(message_id)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise FederationError(
+                f"{path}: expected to store the update, found: {error}.", code="outbox"
+            ) from None
         return hashlib.sha256(content).hexdigest()
 
     def get(self, message_id: str, *, request: str) -> StoredUpdate | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import nibabel
-import torch
 
 from medfl.config.site import LabelScheme, Layout
 from medfl.data.labels import labels_from_regions
 from medfl.data.layouts import read_case
 from medfl.data.transforms import Frame, prepare_image, restore
 from medfl.errors import ConfigError
+from medfl.segmentation.devices import device_named
 from medfl.segmentation.inference import segment
 from medfl.segmentation.model_file import NOTICE, read_model
 
@@ -45,10 +44,7 @@ def predict_case(
         raise ConfigError(f"--out: expected a name ending in .nii or .nii.gz, found {out.name!r}.")
     if out.exists():
         raise ConfigError(f"{out}: expected a new file, found one that exists.")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"--device: expected 'cpu', 'cuda' or 'cuda:N', found {device!r}.")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"--device: expected 'cpu' on a machine without CUDA, found {device!r}.")
+    device_named(device, where="--device")
     spec, network = read_model(model)
     case = read_case(
         case_folder, layout=layout, modalities=spec.modalities, label_scheme=label_scheme

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from medfl.config import StudyConfig
+from medfl.durable import write_atomically
 from medfl.errors import FederationError
-from medfl.federation.messages import Scores, Weights
-from medfl.federation.outbox import write_atomically
+from medfl.federation.messages import Declaration, Scores, Weights
 
 METRIC_COLUMNS = ("variant", "round", "site", "patient", "region", "dice", "hd95_mm")
 ROUND_COLUMNS = ("round", "site", "outcome", "code", "epsilon", "budget", "steps")
@@ -113,6 +113,28 @@ class RunFolder:
             FederationError: If a line is damaged.
         """
         return self._lines("federation_ledger.jsonl")
+
+    def append_declaration(self, declaration: Declaration, *, after_events: int) -> None:
+        """Append what a site declared, and how many events came before it."""
+        line = {"after_events": after_events, "declaration": declaration.model_dump_json()}
+        self._append("declarations.jsonl", line)
+
+    def declarations(self) -> list[tuple[int, Declaration]]:
+        """Every declaration of this run, with the number of events before it.
+
+        Raises:
+            FederationError: If a line is damaged.
+        """
+        lines = self._lines("declarations.jsonl")
+        try:
+            return [
+                (line["after_events"], Declaration.model_validate_json(line["declaration"]))
+                for line in lines
+            ]
+        except (KeyError, ValueError):
+            raise FederationError(
+                f"{self.path / 'declarations.jsonl'}: expected declarations, found a damaged line."
+            ) from None
 
     def append_round(self, record: RoundRecord) -> None:
         """Append one round to ``rounds.jsonl`` and ``rounds.csv``."""

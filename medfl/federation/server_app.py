@@ -44,7 +44,6 @@ class Run:
         private: False for the baseline without noise.
         variant: Name under which scores are stored.
         start: Makes the first global model.
-        started: Told the declarations once, before round 1.
     """
 
     study: StudyConfig
@@ -53,7 +52,6 @@ class Run:
     private: bool
     variant: str
     start: Callable[[], Weights]
-    started: Callable[[Mapping[str, Declaration]], None]
     progress: Progress
 
 
@@ -78,10 +76,10 @@ def run_study(grid: Grid, run: Run) -> None:
     """
     study, folder = run.study, run.folder
     state = folder.read_state(study=study)
-    declarations, nodes = agree(grid, study, run=run.run, private=run.private)
-    run.started(declarations)
+    ledger = FederationLedger(folder)
+    declarations, nodes = agree(grid, study, run=run.run, private=run.private, ledger=ledger)
     run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
-    server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes)
+    server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger)
     if state is None:
         weights = run.start()
         state = ServerState(run=run.run, round=0, weights=weights, average=weights, moments={})
@@ -110,12 +108,13 @@ class _Server:
         run: Run,
         declarations: Mapping[str, Declaration],
         nodes: Mapping[str, int],
+        ledger: FederationLedger,
     ) -> None:
         self._grid = grid
         self._run = run
         self._declarations = declarations
         self._nodes = nodes
-        self._ledger = FederationLedger(run.folder, declarations=declarations)
+        self._ledger = ledger
         self.aggregator = Aggregator(run.study)
 
     def round(self, state: ServerState, number: int) -> ServerState:
@@ -209,19 +208,22 @@ class _Server:
     def _receive(
         self, reply: Message | None, task: TrainTask, *, start: Weights, site: str
     ) -> tuple[Weights | None, SiteOutcome]:
-        """Screen one answer; what the site reports to have spent counts even if it is rejected."""
+        """Screen one answer; what the site spent counts even if it is rejected or never came."""
         if reply is None:
-            return None, self._outcome(site, "silent", code="silent")
+            return None, self._lost(site, "silent", task, code="silent")
         try:
             content = content_of(reply)
         except MedflError as error:
-            return None, self._outcome(site, "refused", code=error.code)
+            return None, self._lost(site, "refused", task, code=error.code)
         try:
             update = read_body(content, SiteUpdate)
-        except MedflError as error:
-            return None, self._outcome(site, "rejected", code=error.code)
+        except MedflError:
+            return None, self._lost(site, "rejected", task, code="update-body")
         weights, code = self._screen(content, update, task, start=start, site=site)
         self._ledger.record(update, site=site, round_number=task.round, admitted=not code)
+        if update.message_id != task.message_id:
+            # What was asked for never came.
+            self._ledger.presume(site, round_number=task.round, code=code)
         outcome = "rejected" if code else "admitted"
         return weights, self._outcome(site, outcome, code=code, steps=update.steps)
 
@@ -229,11 +231,16 @@ class _Server:
         self, content: RecordDict, update: SiteUpdate, task: TrainTask, *, start: Weights, site: str
     ) -> tuple[Weights | None, str]:
         try:
+            self._ledger.check(update, site=site)
             weights = read_weights(content)
             admit(update, weights, task=task, declaration=self._declarations[site], start=start)
         except MedflError as error:
             return None, error.code
         return weights, ""
+
+    def _lost(self, site: str, outcome: str, task: TrainTask, *, code: str) -> SiteOutcome:
+        self._ledger.presume(site, round_number=task.round, code=code)
+        return self._outcome(site, outcome, code=code)
 
     def _outcome(self, site: str, outcome: str, *, code: str, steps: int = 0) -> SiteOutcome:
         return SiteOutcome(

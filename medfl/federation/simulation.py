@@ -18,7 +18,7 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
 from medfl.federation.client_app import make_client_app
 from medfl.federation.grid import InProcessGrid, run_in_process
-from medfl.federation.messages import Declaration, Weights
+from medfl.federation.messages import Weights
 from medfl.federation.pretraining import initial_weights
 from medfl.federation.progress import Progress
 from medfl.federation.ray_engine import run_on_ray
@@ -40,7 +40,7 @@ def simulate(
     private: bool = True,
     variant: str = "federated",
     start: Weights | None = None,
-) -> dict[str, Declaration]:
+) -> None:
     """Run a study and leave its run folder behind.
 
     Args:
@@ -53,14 +53,10 @@ def simulate(
         variant: Name under which scores are stored.
         start: First global model; made from the study if absent.
 
-    Returns:
-        The sites' declarations.
-
     Raises:
         MedflError: If the run cannot go on; what was done stays in the folder.
     """
     folder = RunFolder(out)
-    declarations: dict[str, Declaration] = {}
 
     def first_model() -> Weights:
         if start is not None:
@@ -77,7 +73,6 @@ def simulate(
         private=private,
         variant=variant,
         start=first_model,
-        started=declarations.update,
         progress=progress,
     )
     server_app = make_server_app(run)
@@ -87,7 +82,6 @@ def simulate(
         workplaces = [simulated_workplace(site, run_folder=out) for site in sites]
         grid = in_process_grid(workplaces, progress=progress)
         run_in_process(server_app, grid)
-    return declarations
 
 
 def in_process_grid(workplaces: Sequence[Workplace], *, progress: Progress) -> InProcessGrid:
@@ -108,7 +102,8 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
     """Refuse a set of sites that cannot run this study.
 
     Raises:
-        ConfigError: If names repeat, sites are too few, or baselines meet private data.
+        ConfigError: If names repeat, sites are too few, an overlap names another site, or baselines
+            meet private data.
     """
     names = [site.name for site in sites]
     doubled = sorted({name for name in names if names.count(name) > 1})
@@ -118,6 +113,11 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
         raise ConfigError(
             f"Expected at least aggregation.min_sites = {study.aggregation.min_sites} site files, "
             f"found {len(sites)}."
+        )
+    strangers = sorted({name for group in study.overlap for name in group.sites} - set(names))
+    if strangers:
+        raise ConfigError(
+            f"Expected overlap.sites among the sites of the run {sorted(names)}, found {strangers}."
         )
     if study.evaluation.baselines:
         private = [site.name for site in sites if not site.privacy.allow_baselines]

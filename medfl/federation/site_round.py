@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
 from statistics import fmean
 
 import torch
@@ -17,8 +16,6 @@ from torch import nn
 
 from medfl.config import StudyConfig
 from medfl.data.cohort import pseudonym
-from medfl.data.crops import draw_crops
-from medfl.data.transforms import PatientStore
 from medfl.errors import PolicyRefused
 from medfl.federation.messages import (
     Declaration,
@@ -29,16 +26,17 @@ from medfl.federation.messages import (
     SiteUpdate,
     TrainTask,
     Weights,
+    weights_digest,
 )
+from medfl.federation.training_patients import TrainingPatients, public_seed
 from medfl.federation.workplace import Workplace
 from medfl.privacy.charges import Charge
-from medfl.privacy.engine import PatientLoss, StepObserver, local_optimizer, train_round
-from medfl.privacy.ledger import Permit
+from medfl.privacy.engine import StepObserver, local_optimizer, train_round
+from medfl.privacy.ledger import Agreement, Permit
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.planner import plan_site
 from medfl.privacy.policy import check_proposal
 from medfl.segmentation.inference import segment
-from medfl.segmentation.losses import patient_loss
 from medfl.segmentation.metrics import RegionScore, score
 from medfl.segmentation.networks import load_trainable, trainable_state
 
@@ -57,34 +55,56 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
     # Whatever would make a round fail shall fail here, before anything is charged.
     workplace.stores(study)
     workplace.network(study)
+    keys = workplace.keys
     with workplace.open_ledger() as ledger:
-        plan = plan_site(
-            study,
-            site,
-            history=ledger.history(excluding_run=proposal.run),
-            private=proposal.private,
-        )
-        check_proposal(plan.mechanism, rounds=plan.rounds, site=site)
+        agreement = ledger.agreement(proposal.run)
+        if agreement is None:
+            workplace.require_declared_patients()
+            mechanism = plan_site(
+                study, site, history=ledger.history(), private=proposal.private
+            ).mechanism
+        else:
+            _require_agreed(agreement, study)
+            mechanism = agreement.mechanism
+        check_proposal(mechanism, rounds=study.training.rounds, site=site)
         # A run that goes on after a crash has paid for some of its steps already.
-        done = sum(run.steps for run in ledger.spent().by_run if run.run == proposal.run)
+        done = ledger.steps(run=proposal.run)
         if done < study.total_steps:
-            remaining = Charge(mechanism=plan.mechanism, steps=study.total_steps - done)
-            ledger.admit(study.id, [remaining])
+            remaining = Charge(mechanism=mechanism, steps=study.total_steps - done)
+            epsilon = ledger.admit(study.id, [remaining], run=proposal.run)
+        else:
+            epsilon = ledger.spent().epsilon
+        if agreement is None:
+            ledger.agree(
+                proposal.run,
+                Agreement(
+                    study=study.id,
+                    proposal=study.digest,
+                    mechanism=mechanism,
+                    members=frozenset(workplace.members),
+                ),
+                patients=workplace.marks(),
+            )
         head = ledger.head()
-    return Declaration(
+    declaration = Declaration(
         site=site.name,
+        run=proposal.run,
+        run_steps=done,
+        event_key=keys.event_key,
+        rotations=keys.rotations,
         purpose=site.purpose,
         declared_patients=site.declared_patients,
         weight=site.weight,
         modalities=site.data.modalities,
         label_scheme=site.data.label_scheme,
-        delta=plan.delta,
-        epsilon_budget=plan.epsilon_budget,
-        epsilon=plan.epsilon,
-        mechanism=plan.mechanism,
+        delta=site.privacy.delta,
+        epsilon_budget=site.privacy.epsilon,
+        epsilon=epsilon,
+        mechanism=mechanism,
         ledger_sequence=head.sequence,
         ledger_hash=head.hash,
     )
+    return declaration.signed(keys)
 
 
 def train_update(
@@ -121,8 +141,19 @@ def train_update(
         return SiteUpdate.model_validate_json(stored.body), stored.weights
     network = workplace.network(task.study)
     load_trainable(network, weights)
-    training, _ = workplace.stores(task.study)
+    keys = workplace.keys
     with workplace.open_ledger() as ledger:
+        agreement = ledger.agreement(task.run)
+        if agreement is None or agreement.mechanism != task.mechanism:
+            raise PolicyRefused(
+                "Expected the mechanism that this site agreed to for the run, found "
+                f"{'another' if agreement else 'no agreement'}.",
+                code="policy-not-agreed",
+            )
+        _require_agreed(agreement, task.study)
+        patients = workplace.training_patients(
+            task.study, network, round_number=task.round, members=agreement.members
+        )
         permit = ledger.charge(
             study=task.study.id,
             run=task.run,
@@ -130,17 +161,21 @@ def train_update(
             message_id=task.message_id,
             mechanism=task.mechanism,
         )
-        _train(workplace, task, network, training, permit=permit, on_step=on_step)
+        _train(workplace, task, network, patients, permit=permit, on_step=on_step)
+        released = {name: value.cpu() for name, value in trainable_state(network).items()}
         head = ledger.head()
         update = SiteUpdate(
             site=workplace.site.name,
+            run=task.run,
+            round=task.round,
+            run_steps=ledger.steps(run=task.run),
+            weights_digest=weights_digest(released),
             message_id=task.message_id,
             mechanism=task.mechanism,
             steps=task.mechanism.local_steps,
             ledger_sequence=head.sequence,
             ledger_hash=head.hash,
-        )
-        released = {name: value.cpu() for name, value in trainable_state(network).items()}
+        ).signed(keys)
         stored_digest = workplace.outbox.put(
             task.message_id, request=request, body=update.model_dump_json(), weights=released
         )
@@ -187,27 +222,35 @@ def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scor
     return Scores(site=workplace.site.name, scores=tuple(scores))
 
 
+def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:
+    if agreement.proposal != study.digest:
+        raise PolicyRefused(
+            f"Expected the proposal that this site agreed to for the run ({agreement.study}), "
+            f"found another ({study.id}).",
+            code="policy-not-agreed",
+        )
+
+
 def _train(
     workplace: Workplace,
     task: TrainTask,
     network: nn.Module,
-    training: PatientStore,
+    patients: TrainingPatients,
     *,
     permit: Permit,
     on_step: StepObserver,
 ) -> None:
     site, study = workplace.site, task.study
     torch.set_num_threads(site.threads)
-    crops = torch.Generator().manual_seed(_seed("crops", study, site.name, task.round))
     # Dropout draws from torch's global generator: seeded here, and put back afterwards.
     with torch.random.fork_rng():
-        torch.manual_seed(_seed("network", study, site.name, task.round))
+        torch.manual_seed(public_seed("network", study, site=site.name, round_number=task.round))
         diagnostics = train_round(
             network,
             mechanism=task.mechanism,
             permit=permit,
-            population=len(training),
-            loss_of=_loss_of(network, training, study, generator=crops, device=site.device),
+            population=patients.count,
+            loss_of=patients.loss_of,
             optimizer=local_optimizer(
                 network,
                 kind=study.training.optimizer,
@@ -225,42 +268,15 @@ def _train(
         )
 
 
-def _loss_of(
-    network: nn.Module,
-    training: PatientStore,
-    study: StudyConfig,
-    *,
-    generator: torch.Generator,
-    device: str,
-) -> PatientLoss:
-    def loss_of(index: int) -> torch.Tensor:
-        image_KCDHW, regions_KRDHW = draw_crops(
-            training.prepared(index),
-            crop_size=study.input.crop_size,
-            count=study.input.crops_per_patient,
-            generator=generator,
-        )
-        return patient_loss(network(image_KCDHW.to(device)), regions_KRDHW.to(device))
-
-    return loss_of
-
-
 def _noise_source(task: TrainTask, site: str) -> SecureNormal:
     if task.mechanism.noise_origin == "seeded":
         return SecureNormal.seeded(task.study.seed, task.study.id, site, task.round)
     return SecureNormal.from_operating_system()
 
 
-def _seed(purpose: str, study: StudyConfig, site: str, round_number: int) -> int:
-    text = f"{purpose}/{study.seed}/{site}/{round_number}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def _digest(task: TrainTask, weights: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(task.model_dump_json().encode())
-    for name in sorted(weights):
-        digest.update(name.encode() + b"\0" + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _digest(task: TrainTask, weights: Weights) -> str:
+    text = task.model_dump_json() + weights_digest(weights)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _over_cases(patient: str, by_case: list[tuple[RegionScore, ...]]) -> list[PatientScore]:

@@ -23,6 +23,7 @@ from medfl.federation.messages import (
     Weights,
     for_aggregation,
     to_arrays,
+    weights_digest,
 )
 
 # Far above any update of a working study; an accident or attack beyond it would wreck the model.
@@ -50,13 +51,16 @@ def admit(
         MessageError: With a code of its own for each rule that is broken.
     """
     _expect(update.site == declaration.site, "update-site", "the site that was asked")
-    _expect(update.message_id == task.message_id, "update-replayed", "an answer to this round")
+    asked = (task.run, task.round, task.message_id)
+    answered = (update.run, update.round, update.message_id)
+    _expect(answered == asked, "update-replayed", "an answer to this round")
     _expect(update.mechanism == task.mechanism, "update-mechanism", "the mechanism that was agreed")
     _expect(update.steps == task.mechanism.local_steps, "update-steps", "all steps of the round")
     _expect(set(weights) == set(start), "update-keys", "exactly the model's parameters")
     for name, value in weights.items():
         _expect(value.shape == start[name].shape, "update-shape", "the model's shapes")
         _expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
+    _expect(update.weights_digest == weights_digest(weights), "update-digest", "the signed weights")
     distance = torch.stack([(weights[name] - start[name]).norm() for name in start]).norm()
     _expect(float(distance) <= MAX_UPDATE_NORM, "update-norm", f"a norm <= {MAX_UPDATE_NORM:g}")
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from medfl import __version__
 from medfl.config import SiteConfig, StudyConfig
 from medfl.federation.baselines import run_baseline
+from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import Declaration
 from medfl.federation.pictures import write_pictures
-from medfl.federation.privacy_summary import privacy_summary
+from medfl.federation.privacy_summary import federation_summary, privacy_summary
 from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.simulation import Engine, check_sites, prepare_folder, simulate
@@ -91,10 +92,11 @@ def run_whole_study(
     model_spec(study).build(seed=study.seed)
     prepare_folder(out, study=study, resume=resume)
     with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
-        declarations = simulate(study, sites, out=out, engine=engine, progress=watched)
+        simulate(study, sites, out=out, engine=engine, progress=watched)
     minutes = (time.monotonic() - begin) / 60
     folder = RunFolder(out)
-    _describe(folder, study, declarations, command=command)
+    # Also the sites that joined before a crash and did not come back.
+    _describe(folder, study, FederationLedger(folder).declarations, command=command)
     done = {row["variant"] for row in folder.metric_rows()}
     start = load_file(out / "checkpoints" / "initial.safetensors")
     for name in study.evaluation.baselines:
@@ -103,8 +105,10 @@ def run_whole_study(
     progress.phase("pictures")
     write_pictures(study, model=out / "checkpoints" / "final.safetensors", out=out / "predictions")
     progress.phase("privacy accounting")
-    privacy = privacy_summary(folder, declarations=declarations)
+    privacy = privacy_summary(folder)
     folder.write_json("privacy.json", privacy)
+    overlaps = [group.sites for group in study.overlap]
+    folder.write_json("federation.json", federation_summary(folder, overlaps=overlaps))
     summary = _summary(folder, study, privacy, minutes=minutes)
     folder.write_json("summary.json", summary)
     return summary

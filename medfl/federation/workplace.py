@@ -6,21 +6,28 @@ servers. A site with open data keeps them in the run folder, since it makes no l
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.data.cohort import Split, split
+from medfl.data.cohort import Split, pseudonym, split
 from medfl.data.layouts import read_cohort
 from medfl.data.transforms import Frame, PatientStore
 from medfl.errors import ConfigError, PrivacyError
 from medfl.federation.outbox import Outbox
+from medfl.federation.site_keys import SiteKeys
 from medfl.federation.study_model import model_spec
+from medfl.federation.training_patients import TrainingPatients, training_patients
+from medfl.privacy import ledger_recovery
 from medfl.privacy.ledger import Ledger, Terms
+from medfl.privacy.witness import Witness
+from medfl.segmentation.devices import device_named
+
+KEYS = "keys"
 
 # Public, so that everybody who has the open data gets the same held-out patients.
 OPEN_DATA_KEY = b"medfl open data"
@@ -54,14 +61,45 @@ class Workplace:
         """
         if self.site.purpose == "open-data" and not self.ledger_folder.exists():
             create_ledger(self.site, folder=self.ledger_folder).close()
-        ledger = Ledger.open(self.ledger_folder)
-        ledger.require(_terms(self.site))
+        ledger = Ledger.open(self.ledger_folder, witness=_witness(self.site))
+        ledger.require(terms_of(self.site))
         return ledger
+
+    def marks(self) -> list[str]:
+        """What the witness knows the training patients by: their names and their images.
+
+        A renamed folder keeps its images, and a scan that was converted again keeps its name.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+        """
+        witness = _witness(self.site)
+        if witness is None:
+            return []
+        marks = []
+        for patient in self.patients.training:
+            first = next(iter(patient.cases[0].images.values()))
+            with first.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            marks += [witness.mark(f"id/{patient.patient_id}"), witness.mark(f"image/{content}")]
+        return marks
 
     @cached_property
     def outbox(self) -> Outbox:
         """Updates that were paid for."""
         return Outbox(self._folder / "outbox")
+
+    @cached_property
+    def keys(self) -> SiteKeys:
+        """Keys that sign what this site says; for open data they are made at first use.
+
+        Raises:
+            ConfigError: If a hospital's keys are missing or damaged.
+        """
+        folder = self._folder / KEYS
+        if self.site.purpose == "open-data" and not folder.exists():
+            return SiteKeys.create(folder)
+        return SiteKeys.read(folder)
 
     @cached_property
     def key(self) -> bytes:
@@ -76,17 +114,33 @@ class Workplace:
 
         Raises:
             DataError: If the cohort cannot be read.
-            PrivacyError: If it does not have as many training patients as declared.
         """
-        parts = split(read_cohort(self.site.data), held_out=self.site.data.held_out, key=self.key)
-        if len(parts.training) != self.site.declared_patients:
+        return split(read_cohort(self.site.data), held_out=self.site.data.held_out, key=self.key)
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """Pseudonyms of the training patients, in their order.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+        """
+        training = self.patients.training
+        return tuple(pseudonym(patient.patient_id, key=self.key) for patient in training)
+
+    def require_declared_patients(self) -> None:
+        """Check that as many patients as declared would take part in a new run.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+            PrivacyError: If there are more or fewer.
+        """
+        if len(self.members) != self.site.declared_patients:
             raise PrivacyError(
                 f"Site {self.site.name}: expected declared_patients = "
-                f"{self.site.declared_patients} training patients, found {len(parts.training)} "
-                f"(and {len(parts.held_out)} held out).",
+                f"{self.site.declared_patients} training patients, found {len(self.members)} "
+                f"(and {len(self.patients.held_out)} held out).",
                 code="declared-patients",
             )
-        return parts
 
     def stores(self, study: StudyConfig) -> tuple[PatientStore, PatientStore]:
         """Training and held-out patients, prepared for a study's frame.
@@ -102,6 +156,38 @@ class Workplace:
             held_out = PatientStore(self.patients.held_out, frame, cache)
             self._stores[frame] = (training, held_out)
         return self._stores[frame]
+
+    def training_patients(
+        self,
+        study: StudyConfig,
+        network: nn.Module,
+        *,
+        round_number: int,
+        members: frozenset[str],
+    ) -> TrainingPatients:
+        """The patients that one round can draw: those who took part when the run was agreed to.
+
+        Who joined since waits for the next run, and who withdrew is not drawn any more.
+
+        Args:
+            study: Its crops.
+            network: The network that is trained.
+            round_number: 1 for the first round.
+            members: Pseudonyms of the patients of the run.
+
+        Raises:
+            MedflError: As for `stores`.
+        """
+        training, _ = self.stores(study)
+        return training_patients(
+            training,
+            [index for index, name in enumerate(self.members) if name in members],
+            study,
+            network,
+            site=self.site.name,
+            round_number=round_number,
+            device=self.site.device,
+        )
 
     def frame(self, study: StudyConfig) -> Frame:
         """How this site's cases become the study's tensors.
@@ -130,17 +216,9 @@ class Workplace:
             ConfigError: If the site's device is not there.
             ModelError: If the network cannot be built or is unfit for DP training.
         """
-        device = self.site.device
-        if device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(
-                f"Site {self.site.name}: expected device = 'cpu' on a machine without CUDA, "
-                f"found {device!r}.",
-                code="device",
-            )
+        device = device_named(self.site.device, where=f"Site {self.site.name}: device")
         if study.digest not in self._networks:
-            self._networks[study.digest] = (
-                model_spec(study).build(seed=study.seed).to(torch.device(device))
-            )
+            self._networks[study.digest] = model_spec(study).build(seed=study.seed).to(device)
         return self._networks[study.digest]
 
 
@@ -160,19 +238,43 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
     """Make the ledger of a site's cohort.
 
     Raises:
-        LedgerError: If there is one already.
+        LedgerError: If there is one already, or the witness remembers one here.
     """
-    terms = _terms(site)
+    terms = terms_of(site)
     return Ledger.create(
         folder,
         cohort=terms.cohort,
         epsilon=terms.epsilon,
         delta=terms.delta,
         purpose=terms.purpose,
+        witness=_witness(site),
     )
 
 
-def _terms(site: SiteConfig) -> Terms:
+def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
+    """Go on after a hospital's ledger was lost, restored or moved; see `ledger_recovery`.
+
+    Raises:
+        LedgerError: If nothing is wrong, or the ledger is damaged in another way.
+        DataError: If the cohort cannot be read.
+    """
+    workplace = hospital_workplace(site)
+    return ledger_recovery.acknowledge_loss(
+        workplace.ledger_folder,
+        terms=terms_of(site),
+        witness=Witness(site.witness),
+        patients=workplace.marks(),
+        reason=reason,
+    )
+
+
+def _witness(site: SiteConfig) -> Witness | None:
+    # A ledger of open data lives and dies with its run folder: there is nothing to remember.
+    return Witness(site.witness) if site.purpose == "hospital" else None
+
+
+def terms_of(site: SiteConfig) -> Terms:
+    """What the ledger of a site has to be made for."""
     return Terms(
         cohort=site.name,
         epsilon=site.privacy.epsilon,

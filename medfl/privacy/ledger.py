@@ -7,78 +7,38 @@ believes.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from medfl.config.site import Purpose
-from medfl.errors import BudgetExceeded, LedgerError, PermitExhausted, PolicyRefused
+from medfl.errors import BudgetExceeded, LedgerError, PolicyRefused
 from medfl.privacy.accountant import lifetime_epsilon
+from medfl.privacy.chain import Entry
 from medfl.privacy.charges import Charge
 from medfl.privacy.ledger_head import LedgerHead
 from medfl.privacy.ledger_store import LedgerStore
 from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.spending import Record, RunSpent, Spent, by_study, records, spent
+from medfl.privacy.permit import Permit
+from medfl.privacy.recount import accountant_version, json_number, recount
+from medfl.privacy.spending import (
+    Record,
+    RunSpent,
+    Spent,
+    by_run,
+    charged_by_run,
+    records,
+    spent,
+)
+from medfl.privacy.terms import Agreement, Terms, check_name
+from medfl.privacy.witness import LedgerMemory, Witness
 
-__all__ = ["Ledger", "LedgerHead", "Permit", "RunSpent", "Spent", "Terms"]
+__all__ = ["Agreement", "Ledger", "LedgerHead", "Permit", "RunSpent", "Spent", "Terms"]
 
 TOLERANCE = 1e-9
 """Rounding that is forgiven when a charge is compared with the budget, in epsilon."""
-
-_LONGEST_NAME = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What a ledger was made for; fixed for ever.
-
-    Attributes:
-        cohort: Name of the patients' cohort.
-        epsilon: Lifetime budget.
-        delta: Delta at which epsilon is read.
-        purpose: ``hospital`` admits noise from the operating system only; ``open-data`` also admits
-            baselines without noise, which are recorded as infinite and not held against the budget.
-    """
-
-    cohort: str
-    epsilon: float
-    delta: float
-    purpose: Purpose
-
-    def __post_init__(self) -> None:
-        _check_name("cohort", self.cohort)
-        _check_number("epsilon", self.epsilon, upper=math.inf)
-        _check_number("delta", self.delta, upper=1.0)
-        if self.purpose not in ("hospital", "open-data"):
-            raise ValueError(f"Expected a known purpose, found {self.purpose!r}.")
-
-
-class Permit:
-    """Noisy steps that are paid for.
-
-    Args:
-        charge: What was charged.
-    """
-
-    def __init__(self, charge: Charge) -> None:
-        self.charge = charge
-        self._left = charge.steps
-
-    def consume(self) -> None:
-        """Spend one noisy step, before it touches data.
-
-        Raises:
-            PermitExhausted: If every charged step has been spent.
-        """
-        if self._left == 0:
-            raise PermitExhausted(
-                f"Expected at most the {self.charge.steps} noisy steps that were charged, "
-                "found one more."
-            )
-        self._left -= 1
 
 
 class Ledger:
@@ -88,8 +48,9 @@ class Ledger:
     an old copy.
     """
 
-    def __init__(self, store: LedgerStore) -> None:
+    def __init__(self, store: LedgerStore, *, witness: Witness | None) -> None:
         self._store = store
+        self._witness = witness
         first = store.entries[0]
         if first.kind != "init":
             store.close()
@@ -105,6 +66,8 @@ class Ledger:
         epsilon: float,
         delta: float,
         purpose: Purpose = "hospital",
+        witness: Witness | None = None,
+        patients: Iterable[str] = (),
     ) -> Self:
         """Make the ledger of a cohort in a folder of its own (mode 0700).
 
@@ -114,22 +77,44 @@ class Ledger:
             epsilon: Lifetime budget.
             delta: Delta at which epsilon is read.
             purpose: See `Terms`.
+            witness: What remembers this ledger apart from its folder; None where the ledger makes
+                no lifetime claim.
+            patients: The witness's marks of all patients of the cohort.
 
         Raises:
-            LedgerError: If there is something in the folder already.
+            LedgerError: If there is something in the folder already, or if a ledger was there or
+                pays for one of these patients.
             ValueError: If an argument is out of range.
         """
         terms = Terms(cohort=cohort, epsilon=epsilon, delta=delta, purpose=purpose)
-        return cls(LedgerStore.create(folder, kind="init", content=asdict(terms)))
+        marks = frozenset(patients)
+        if witness is not None:
+            witness.require_unshared(patients=marks, folder=folder)
+        ledger = cls(
+            LedgerStore.create(folder, kind="init", content=asdict(terms)), witness=witness
+        )
+        ledger.note(patients=marks)
+        return ledger
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, *, witness: Witness | None = None) -> Self:
         """Open a ledger and check its whole chain.
 
+        Args:
+            folder: Where it is.
+            witness: What remembers it; required for a ledger that was made with one.
+
         Raises:
-            LedgerError: If it is missing, damaged, edited or older than its head.
+            LedgerError: If it is missing, damaged, edited, older than its head or than the witness
+                remembers, or unknown to the witness.
         """
-        return cls(LedgerStore.open(folder))
+        ledger = cls(LedgerStore.open(folder), witness=witness)
+        try:
+            ledger._require_newest()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
 
     def require(self, terms: Terms) -> None:
         """Check that the ledger was made for what the site's file says now.
@@ -143,12 +128,13 @@ class Ledger:
                 "for is fixed; change the site's file back."
             )
 
-    def admit(self, study: str, planned: Sequence[Charge]) -> float:
-        """Record that the site agrees to a study, if all of it fits the budget.
+    def admit(self, study: str, planned: Sequence[Charge], *, run: str) -> float:
+        """Record that all of a run fits the budget.
 
         Args:
             study: Name of the study.
-            planned: All charges that the study will make, beyond those that it has made.
+            planned: All charges that the run will make, beyond those that it has made.
+            run: Name of the run.
 
         Returns:
             Lifetime epsilon if all of it is carried out.
@@ -157,18 +143,50 @@ class Ledger:
             BudgetExceeded: If it does not fit; nothing is written.
             PolicyRefused: If the cohort's purpose forbids a mechanism; nothing is written.
         """
-        _check_name("study", study)
+        for name, value in (("study", study), ("run", run)):
+            check_name(name, value)
         if not planned:
             raise ValueError("Expected planned charges, found none.")
         with self._store.writing():
-            projected = self._project(study, planned)
+            projected = self._project(planned, study=study, run=run)
             content = {
                 "study": study,
+                "run": run,
                 "planned": [asdict(charge) for charge in planned],
-                "lifetime_epsilon": _json_number(projected),
+                "lifetime_epsilon": json_number(projected),
             }
             self._store.append("admit", content)
+        self.note()
         return projected
+
+    def agree(self, run: str, agreement: Agreement, *, patients: Iterable[str] = ()) -> None:
+        """Record what a run may do. There is one agreement a run; it is never replaced.
+
+        Args:
+            run: Identifier of the run.
+            agreement: What it may do.
+            patients: The witness's marks of the patients who take part.
+
+        Raises:
+            LedgerError: If the run has one already, or another ledger pays for one of the patients.
+        """
+        marks = frozenset(patients)
+        if self._witness is not None:
+            self._witness.require_unshared(
+                patients=marks, folder=self._store.folder, other_than=self._store.name
+            )
+        for name, value in (("run", run), ("study", agreement.study)):
+            check_name(name, value)
+        with self._store.writing():
+            if self._agreement(run) is not None:
+                raise LedgerError("Expected a run without an agreement, found one.")
+            self._store.append("agree", {"run": run, **agreement.to_dict()})
+        self.note(patients=marks)
+
+    def agreement(self, run: str) -> Agreement | None:
+        """What a run may do, or None if the site never agreed to it."""
+        self._store.refresh()
+        return self._agreement(run)
 
     def charge(
         self,
@@ -199,7 +217,7 @@ class Ledger:
             LedgerError: If the ledger cannot be trusted or written.
         """
         for name, value in (("study", study), ("run", run), ("message_id", message_id)):
-            _check_name(name, value)
+            check_name(name, value)
         if type(round) is not int or round < 1:
             raise ValueError(f"Expected a whole round >= 1, found {round!r}.")
         charge = Charge(mechanism=mechanism, steps=mechanism.local_steps)
@@ -211,12 +229,13 @@ class Ledger:
                 "message_id": message_id,
                 "mechanism": mechanism.to_dict(),
                 "steps": charge.steps,
-                "lifetime_epsilon": _json_number(self._project(study, [charge])),
+                "lifetime_epsilon": json_number(self._project([charge], study=study, run=run)),
                 "cohort": self.terms.cohort,
                 "delta": self.terms.delta,
-                "accountant": _accountant_version(),
+                "accountant": accountant_version(),
             }
             self._store.append("charge", content)
+        self.note()
         return Permit(charge)
 
     def mark_released(self, message_id: str, digest: str) -> None:
@@ -231,8 +250,8 @@ class Ledger:
         Raises:
             LedgerError: If no charge pays for these bytes.
         """
-        _check_name("message_id", message_id)
-        _check_name("digest", digest)
+        check_name("message_id", message_id)
+        check_name("digest", digest)
         with self._store.writing():
             charged = {
                 sequence: record.digest
@@ -247,20 +266,18 @@ class Ledger:
                     "Expected an open charge for the message whose result leaves, found none."
                 )
             self._store.append("release", {"charge": unreleased[-1], "digest": digest})
+        self.note()
 
-    def history(self, *, excluding_run: str = "") -> tuple[tuple[Charge, ...], ...]:
-        """Charges with noise, study by study, as the budget counts them.
+    def history(self) -> tuple[tuple[Charge, ...], ...]:
+        """Charges with noise, run by run, as the budget counts them; see `spending.by_run`."""
+        self._store.refresh()
+        return by_run(records(self._store.entries).values())
 
-        A study that changed its mechanism appears once for each, since the change may have been
-        chosen after seeing outputs.
-
-        Args:
-            excluding_run: A run that is left out, so that one that goes on after a crash is planned
-                as it was at its start.
-        """
+    def steps(self, *, run: str) -> int:
+        """Noisy steps that a run was charged for, lost ones too."""
         self._store.refresh()
         charged = records(self._store.entries).values()
-        return by_study(record for record in charged if record.run != excluding_run)
+        return sum(record.charge.steps for record in charged if record.run == run)
 
     def spent(self) -> Spent:
         """The state of the budget."""
@@ -268,6 +285,20 @@ class Ledger:
         return spent(
             records(self._store.entries), budget=self.terms.epsilon, delta=self.terms.delta
         )
+
+    def entries(self) -> tuple[Entry, ...]:
+        """The whole chain, for an auditor."""
+        self._store.refresh()
+        return tuple(self._store.entries)
+
+    def recount(self) -> None:
+        """Check the file, the chain, and that every run's last charge states the right total.
+
+        Raises:
+            LedgerError: If anything is wrong.
+        """
+        self.verify()
+        recount(self._store.entries, terms=self.terms)
 
     def head(self) -> LedgerHead:
         """Sequence and hash of the newest entry, for the server to remember."""
@@ -292,12 +323,51 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _project(self, study: str, charges: Sequence[Charge]) -> float:
+    def _require_newest(self) -> None:
+        if self._witness is None:
+            return
+        known = self._witness.recall(self._store.name)
+        if known is None:
+            raise LedgerError(
+                f"{self._store.folder}: expected a ledger that this machine's witness knows, found "
+                "an unknown one. If it was moved here from another machine, say so with `medfl "
+                "ledger acknowledge SITE.toml --reason ...`."
+            )
+        if not self._store.holds(known.head):
+            raise LedgerError(
+                f"{self._store.folder}: expected the ledger to hold entry {known.head.sequence}, "
+                "which the witness remembers, found it without; it is a restored old copy. Restore "
+                "the newest one, or go on with `medfl ledger acknowledge SITE.toml --reason ...`, "
+                "which charges what is missing."
+            )
+
+    def note(self, *, patients: frozenset[str] = frozenset()) -> None:
+        """Tell the witness; what it cannot note counts, but permits nothing."""
+        if self._witness is None:
+            return
+        known = self._witness.recall(self._store.name)
+        self._witness.note(
+            LedgerMemory(
+                ledger=self._store.name,
+                folder=str(self._store.folder.resolve()),
+                head=self._store.head,
+                charged=charged_by_run(records(self._store.entries)),
+                patients=patients | (known.patients if known else frozenset()),
+            )
+        )
+
+    def _agreement(self, run: str) -> Agreement | None:
+        for entry in self._store.entries:
+            if entry.kind == "agree" and entry.content["run"] == run:
+                return Agreement.from_dict(entry.content)
+        return None
+
+    def _project(self, charges: Sequence[Charge], *, study: str, run: str) -> float:
         """Lifetime epsilon with these charges on top; raises where they are not allowed."""
         for charge in charges:
             self._check_purpose(charge.mechanism)
-        new = [Record(study=study, run="", message_id="", charge=charge) for charge in charges]
-        history = by_study([*records(self._store.entries).values(), *new])
+        new = [Record(study=study, run=run, message_id="", charge=charge) for charge in charges]
+        history = by_run([*records(self._store.entries).values(), *new])
         budget, delta = self.terms.epsilon, self.terms.delta
         projected = lifetime_epsilon(history, delta=delta, budget=budget)
         if projected > budget + TOLERANCE:
@@ -321,25 +391,3 @@ class Ledger:
                 f"{mechanism.noise_origin!r}.",
                 code="policy-seeded",
             )
-
-
-def _accountant_version() -> str:
-    return f"PLD of dp-accounting {importlib.metadata.version('dp-accounting')}"
-
-
-def _json_number(value: float) -> float | str:
-    # JSON has no infinity; the chain's canonical form is strict JSON.
-    return value if math.isfinite(value) else "infinite"
-
-
-def _check_name(name: str, value: Any) -> None:
-    if type(value) is not str or not value.isprintable() or not 1 <= len(value) <= _LONGEST_NAME:
-        raise ValueError(
-            f"Expected {name} to be 1 to {_LONGEST_NAME} printable characters, "
-            f"found {str(value)[:_LONGEST_NAME]!r}."
-        )
-
-
-def _check_number(name: str, value: Any, *, upper: float) -> None:
-    if type(value) is not float or not 0 < value < upper:
-        raise ValueError(f"Expected {name} to be a number in (0, {upper:g}), found {value!r}.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from medfl.durable import write_atomically
 from medfl.errors import LedgerError
 
 HEAD = "head.json"
@@ -47,23 +47,7 @@ def write_head(folder: Path, head: LedgerHead) -> None:
         LedgerError: If it cannot be written.
     """
     path = folder / HEAD
-    draft = path.with_name(f".{HEAD}.{os.getpid()}")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(head), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_folder(folder)
+        write_atomically(path, json.dumps(asdict(head)).encode(), mode=0o600)
     except OSError as error:
         raise LedgerError(f"{path}: expected to write the ledger's head, found: {error}.") from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

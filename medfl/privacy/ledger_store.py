@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from medfl.durable import sync_folder
 from medfl.errors import LedgerError
 from medfl.privacy.chain import GENESIS, Entry, read_entry
-from medfl.privacy.ledger_head import HEAD, LedgerHead, read_head, sync_folder, write_head
+from medfl.privacy.ledger_head import HEAD, LedgerHead, read_head, write_head
 
 DATABASE = "ledger.sqlite"
 
@@ -41,7 +42,7 @@ class LedgerStore:
     """An open ledger file; `entries` holds what has been read and checked so far."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
-        self._folder = folder
+        self.folder = folder
         self._connection = connection
         self.entries: list[Entry] = []
 
@@ -77,7 +78,7 @@ class LedgerStore:
         Raises:
             LedgerError: If it is missing, damaged, edited, or older than its head.
         """
-        if not (folder / DATABASE).is_file():
+        if not cls.is_in(folder):
             raise LedgerError(
                 f"{folder / DATABASE}: expected the privacy ledger, found none. If this cohort "
                 "never had one, make it with `medfl ledger init SITE.toml`; if it had, restore the "
@@ -89,6 +90,27 @@ class LedgerStore:
             store.refresh()
             if read_head(folder) != store.head:
                 write_head(folder, store.head)  # a crash came between commit and head
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether there is a ledger's database in a folder."""
+        return (folder / DATABASE).is_file()
+
+    @classmethod
+    def open_old_copy(cls, folder: Path) -> Self:
+        """Open a ledger that may lag behind its head; for an administrator's acknowledgement only.
+
+        Raises:
+            LedgerError: If it is damaged or edited.
+        """
+        store = cls._connected(folder)
+        try:
+            store._check_file()
+            store._read_on()
         except BaseException:
             store.close()
             raise
@@ -113,6 +135,24 @@ class LedgerStore:
             return LedgerHead(sequence=0, hash=GENESIS)
         return LedgerHead(sequence=self.entries[-1].sequence, hash=self.entries[-1].hash)
 
+    @property
+    def name(self) -> str:
+        """Hash of the first entry, which holds its time: no two ledgers share it."""
+        return self.entries[0].hash
+
+    def holds(self, head: LedgerHead) -> bool:
+        """Whether an entry is part of this ledger."""
+        return (
+            head.sequence <= len(self.entries) and self.entries[head.sequence - 1].hash == head.hash
+        )
+
+    @contextmanager
+    def writing_after_loss(self) -> Iterator[None]:
+        """As `writing`, in a store from `open_old_copy`: its end becomes the head."""
+        write_head(self.folder, self.head)
+        with self.writing():
+            yield
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the write lock, with all entries of other processes read; commit at the end.
@@ -122,26 +162,26 @@ class LedgerStore:
         Raises:
             LedgerError: If the database cannot be locked or written, or the head not be kept.
         """
-        with _as_ledger_error(self._folder):
+        with _as_ledger_error(self.folder):
             self._connection.execute("BEGIN IMMEDIATE")
         known = len(self.entries)
         try:
             self.refresh()
             known = len(self.entries)
             yield
-            with _as_ledger_error(self._folder):
+            with _as_ledger_error(self.folder):
                 self._connection.execute("COMMIT")
         except BaseException:
             del self.entries[known:]
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
-        write_head(self._folder, self.head)
+        write_head(self.folder, self.head)
 
     def append(self, kind: str, content: Mapping[str, Any]) -> Entry:
         """Add one entry; only inside `writing`, which makes it durable."""
         entry = _entry_after(self.head, kind=kind, content=content)
-        with _as_ledger_error(self._folder):
+        with _as_ledger_error(self.folder):
             self._connection.execute(_INSERT, (entry.sequence, entry.body, entry.hash))
         self.entries.append(entry)
         return entry
@@ -152,9 +192,19 @@ class LedgerStore:
         Raises:
             LedgerError: If the database is damaged, edited, or older than what was known.
         """
-        kept = read_head(self._folder)  # before the entries: another process may be adding some
+        kept = read_head(self.folder)  # before the entries: another process may be adding some
+        self._read_on()
+        if kept.sequence > len(self.entries):
+            raise self._old_copy(kept)
+        if not self.holds(kept):
+            raise LedgerError(
+                f"{self.folder}: expected entry {kept.sequence} with the hash of {HEAD}, found "
+                "another; the ledger was edited or exchanged."
+            )
+
+    def _read_on(self) -> None:
         known = self.head
-        with _as_ledger_error(self._folder):
+        with _as_ledger_error(self.folder):
             rows = self._connection.execute(
                 "SELECT sequence, body, hash FROM entries WHERE sequence >= ? ORDER BY sequence",
                 (known.sequence,),
@@ -171,13 +221,6 @@ class LedgerStore:
                     stored_hash=stored_hash,
                 )
             )
-        if kept.sequence > len(self.entries):
-            raise self._old_copy(kept)
-        if self.entries[kept.sequence - 1].hash != kept.hash:
-            raise LedgerError(
-                f"{self._folder}: expected entry {kept.sequence} with the hash of {HEAD}, found "
-                "another; the ledger was edited or exchanged."
-            )
 
     def verify(self) -> None:
         """Check the file's structure and every entry from the first, as `open` does.
@@ -186,10 +229,10 @@ class LedgerStore:
             LedgerError: If anything is wrong.
         """
         self._check_file()
-        with _as_ledger_error(self._folder):
+        with _as_ledger_error(self.folder):
             found = self._connection.execute("PRAGMA integrity_check").fetchall()
         if found != [("ok",)]:
-            raise LedgerError(f"{self._folder}: expected an intact database, found {found[:3]}.")
+            raise LedgerError(f"{self.folder}: expected an intact database, found {found[:3]}.")
         known, self.entries = self.entries, []
         try:
             self.refresh()
@@ -216,23 +259,24 @@ class LedgerStore:
             "application_id": _APPLICATION,
             "user_version": _VERSION,
         }
-        with _as_ledger_error(self._folder):
+        with _as_ledger_error(self.folder):
             found = {
                 name: self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in expected
             }
             schema = self._connection.execute("SELECT sql FROM sqlite_master").fetchall()
         if found != expected:
-            raise LedgerError(f"{self._folder}: expected a ledger with {expected}, found {found}.")
+            raise LedgerError(f"{self.folder}: expected a ledger with {expected}, found {found}.")
         if {sql for (sql,) in schema} != set(_SCHEMA):
             raise LedgerError(
-                f"{self._folder}: expected the ledger's table and its append-only triggers, "
+                f"{self.folder}: expected the ledger's table and its append-only triggers, "
                 "found others."
             )
 
     def _old_copy(self, head: LedgerHead) -> LedgerError:
         return LedgerError(
-            f"{self._folder}: expected the ledger to hold entry {head.sequence}, found it to end "
-            f"before; it is a restored old copy. Restore the newest one."
+            f"{self.folder}: expected the ledger to hold entry {head.sequence}, found it to end "
+            "before; it is a restored old copy. Restore the newest one, or go on with `medfl "
+            "ledger acknowledge SITE.toml --reason ...`, which charges what is missing."
         )
 
 

@@ -11,6 +11,10 @@ from medfl.privacy.accountant import lifetime_epsilon
 from medfl.privacy.chain import Entry
 from medfl.privacy.charges import Charge, merged
 from medfl.privacy.mechanism import Mechanism
+from medfl.privacy.witness import RunCharge
+
+CARRIED = "carried over"
+"""What stands for the digest of a charge that was taken over from a lost ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,29 +91,55 @@ def records(entries: Sequence[Entry]) -> dict[int, Record]:
         )
         for entry in entries
         if entry.kind == "charge"
+    } | {
+        entry.sequence: Record(
+            study=entry.content["study"],
+            run=entry.content["run"],
+            message_id="",
+            charge=Charge(
+                mechanism=Mechanism.from_dict(entry.content["mechanism"]),
+                steps=entry.content["steps"],
+            ),
+            digest=CARRIED,  # whether it was released is not known any more
+        )
+        for entry in entries
+        if entry.kind == "carry"
     }
 
 
-def by_study(charged: Iterable[Record]) -> tuple[tuple[Charge, ...], ...]:
-    """Charges with noise, study by study, as `lifetime_epsilon` wants them.
+def charged_by_run(charged: Mapping[int, Record]) -> tuple[RunCharge, ...]:
+    """All charges, added up by run and mechanism: what a witness remembers."""
+    steps: dict[tuple[str, str, Mechanism], int] = {}
+    for record in charged.values():
+        key = (record.study, record.run, record.charge.mechanism)
+        steps[key] = steps.get(key, 0) + record.charge.steps
+    return tuple(
+        RunCharge(study=study, run=run, charge=Charge(mechanism=mechanism, steps=count))
+        for (study, run, mechanism), count in steps.items()
+    )
 
-    A study that changed its mechanism appears once for each, since the change may have been chosen
-    after seeing outputs.
+
+def by_run(charged: Iterable[Record]) -> tuple[tuple[Charge, ...], ...]:
+    """Charges with noise, run by run, as `lifetime_epsilon` wants them.
+
+    What a run may do is fixed when a site agrees to it. Whether there is another run, even of the
+    same study, may have been chosen after seeing outputs, and so may a change of the mechanism:
+    a run that changed it appears once for each.
     """
-    studies: dict[tuple[str, float, float], list[Charge]] = {}
+    runs: dict[tuple[str, str, float, float], list[Charge]] = {}
     for record in charged:
         if record.is_private:
             mechanism = record.charge.mechanism
-            key = (record.study, mechanism.sampling_prob, mechanism.noise_multiplier)
-            studies.setdefault(key, []).append(record.charge)
-    return tuple(merged(charges) for charges in studies.values())
+            key = (record.study, record.run, mechanism.sampling_prob, mechanism.noise_multiplier)
+            runs.setdefault(key, []).append(record.charge)
+    return tuple(merged(charges) for charges in runs.values())
 
 
 def spent(charged: Mapping[int, Record], *, budget: float, delta: float) -> Spent:
     """Add up all charges."""
 
     def lifetime(part: Iterable[Record]) -> float:
-        return lifetime_epsilon(by_study(part), delta=delta, budget=budget)
+        return lifetime_epsilon(by_run(part), delta=delta, budget=budget)
 
     everything = list(charged.values())
     runs: dict[tuple[str, str], list[Record]] = {}

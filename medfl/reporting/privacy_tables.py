@@ -13,8 +13,9 @@ from medfl.reporting.tables import NOTHING, Table, spread
 def meaning(run: RunResults) -> Table:
     """What the largest loss means to one patient, in three questions."""
     found_out = max(loss.tpr_at_1_percent_fpr for loss in run.privacy.values())
+    one_patient = "one patient" if run.federation.disjoint else "a patient of one site only"
     return Table(
-        caption="What the strongest imaginable attacker can learn about one patient, at most",
+        caption=f"What the strongest imaginable attacker can learn about {one_patient}, at most",
         head=("Question", "If nothing were released", "This study, at most", "Without protection"),
         rows=(
             (
@@ -48,31 +49,65 @@ def right_guesses(run: RunResults) -> float:
 
 
 def privacy_losses(run: RunResults) -> Table:
-    """Per site: steps charged, epsilon of the run and of the lifetime, budget, ledger head."""
+    """Per site: steps, epsilon of the run and of the lifetime, budget, ledger head, event key."""
     return Table(
         caption="Privacy loss by site at the end of the run",
         head=(
             "Site",
             "Noisy steps charged",
+            "Of these never arrived",
             "Lost rounds",
             "ε of this run",
             "ε of the cohort's lifetime, all planned rounds",
             "Budget",
             "Left",
             "Ledger head",
+            "Events signed by",
         ),
         rows=tuple(
             (
                 loss.site,
                 f"{loss.steps:,}",
+                f"{loss.unseen_steps:,}",
                 f"{loss.lost_rounds:,}",
                 wording.at_most(loss.epsilon_pld),
                 _lifetime(run, loss),
                 wording.at_least(loss.budget),
                 _left(run, loss),
                 f"{loss.ledger_sequence}: {loss.ledger_hash[:12]}",
+                loss.event_key[:12],
             )
             for loss in _in_order(run)
+        ),
+    )
+
+
+def several_sites(run: RunResults) -> Table:
+    """Epsilon of one patient at several sites, and of several patients."""
+    found = run.federation
+    rows = [
+        (f"One patient at {wording.listing(list(group.sites))}, declared", group)
+        for group in found.overlaps
+    ]
+    if found.any_two_sites is not None:
+        pair = wording.listing(list(found.any_two_sites.sites))
+        rows.append((f"One patient at any two sites (most at {pair})", found.any_two_sites))
+    return Table(
+        caption="More than one site, more than one patient",
+        head=("Who", "ε", "δ"),
+        rows=(
+            *(
+                (who, wording.at_most(group.epsilon), wording.power(group.delta))
+                for who, group in rows
+            ),
+            *(
+                (
+                    f"{size} patients together, a family for example",
+                    wording.at_most(epsilon),
+                    wording.power(found.delta),
+                )
+                for size, epsilon in sorted(found.groups.items())
+            ),
         ),
     )
 

@@ -177,8 +177,10 @@ class SitePrivacy(Record):
     Attributes:
         epsilon_prv: Infinite where the cross-check could not be computed.
         lifetime_epsilon: Of the cohort, after all planned rounds.
+        unseen_steps: Of the steps, those charged, or presumed to be, whose result never arrived.
         lost_rounds: Rounds without an admitted update.
         ledger_sequence: Of the head that the site reported last.
+        event_key: Public key with which the site signed its events, as hexadecimal text.
     """
 
     site: str
@@ -192,13 +194,46 @@ class SitePrivacy(Record):
     membership_advantage: Fraction
     tpr_at_1_percent_fpr: Fraction
     steps: Count
+    unseen_steps: Count
     lifetime_epsilon: Loss
     budget: Positive
     lost_rounds: Count
     ledger_sequence: Count
     ledger_hash: str
+    event_key: str
     noise_origin: NoiseOrigin
     adjacency: Literal["zero-out"]
+
+
+class PatientOfSites(Record):
+    """The privacy loss of one patient who is at several sites."""
+
+    sites: tuple[str, ...] = Field(min_length=2)
+    epsilon: Loss
+    delta: Probability
+
+
+class Federation(Record):
+    """`federation.json`: the privacy loss of one patient to all sites together.
+
+    Attributes:
+        disjoint: No patient is taken to be at two sites.
+        epsilon: Of every patient, with `delta`; see `composition`.
+        overlaps: Groups of sites that were declared to share patients.
+        any_two_sites: The two that cost a patient of both the most, declared or not; None where
+            there is one site only.
+        groups: Epsilon of so many patients together, with `delta`.
+    """
+
+    disjoint: bool
+    epsilon: Loss
+    delta: Probability
+    composition: Literal[
+        "maximum over sites (disjoint patients)", "composed over declared overlaps"
+    ]
+    overlaps: tuple[PatientOfSites, ...]
+    any_two_sites: PatientOfSites | None
+    groups: dict[int, Loss]
 
 
 class Environment(Record):

@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medfl.errors import ReportError
 from medfl.reporting import privacy_tables, utility_tables, wording
+from medfl.reporting.audit_records import PICTURE
+from medfl.reporting.audit_table import audit_table
 from medfl.reporting.estimates import in_region
 from medfl.reporting.figures import FigureFile, draw_figures
 from medfl.reporting.records import Region, Variant
@@ -46,6 +48,12 @@ def write_report(folder: Path) -> Path:
     unfinished = folder / ".report.html.part"
     try:
         figures = draw_figures(run)
+        if run.audit is not None:
+            figures["inversion"] = FigureFile(
+                path=folder / PICTURE,
+                alt="One synthetic patient, and what an update betrays of them without and with "
+                "noise.",
+            )
         page = render(run, {name: _embedded(figure) for name, figure in figures.items()})
         unfinished.write_text(page, encoding="utf-8")
         unfinished.replace(path)  # a reader never sees half a page
@@ -84,12 +92,12 @@ def render(run: RunResults, images: dict[str, Image]) -> str:
         guess=privacy_tables.right_guesses(run),
         images=images,
         privacy=privacy_tables,
+        audited=audit_table(run.audit) if run.audit is not None else None,
         utility=utility_tables,
         modalities=[wording.MODALITY_NAMES[name] for name in run.study.input.modalities],
         region_names=wording.REGION_NAMES,
         arguments=json.dumps(run.study.network.arguments, sort_keys=True),
         missed=_missed_updates(run),
-        overlap=_overlap(run),
         headline=_headline(run),
     )
 
@@ -151,17 +159,6 @@ def _missed_updates(run: RunResults) -> list[str]:
         for name, at in row.sites.items()
         if at.outcome != "admitted"
     ]
-
-
-def _overlap(run: RunResults) -> tuple[float, float] | None:
-    """Epsilon and delta of a patient at the two sites with the largest losses (basic composition).
-
-    Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", 2014, theorem 3.16.
-    """
-    worst = sorted(run.privacy.values(), key=lambda loss: loss.epsilon_pld)[-2:]
-    if len(worst) < 2:
-        return None
-    return sum(loss.epsilon_pld for loss in worst), sum(loss.delta for loss in worst)
 
 
 def _embedded(figure: FigureFile) -> Image:

@@ -18,11 +18,14 @@ from typing import Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from medfl.errors import ReportError
+from medfl.reporting.audit_records import Audit
 from medfl.reporting.records import (
     VARIANT_ORDER,
     Environment,
     Event,
+    Federation,
     Modality,
+    PatientOfSites,
     Plan,
     Round,
     Score,
@@ -58,10 +61,12 @@ class RunResults:
         sites: In the order of `sites.json`.
         plans: By site; only sites that took part.
         privacy: By site; only sites that took part.
+        federation: Of all sites together.
         rounds: Of the federated variant, ascending.
         events: Reported to the server in the federated variant.
         scores: Of all variants; empty where no metrics were released.
         predictions: Synthetic patients only; empty where there are none.
+        audit: None where the run was not attacked on purpose.
     """
 
     folder: Path
@@ -70,10 +75,12 @@ class RunResults:
     sites: tuple[Site, ...]
     plans: Mapping[str, Plan]
     privacy: Mapping[str, SitePrivacy]
+    federation: Federation
     rounds: tuple[Round, ...]
     events: tuple[Event, ...]
     scores: tuple[Score, ...]
     predictions: tuple[Prediction, ...]
+    audit: Audit | None
 
     @property
     def un_noised_sites(self) -> tuple[str, ...]:
@@ -128,7 +135,8 @@ def read_run(folder: Path) -> RunResults:
     """Read and check a run folder.
 
     Args:
-        folder: As the federation wrote it. `metrics.csv` and `predictions` may be absent.
+        folder: As the federation wrote it. `metrics.csv`, `predictions` and `audit.json` may be
+            absent.
 
     Returns:
         Typed values that agree with each other.
@@ -148,14 +156,27 @@ def read_run(folder: Path) -> RunResults:
         sites=_document(folder / "sites.json", TypeAdapter(tuple[Site, ...])),
         plans=_by_site(folder / "plan.json", TypeAdapter(tuple[Plan, ...])),
         privacy=_by_site(folder / "privacy.json", TypeAdapter(tuple[SitePrivacy, ...])),
+        federation=_document(folder / "federation.json", TypeAdapter(Federation)),
         rounds=tuple(row for row in rounds if row.variant == "federated"),
         events=tuple(row for row in events if row.variant == "federated"),
         scores=_scores(folder / "metrics.csv"),
         predictions=_predictions(folder / "predictions", shown=study.input.modalities[-1]),
+        audit=_audit(folder / "audit.json"),
     )
-    for check in (_check_sites, _check_rounds, _check_mechanisms, _check_losses, _check_releases):
+    for check in (
+        _check_sites,
+        _check_rounds,
+        _check_mechanisms,
+        _check_losses,
+        _check_federation,
+        _check_releases,
+    ):
         check(run)
     return run
+
+
+def _audit(path: Path) -> Audit | None:
+    return _document(path, TypeAdapter(Audit)) if path.exists() else None
 
 
 def _text(path: Path) -> str:
@@ -248,6 +269,7 @@ def _check_sites(run: RunResults) -> None:
     mentions: dict[str, Sequence[str]] = {
         "plan.json": list(run.plans),
         "privacy.json": list(run.privacy),
+        "federation.json": [name for group in _combinations(run) for name in group.sites],
         "rounds.jsonl": [name for row in run.rounds for name in row.sites],
         "federation_ledger.jsonl": [event.site for event in run.events],
         "metrics.csv": [score.site for score in run.scores],
@@ -306,6 +328,27 @@ def _check_losses(run: RunResults) -> None:
         charged = sum(event.steps for event in run.events if event.site == loss.site)
         rule = f"steps of {loss.site!r} that cover the {charged} of its events"
         _expect(run.folder / "privacy.json", rule, loss.steps, charged <= loss.steps)
+
+
+def _combinations(run: RunResults) -> tuple[PatientOfSites, ...]:
+    pair = run.federation.any_two_sites
+    return (*run.federation.overlaps, pair) if pair is not None else run.federation.overlaps
+
+
+def _check_federation(run: RunResults) -> None:
+    path, found = run.folder / "federation.json", run.federation
+    rule = "overlaps exactly where patients are not disjoint"
+    is_maximum = found.composition.startswith("maximum")
+    agrees = found.disjoint == is_maximum == (not found.overlaps)
+    _expect(path, rule, (found.disjoint, found.composition, len(found.overlaps)), agrees)
+    covered = [loss.epsilon_pld for loss in run.privacy.values()]
+    covered += [group.epsilon for group in found.overlaps]
+    rule = f"an epsilon that covers every site and overlap, up to {max(covered):.6g}"
+    _expect(path, rule, found.epsilon, found.epsilon >= max(covered))
+    rule = f"a delta that covers every site's, up to {run.largest_delta:g}"
+    _expect(path, rule, found.delta, found.delta >= run.largest_delta)
+    pair, sites = found.any_two_sites, len(run.privacy)
+    _expect(path, "any two sites where there are two", pair, (pair is not None) == (sites > 1))
 
 
 def _check_releases(run: RunResults) -> None:

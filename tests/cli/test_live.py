@@ -30,6 +30,9 @@ DECLARATION = Declaration(
         local_steps=5,
         declared_patients=20,
     ),
+    run="run",
+    run_steps=0,
+    event_key="0" * 64,
     ledger_sequence=1,
     ledger_hash="0" * 64,
 )

@@ -199,7 +199,7 @@ def test_a_plan_is_json_that_says_what_each_site_will_spend(
 ) -> None:
     ended = medfl("plan", study, hospitals / "east.toml", hospitals / "west.toml", "--json")
     assert ended.code == 0
-    plans = json.loads(ended.out)
+    plans = json.loads(ended.out)["sites"]
     assert [plan["site"] for plan in plans] == ["east", "west"]
     for plan in plans:
         assert plan["steps"] == 2

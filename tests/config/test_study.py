@@ -51,6 +51,7 @@ def test_what_is_not_said_is_safe(tmp_path: Path) -> None:
     assert study.privacy.clip_norm == 1.0
     assert study.evaluation.baselines == ()
     assert study.synthetic is None
+    assert study.overlap == ()
     assert study.input.spacing == "native"
 
 
@@ -95,12 +96,34 @@ def test_the_digest_names_the_content_and_not_the_writing(tmp_path: Path) -> Non
         ),
         ('"gliomas-1"', '"a b"', "key id: expected 1 to 40 letters.* found 'a b'"),
         ('"gliomas-1"', '"x"\nsite = "DU"', "key site: unknown key"),
+        (
+            "min_sites = 3",
+            'min_sites = 3\n[[overlap]]\nsites = ["DU"]',
+            "overlap.0.sites: .* 2 items",
+        ),
+        (
+            "min_sites = 3",
+            'min_sites = 3\n[[overlap]]\nsites = ["DU", "HT"]\n[[overlap]]\nsites = ["DU", "DU"]',
+            "key overlap.1: expected distinct sites",
+        ),
+        (
+            "min_sites = 3",
+            'min_sites = 3\n[[overlap]]\nsites = ["DU", "H T"]',
+            "overlap.0.sites.1: expected 1 to 40 letters",
+        ),
     ],
 )
 def test_a_mistake_is_named(old: str, new: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, changed(old, new))
     assert re.search(expected, str(caught.value))
+
+
+def test_several_groups_of_sites_may_share_patients(tmp_path: Path) -> None:
+    groups = '[[overlap]]\nsites = ["DU", "HT"]\n[[overlap]]\nsites = ["HT", "CS", "FG"]\n'
+    study = loaded(tmp_path, STUDY + groups)
+    assert [group.sites for group in study.overlap] == [("DU", "HT"), ("HT", "CS", "FG")]
+    assert study.digest != loaded(tmp_path).digest
 
 
 def test_fedprox_takes_its_term(tmp_path: Path) -> None:

@@ -25,13 +25,16 @@ from medfl.data.synthetic_hospitals import write_hospitals
 from medfl.federation.client_app import ignore_steps, make_client_app
 from medfl.federation.exchange import ask
 from medfl.federation.grid import InProcessGrid, run_in_process
+from medfl.federation.messages import Declaration, SiteUpdate
 from medfl.federation.pretraining import initial_weights
 from medfl.federation.progress import Progress, Silent
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.server_app import Run, make_server_app
 from medfl.federation.simulation import prepare_folder
+from medfl.federation.site_keys import SiteKeys
 from medfl.federation.workplace import Workplace, create_ledger, simulated_workplace
 from medfl.privacy.ledger import Ledger
+from medfl.privacy.mechanism import Mechanism
 
 SITES = ("east", "north", "south")
 STUDY: dict[str, Any] = {
@@ -93,6 +96,57 @@ class FaultyGrid(InProcessGrid):
 
 
 @dataclass
+class Voice:
+    """What one site says of its ledger, signed with its keys.
+
+    Without changes the site was charged for one round after the other and nothing was lost: two
+    rows of the ledger and one round's steps for each.
+    """
+
+    site: str
+    keys: SiteKeys
+    mechanism: Mechanism
+
+    def declaration(self, **changes: Any) -> Declaration:
+        """What it declares."""
+        values: dict[str, Any] = {
+            "site": self.site,
+            "run": "run",
+            "run_steps": 0,
+            "event_key": self.keys.event_key,
+            "rotations": self.keys.rotations,
+            "purpose": "hospital",
+            "declared_patients": self.mechanism.declared_patients,
+            "weight": 20.0,
+            "modalities": ("t2f",),
+            "label_scheme": "brats",
+            "delta": 1e-5,
+            "epsilon_budget": 8.0,
+            "epsilon": 7.5,
+            "mechanism": self.mechanism,
+            "ledger_sequence": 1,
+            "ledger_hash": f"{1:064x}",
+        }
+        return Declaration(**{**values, **changes}).signed(self.keys)
+
+    def update(self, number: int, **changes: Any) -> SiteUpdate:
+        """Its update of a round."""
+        values: dict[str, Any] = {
+            "site": self.site,
+            "run": "run",
+            "round": number,
+            "message_id": f"run/{number}/{self.site}",
+            "mechanism": self.mechanism,
+            "steps": self.mechanism.local_steps,
+            "run_steps": number * self.mechanism.local_steps,
+            "weights_digest": "0" * 64,
+            "ledger_sequence": 2 * number,
+            "ledger_hash": f"{2 * number:064x}",
+        }
+        return SiteUpdate(**{**values, **changes}).signed(self.keys)
+
+
+@dataclass
 class Finished:
     """A run folder and what left the sites on the way to it."""
 
@@ -113,9 +167,13 @@ class Finished:
         sites = self.folder.rounds()[round_number - 1]["sites"]
         return {name: (site["outcome"], site["code"]) for name, site in sites.items()}
 
+    def state(self, site: str) -> Path:
+        """Folder in which a site with open data keeps ledger, outbox and keys."""
+        return self.path / "sites" / site
+
     def charges(self, site: str) -> int:
         """Rounds that a site's ledger was charged for."""
-        with Ledger.open(self.path / "sites" / site / "ledger") as ledger:
+        with Ledger.open(self.state(site) / "ledger") as ledger:
             return sum(run.charges for run in ledger.spent().by_run)
 
 
@@ -153,6 +211,7 @@ class Federation:
             values["data"]["root"] = str(root)
         site = self.site(name, **changed(values, changes))
         create_ledger(site, folder=state / "ledger").close()
+        SiteKeys.create(state / "keys")
         return site
 
     def sites(self, *names: str, **changes: Any) -> list[SiteConfig]:
@@ -184,7 +243,6 @@ class Federation:
             private=private,
             variant="federated",
             start=lambda: initial_weights(study, threads=1, advance=lambda *_: None),
-            started=lambda _: None,
             progress=progress or Silent(),
         )
         grid = FaultyGrid(
@@ -209,6 +267,17 @@ class Federation:
 
         run_in_process(app, grid)
         return answers[2].content
+
+
+@pytest.fixture(scope="session")
+def voice_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Voice]:
+    """Makes a site with new keys that can speak to a server."""
+
+    def make(site: str, *, mechanism: Mechanism) -> Voice:
+        keys = SiteKeys.create(tmp_path_factory.mktemp("keys") / site)
+        return Voice(site=site, keys=keys, mechanism=mechanism)
+
+    return make
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ MECHANISM: dict[str, Any] = {
 }
 DECLARATION: dict[str, Any] = {
     "site": "north",
+    "run": "first",
+    "run_steps": 0,
+    "event_key": "0" * 64,
     "purpose": "open-data",
     "declared_patients": 20,
     "weight": 20.0,
@@ -134,6 +137,12 @@ def spoiling(*, spoil: Callable[[dict[str, Any]], Any], sites: tuple[str, ...]) 
         (lambda body: body["mechanism"].update(noise_multiplier=0.01), "declaration-epsilon"),
         (lambda body: body.update(delta=0.5), "declaration-delta"),
         (lambda body: body.update(site="east"), "declaration-doubled"),
+        (lambda body: body.update(weight=1e7), "message-body"),
+        (lambda body: body.update(run="another"), "declaration-run"),
+        (lambda body: body.update(weight=5.5), "declaration-signature"),
+        (lambda body: body.update(run_steps=1), "declaration-signature"),
+        (lambda body: body.update(event_key="0" * 64), "declaration-signature"),
+        (lambda body: body.update(signature="0" * 128), "declaration-signature"),
     ],
 )
 def test_a_wrong_declaration_leaves_the_study_to_the_others(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
+import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from medfl.federation.messages import (
     Proposal,
     Scores,
     SiteUpdate,
+    Statement,
     TrainTask,
     from_arrays,
     read_body,
@@ -32,7 +36,9 @@ from medfl.federation.messages import (
     refusal_code,
     to_arrays,
     to_record,
+    weights_digest,
 )
+from medfl.federation.site_keys import Rotation, SiteKeys
 from medfl.privacy.mechanism import Mechanism
 
 MECHANISM = Mechanism(
@@ -56,6 +62,10 @@ def bodies(federation: Any) -> dict[str, Body]:
         "proposal": Proposal(study=study, run="tiny-20250101-abc", private=True),
         "declaration": Declaration(
             site="DU",
+            run="r",
+            run_steps=0,
+            event_key=HASH,
+            rotations=(Rotation(old="a" * 64, new=HASH, signature="b" * 128),),
             purpose="hospital",
             declared_patients=37,
             weight=37.0,
@@ -71,6 +81,10 @@ def bodies(federation: Any) -> dict[str, Body]:
         "task": TrainTask(study=study, run="r", round=3, message_id="r/3/DU", mechanism=MECHANISM),
         "update": SiteUpdate(
             site="DU",
+            run="r",
+            round=3,
+            run_steps=15,
+            weights_digest=HASH,
             message_id="r/3/DU",
             mechanism=MECHANISM,
             steps=5,
@@ -94,6 +108,11 @@ def bodies(federation: Any) -> dict[str, Body]:
 def test_a_body_comes_back_equal(name: str, federation: Any) -> None:
     body = bodies(federation)[name]
     assert read_body(to_record(body), type(body)) == body
+
+
+def test_a_declared_weight_has_an_upper_limit(federation: Any) -> None:
+    declaration = bodies(federation)["declaration"]
+    assert read_body(body_of(declaration, weight=1e6), Declaration).weight == 1e6
 
 
 def test_a_study_keeps_its_digest_on_the_way(federation: Any) -> None:
@@ -131,6 +150,17 @@ def body_of(body: Body, **changes: Any) -> RecordDict:
         ("update", {"ledger_sequence": -1}),
         ("update", {"ledger_hash": HASH[:-1]}),
         ("update", {"site": "a/b"}),
+        ("update", {"run_steps": -1}),
+        ("update", {"run_steps": 1_000_001}),
+        ("declaration", {"run_steps": 1_000_001}),
+        ("update", {"run": ""}),
+        ("update", {"round": 0}),
+        ("update", {"weights_digest": HASH[:-1] + "g"}),
+        ("update", {"signature": "0" * 127}),
+        ("declaration", {"event_key": HASH + "0"}),
+        ("declaration", {"rotations": [{"old": HASH, "new": HASH}]}),
+        ("declaration", {"rotations": [{"old": 1, "new": HASH, "signature": ""}]}),
+        ("declaration", {"weight": 1.1e6}),
         ("scores", {"scores": [{"patient": "Mueller, Anna", "region": "WT", "dice": 0.5}]}),
         ("evaluation", {"round": -1}),
         ("proposal", {"private": "yes"}),
@@ -264,4 +294,127 @@ def test_a_code_that_is_no_short_word_is_refused(code: Any) -> None:
     content = {} if code is None else {"code": code}
     with pytest.raises(MessageError) as caught:
         refusal_code(RecordDict({"error": ConfigRecord(content)}))
-    assert caught.value.code == "message-code"
+    assert caught.value.code == "refusal-code"
+
+
+# --- statements
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> SiteKeys:
+    return SiteKeys.create(tmp_path_factory.mktemp("keys") / "DU")
+
+
+# What is signed of each kind, changed to something else that its schema allows.
+DECLARED: dict[str, Any] = {
+    "site": "HT",
+    "run": "s",
+    "ledger_sequence": 5,
+    "ledger_hash": "f" * 64,
+    "run_steps": 1,
+    "purpose": "open-data",
+    "declared_patients": 38,
+    "weight": 38.0,
+    "modalities": ("t2f", "t1n"),
+    "label_scheme": "brats",
+    "delta": 1.0000000000000002e-5,
+    "epsilon_budget": 9.0,
+    "epsilon": 7.0,
+    "mechanism": Mechanism(**{**MECHANISM.to_dict(), "noise_multiplier": 2.3457}),
+    "event_key": "f" * 64,
+    "rotations": (),
+}
+UPDATED: dict[str, Any] = {
+    "site": "HT",
+    "run": "s",
+    "ledger_sequence": 5,
+    "ledger_hash": "f" * 64,
+    "run_steps": 16,
+    "round": 4,
+    "message_id": "r/4/DU",
+    "mechanism": Mechanism(**{**MECHANISM.to_dict(), "declared_patients": 38}),
+    "steps": 6,
+    "weights_digest": "f" * 64,
+}
+
+
+def test_a_statement_is_signed_by_its_site_and_nobody_else(
+    federation: Any, keys: SiteKeys, tmp_path: Path
+) -> None:
+    stranger = SiteKeys.create(tmp_path / "keys")
+    for name in ("declaration", "update"):
+        statement = bodies(federation)[name]
+        assert isinstance(statement, Statement)
+        assert not statement.is_signed_by(keys.event_key)
+        signed = statement.signed(keys)
+        arrived = read_body(to_record(signed), type(signed))
+        assert arrived.is_signed_by(keys.event_key)
+        assert not arrived.is_signed_by(stranger.event_key)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [*(("declaration", field) for field in DECLARED), *(("update", field) for field in UPDATED)],
+)
+def test_a_changed_field_breaks_the_signature(
+    name: str, field: str, federation: Any, keys: SiteKeys
+) -> None:
+    statement = bodies(federation)[name]
+    assert isinstance(statement, Statement)
+    signed = statement.signed(keys)
+    new = (DECLARED if name == "declaration" else UPDATED)[field]
+    assert new != getattr(signed, field)
+    assert not signed.model_copy(update={field: new}).is_signed_by(keys.event_key)
+
+
+def test_every_field_of_a_statement_is_signed() -> None:
+    assert {*DECLARED, "signature"} == set(Declaration.model_fields)
+    assert {*UPDATED, "signature"} == set(SiteUpdate.model_fields)
+
+
+def test_a_signature_counts_for_one_kind_of_statement_only(keys: SiteKeys) -> None:
+    values: dict[str, Any] = {
+        "site": "DU",
+        "run": "r",
+        "ledger_sequence": 1,
+        "ledger_hash": HASH,
+        "run_steps": 0,
+    }
+    # Equal in every field; only the kind differs.
+    general = Statement(**values).signed(keys)
+    special = Twin(**values, signature=general.signature)
+    assert special.model_dump() == general.model_dump()
+    assert general.is_signed_by(keys.event_key)
+    assert not special.is_signed_by(keys.event_key)
+    assert special.signed(keys).is_signed_by(keys.event_key)
+
+
+class Twin(Statement):
+    """A statement of another kind with the same fields."""
+
+
+def test_a_declarations_signature_does_not_pass_for_an_updates(
+    federation: Any, keys: SiteKeys
+) -> None:
+    declaration, update = (bodies(federation)[name] for name in ("declaration", "update"))
+    assert isinstance(declaration, Declaration)
+    assert isinstance(update, SiteUpdate)
+    signature = declaration.signed(keys).signature
+    forged = update.model_copy(update={"signature": signature})
+    assert not forged.is_signed_by(keys.event_key)
+
+
+def test_weights_have_a_digest_of_names_and_values() -> None:
+    weights = {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor([[0.5]])}
+    content = b"a\0" + struct.pack("<f", 0.5) + b"b\0" + struct.pack("<ff", 1.0, 2.0)
+    assert weights_digest(weights) == hashlib.sha256(content).hexdigest()
+    assert weights_digest({"c": weights["b"], "a": weights["a"]}) != weights_digest(weights)
+    changed = weights | {"a": torch.tensor([[0.25]])}
+    assert weights_digest(changed) != weights_digest(weights)
+
+
+def test_the_digest_does_not_depend_on_the_memory_layout() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    turned = tensor.t().contiguous().t()
+    assert not turned.is_contiguous()
+    assert weights_digest({"w": turned}) == weights_digest({"w": tensor})

@@ -61,7 +61,6 @@ def test_another_request_under_the_same_id_is_refused(outbox: Outbox) -> None:
         lambda content: content.replace(b'\\"body\\"', b'\\"bode\\"'),
         lambda _: b"not a model at all",
     ],
-    ids=str,
 )
 def test_a_damaged_file_is_named_with_what_to_do(
     damage: object, outbox: Outbox, tmp_path: Path

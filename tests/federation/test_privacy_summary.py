@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 from medfl.federation.federation_ledger import FederationLedger
-from medfl.federation.messages import Declaration, SiteUpdate
 from medfl.federation.privacy_summary import privacy_summary
 from medfl.federation.run_folder import RoundRecord, RunFolder, SiteOutcome
 from medfl.privacy.mechanism import Mechanism
@@ -27,43 +27,27 @@ MECHANISM = Mechanism(
 )
 
 
-def declaration(site: str, **changes: Any) -> Declaration:
-    values: dict[str, Any] = {
-        "site": site,
-        "purpose": "hospital",
-        "declared_patients": 20,
-        "weight": 20.0,
-        "modalities": ("t2f",),
-        "label_scheme": "brats",
-        "delta": DELTA,
-        "epsilon_budget": 8.0,
-        "epsilon": 7.5,
-        "mechanism": MECHANISM,
-        "ledger_sequence": 1,
-        "ledger_hash": "0" * 64,
-    }
-    return Declaration(**{**values, **changes})
-
-
 def outcome(name: str) -> SiteOutcome:
     return SiteOutcome(outcome=name, code="", epsilon=1.0, budget=8.0, steps=STEPS)
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def summary(
+    tmp_path_factory: pytest.TempPathFactory, voice_of: Callable[..., Any]
+) -> dict[str, dict[str, Any]]:
     """DU took part in every round, HT was rejected in the last, UK only came for the last."""
     folder = RunFolder(tmp_path_factory.mktemp("summary") / "run")
-    declarations = {name: declaration(name) for name in ("DU", "HT", "UK")}
-    ledger = FederationLedger(folder, declarations=declarations)
+    voices = {name: voice_of(name, mechanism=MECHANISM) for name in ("DU", "HT", "UK")}
+    ledger = FederationLedger(folder)
+    for voice in voices.values():
+        ledger.declare(voice.declaration(delta=DELTA))
     for number in range(1, ROUNDS + 1):
         last = number == ROUNDS
         names = ("DU", "HT", "UK") if last else ("DU", "HT")
         for name in names:
-            update = SiteUpdate(
-                site=name,
-                message_id=f"run/{number}/{name}",
-                mechanism=MECHANISM,
-                steps=STEPS,
+            update = voices[name].update(
+                number,
+                run_steps=STEPS if name == "UK" else STEPS * number,
                 ledger_sequence=10 + number,
                 ledger_hash=f"{number}" * 64,
             )
@@ -72,7 +56,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
             name: outcome("rejected" if last and name == "HT" else "admitted") for name in names
         }
         folder.append_round(RoundRecord(round=number, seconds=1.0, sites=outcomes))
-    return {entry["site"]: entry for entry in privacy_summary(folder, declarations=declarations)}
+    return {entry["site"]: entry for entry in privacy_summary(folder)}
 
 
 def epsilon(steps: int, *, delta: float) -> float:
@@ -121,7 +105,44 @@ def test_the_newest_ledger_head_is_told(summary: dict[str, dict[str, Any]]) -> N
     assert summary["DU"]["lifetime_epsilon"] == 7.5
 
 
-def test_a_site_that_sent_nothing_has_spent_nothing(tmp_path: Path) -> None:
-    (entry,) = privacy_summary(RunFolder(tmp_path / "run"), declarations={"DU": declaration("DU")})
+def test_a_site_that_sent_nothing_has_spent_nothing(
+    tmp_path: Path, voice_of: Callable[..., Any]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    du = voice_of("DU", mechanism=MECHANISM)
+    FederationLedger(folder).declare(du.declaration())
+    (entry,) = privacy_summary(folder)
     assert entry["epsilon_pld"] == entry["steps"] == entry["lost_rounds"] == 0
     assert entry["ledger_sequence"] == 1
+    assert entry["event_key"] == du.keys.event_key
+
+
+def test_what_never_arrived_is_counted_and_told(
+    tmp_path: Path, voice_of: Callable[..., Any]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    du = voice_of("DU", mechanism=MECHANISM)
+    ledger = FederationLedger(folder)
+    ledger.declare(du.declaration())
+    lost = du.update(1, run_steps=2 * STEPS)  # one round was charged and never arrived
+    ledger.record(lost, site="DU", round_number=1, admitted=True)
+    ledger.presume("DU", round_number=2, code="silent")
+    (entry,) = privacy_summary(folder)
+    assert (entry["steps"], entry["unseen_steps"]) == (3 * STEPS, 2 * STEPS)
+    assert entry["epsilon_pld"] == pytest.approx(epsilon(3 * STEPS, delta=DELTA), rel=1e-6)
+
+
+def test_a_site_that_did_not_come_back_after_a_resume_is_still_told(
+    tmp_path: Path, voice_of: Callable[..., Any]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    voices = {name: voice_of(name, mechanism=MECHANISM) for name in ("DU", "HT")}
+    ledger = FederationLedger(folder)
+    for name, voice in voices.items():
+        ledger.declare(voice.declaration())
+        ledger.record(voice.update(1), site=name, round_number=1, admitted=True)
+    resumed = FederationLedger(folder)
+    resumed.declare(voices["HT"].declaration(ledger_sequence=4, run_steps=STEPS))
+    gone, _ = privacy_summary(folder)
+    assert (gone["site"], gone["steps"]) == ("DU", STEPS)
+    assert gone["epsilon_pld"] == pytest.approx(epsilon(STEPS, delta=DELTA), rel=1e-6)

@@ -1,7 +1,8 @@
 """One bad site of three: whatever it answers, the round goes on with the others.
 
 What the bad site reports to have spent counts all the same, and what it sends has no effect at all:
-the model is bit for bit the one that the two others make without it.
+the model is bit for bit the one that the two others make without it. The site signs whatever it
+sends with its own key; what somebody changes on the way has no signature.
 """
 
 from __future__ import annotations
@@ -19,8 +20,16 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from safetensors.torch import load_file
 
-from medfl.errors import QuorumError
-from medfl.federation.messages import refusal
+from medfl.errors import MessageError, QuorumError
+from medfl.federation.messages import (
+    SiteUpdate,
+    read_body,
+    read_weights,
+    refusal,
+    to_record,
+    weights_digest,
+)
+from medfl.federation.site_keys import SiteKeys
 
 BAD = "north"
 RUN = "screening"
@@ -154,11 +163,27 @@ def body_text(text: str) -> Callable[[Message], Message]:
     return spoil
 
 
-class Recorded:
-    """Honest answers by site and kind of message."""
+def signed(reply: Message, keys: SiteKeys) -> Message:
+    """The update as the bad site itself would send it, as far as it can be read."""
+    try:
+        update = read_body(reply.content, SiteUpdate)
+    except MessageError:
+        return reply
+    try:
+        digest = weights_digest(read_weights(reply.content))
+    except MessageError:
+        digest = update.weights_digest
+    update = update.model_copy(update={"weights_digest": digest}).signed(keys)
+    reply.content["body"] = to_record(update)["body"]
+    return reply
 
-    def __init__(self, answers: Mapping[tuple[str, str], RecordDict]) -> None:
+
+class Recorded:
+    """Honest answers by site and kind of message, and the keys of the bad site."""
+
+    def __init__(self, answers: Mapping[tuple[str, str], RecordDict], *, keys: SiteKeys) -> None:
         self._answers = answers
+        self.keys = keys
 
     def reply(self, site: str, message: Message) -> Message:
         content = self._answers[site, message.metadata.message_type]
@@ -282,37 +307,54 @@ FAULTS: dict[str, tuple[Callable[[Message], Message], str, str, bool]] = {
         "update-mechanism",
         True,
     ),
-    "more steps than agreed": (with_body(steps=7), "rejected", "update-steps", True),
-    "steps and noise that would stall an accountant": (
-        with_body(steps=10**15, mechanism={"noise_multiplier": 1e6}),
+    "more steps than agreed": (
+        with_body(steps=7, run_steps=7),
         "rejected",
-        "update-mechanism",
+        "update-steps",
         True,
     ),
-    "negative steps": (with_body(steps=-1), "rejected", "message-body", False),
+    "more steps than its ledger was charged for": (
+        with_body(steps=7),
+        "rejected",
+        "ledger-rolled-back",
+        True,
+    ),
+    "steps and noise that would stall an accountant": (
+        with_body(steps=10**15, run_steps=10**6, mechanism={"noise_multiplier": 1e6}),
+        "rejected",
+        "ledger-rolled-back",
+        True,
+    ),
+    "steps of the run that would stall an accountant": (
+        with_body(run_steps=10**9),
+        "rejected",
+        "update-body",
+        False,
+    ),
+    "negative steps": (with_body(steps=-1), "rejected", "update-body", False),
     "text for a number": (
         with_body(mechanism={"sampling_prob": "0.5"}),
         "rejected",
-        "message-body",
+        "update-body",
         False,
     ),
     "nothing for a number": (
         with_body(mechanism={"clip_norm": None}),
         "rejected",
-        "message-body",
+        "update-body",
         False,
     ),
-    "mechanism without a key": (with_body(mechanism="none"), "rejected", "message-body", False),
-    "unknown key in the body": (with_body(patients=["x"]), "rejected", "message-body", False),
-    "infinite steps": (body_text('{"steps": Infinity}'), "rejected", "message-body", False),
-    "no JSON": (body_text("{"), "rejected", "message-body", False),
-    "deeply nested JSON": (body_text("[" * 100_000), "rejected", "message-body", False),
-    "2 MB of text": (body_text(" " * 2_000_000), "rejected", "message", False),
-    "no body": (without_record("body"), "rejected", "message", False),
-    "nothing": (instead(RecordDict()), "rejected", "message", False),
-    "100 KB of reasons": (instead(refusal("x" * 100_000)), "refused", "message-code", False),
-    "control characters": (instead(refusal("\x1b[2J\n")), "refused", "message-code", False),
-    "refusal without a code": (instead(refusal("")), "refused", "message-code", False),
+    "mechanism without a key": (with_body(mechanism="none"), "rejected", "update-body", False),
+    "unknown key in the body": (with_body(patients=["x"]), "rejected", "update-body", False),
+    "infinite steps": (body_text('{"steps": Infinity}'), "rejected", "update-body", False),
+    "no JSON": (body_text("{"), "rejected", "update-body", False),
+    "deeply nested JSON": (body_text("[" * 100_000), "rejected", "update-body", False),
+    "2 MB of text": (body_text(" " * 2_000_000), "rejected", "update-body", False),
+    "no body": (without_record("body"), "rejected", "update-body", False),
+    "nothing": (instead(RecordDict()), "rejected", "update-body", False),
+    "100 KB of reasons": (instead(refusal("x" * 100_000)), "refused", "refusal-code", False),
+    "control characters": (instead(refusal("\x1b[2J\n")), "refused", "refusal-code", False),
+    "refusal without a code": (instead(refusal("")), "refused", "refusal-code", False),
     "refusal": (instead(refusal("budget-exceeded")), "refused", "budget-exceeded", False),
 }
 
@@ -329,8 +371,8 @@ def recorded(shared_federation: Any) -> Recorded:
 
     study = shared_federation.study(**ONE_ROUND)
     sites = shared_federation.sites()
-    shared_federation.run(study, sites, name="honest", fault=keep, run_id=RUN)
-    return Recorded(answers)
+    finished = shared_federation.run(study, sites, name="honest", fault=keep, run_id=RUN)
+    return Recorded(answers, keys=SiteKeys.read(finished.state(BAD) / "keys"))
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +405,8 @@ def test_a_bad_update_is_screened_and_the_round_goes_on(
 
     def bad(site: str, message: Message, answer: Answer) -> Message:
         reply = recorded.reply(site, message)
-        return spoil(reply) if is_training(message) and site == BAD else reply
+        wanted = is_training(message) and site == BAD
+        return signed(spoil(reply), recorded.keys) if wanted else reply
 
     study = federation.study(**ONE_ROUND)
     finished = federation.run(study, federation.sites(), fault=bad, run_id=RUN)
@@ -373,19 +416,68 @@ def test_a_bad_update_is_screened_and_the_round_goes_on(
         "south": ("admitted", ""),
     }
     assert same(finished.weights, without_north.weights)
-    reported = {event["site"]: event["admitted"] for event in finished.folder.events()}
-    assert reported == {"east": True, "south": True} | ({BAD: False} if readable else {})
-    if readable:
-        epsilon = finished.folder.rounds()[0]["sites"][BAD]["epsilon"]
-        assert float(epsilon) > 0
+    events = [event for event in finished.folder.events() if event["site"] == BAD]
+    epsilon = finished.folder.rounds()[0]["sites"][BAD]["epsilon"]
+    if code == "budget-exceeded":
+        # The only answer that tells that nothing was charged.
+        assert events == []
+        assert epsilon == 0
+    else:
+        assert [event["admitted"] for event in events] == [False] * len(events)
+        assert ("statement" in events[0]) is readable
+        assert float(epsilon) >= finished.folder.rounds()[0]["sites"]["south"]["epsilon"]
+
+
+# Changes on the way, by somebody who does not have the site's key.
+TAMPERED: dict[str, tuple[Callable[[Message], Message], str]] = {
+    "one weight": (one_value(0.5), "update-digest"),
+    "two weights exchanged": (with_arrays(lambda w: exchanged(w)), "update-digest"),
+    "steps": (with_body(steps=7), "update-signature"),
+    "noise": (with_body(mechanism={"noise_multiplier": 0.01}), "update-signature"),
+    "ledger sequence": (with_body(ledger_sequence=99), "update-signature"),
+    "ledger hash": (with_body(ledger_hash="0" * 64), "update-signature"),
+    "steps of the run": (with_body(run_steps=99), "update-signature"),
+    "name": (with_body(site="east"), "update-signature"),
+    "digest of the weights": (with_body(weights_digest="0" * 64), "update-signature"),
+    "no signature": (with_body(signature="0" * 128), "update-signature"),
+}
+
+
+def exchanged(weights: Weights) -> Weights:
+    """Two parameters of one shape in each other's place."""
+    names = sorted(weights)
+    for one in names:
+        for other in names:
+            pair = weights[one], weights[other]
+            if pair[0].shape == pair[1].shape and not np.array_equal(*pair):
+                return weights | {one: pair[1], other: pair[0]}
+    raise AssertionError("no two parameters of one shape")
+
+
+@pytest.mark.parametrize("change", TAMPERED)
+def test_what_was_changed_on_the_way_is_left_out_and_counts(
+    change: str, federation: Any, recorded: Recorded, without_north: Finished
+) -> None:
+    tamper, code = TAMPERED[change]
+
+    def on_the_way(site: str, message: Message, answer: Answer) -> Message:
+        reply = recorded.reply(site, message)
+        return tamper(reply) if is_training(message) and site == BAD else reply
+
+    study = federation.study(**ONE_ROUND)
+    finished = federation.run(study, federation.sites(), fault=on_the_way, run_id=RUN)
+    assert finished.outcomes()[BAD] == ("rejected", code)
+    assert same(finished.weights, without_north.weights)
+    assert float(finished.folder.rounds()[0]["sites"][BAD]["epsilon"]) > 0
 
 
 def test_a_silent_site_is_waited_for_and_then_left_out(without_north: Finished) -> None:
     (record,) = without_north.folder.rounds()
+    # Presumed to have paid as much as a site of the same plan that has answered.
     assert record["sites"][BAD] == {
         "outcome": "silent",
         "code": "silent",
-        "epsilon": 0,
+        "epsilon": record["sites"]["south"]["epsilon"],
         "budget": 10.0,
         "steps": 0,
     }
@@ -422,8 +514,43 @@ def test_an_update_of_an_earlier_round_is_not_taken_for_this_one(federation: Any
     assert finished.outcomes(1)[BAD] == ("admitted", "")
     assert finished.outcomes(2)[BAD] == ("rejected", "update-replayed")
     assert finished.outcomes(2)["east"] == ("admitted", "")
-    # Released once, counted once.
-    assert [e["round"] for e in finished.folder.events() if e["site"] == BAD] == [1]
+    # Released once, counted once; what round 2 asked for never came, and it was paid for.
+    events = [event for event in finished.folder.events() if event["site"] == BAD]
+    assert [(e["round"], "presumed" in e) for e in events] == [(1, False), (2, True)]
+    assert finished.charges(BAD) == 2
+    rounds = [line["sites"] for line in finished.folder.rounds()]
+    assert rounds[1][BAD]["epsilon"] == rounds[1]["south"]["epsilon"] > rounds[0][BAD]["epsilon"]
+
+
+def test_an_update_of_another_run_is_not_taken_for_this_one(federation: Any) -> None:
+    """A hospital has the same keys in every run, so that its signature alone says nothing."""
+    hospitals = [federation.hospital(name) for name in ("east", "north", "south")]
+    noise = {"privacy": {"noise": "operating-system", "epsilon": 3.0}}
+    kept: dict[str, RecordDict] = {}
+
+    def keeps(site: str, message: Message, answer: Answer) -> Message:
+        reply = answer()
+        if is_training(message) and site == BAD:
+            kept[site] = copy.deepcopy(reply.content)
+        return reply
+
+    def replays(site: str, message: Message, answer: Answer) -> Message:
+        if is_training(message) and site == BAD:
+            return Message(kept[site], reply_to=message)
+        return answer()
+
+    first = federation.run(
+        federation.study(**noise, **ONE_ROUND), hospitals, name="first", fault=keeps
+    )
+    assert first.outcomes()[BAD] == ("admitted", "")
+    second = federation.run(
+        federation.study(**noise, **ONE_ROUND, id="later"), hospitals, fault=replays, name="second"
+    )
+    assert second.outcomes() == {
+        "east": ("admitted", ""),
+        BAD: ("rejected", "update-replayed"),
+        "south": ("admitted", ""),
+    }
 
 
 def test_an_update_that_repeats_a_ledger_sequence_is_counted_in_every_round(
@@ -431,10 +558,14 @@ def test_an_update_that_repeats_a_ledger_sequence_is_counted_in_every_round(
 ) -> None:
     def stuck(site: str, message: Message, answer: Answer) -> Message:
         reply = answer()
-        wanted = is_training(message) and site == BAD
-        return with_body(ledger_sequence=2)(reply) if wanted else reply
+        if not (is_training(message) and site == BAD):
+            return reply
+        keys = SiteKeys.read(federation.scratch / "run" / "sites" / BAD / "keys")
+        return signed(with_body(ledger_sequence=4)(reply), keys)
 
     finished = federation.run(federation.study(), federation.sites(), fault=stuck)
+    assert finished.outcomes(1)[BAD] == ("admitted", "")
+    assert finished.outcomes(2)[BAD] == ("rejected", "ledger-rolled-back")
     rounds = [line["sites"] for line in finished.folder.rounds()]
     assert rounds[1][BAD]["epsilon"] == rounds[1]["south"]["epsilon"] > rounds[0][BAD]["epsilon"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from medfl.federation.messages import (
     read_weights,
     refusal_code,
     to_record,
+    weights_digest,
 )
-from medfl.privacy.accountant import Charge, epsilon
 from medfl.privacy.ledger import Ledger
 from medfl.privacy.mechanism import Mechanism
 from medfl.segmentation.networks import trainable_state
@@ -59,6 +60,18 @@ def task(federation: Any, *, number: int = 1, study: Any = None, **mechanism: An
         message_id=f"first/{number}/east",
         mechanism=Mechanism(**{**AGREED, **mechanism}),
     )
+
+
+def agreed(federation: Any, workplace: Any, *, study: Any = None) -> Declaration:
+    """The site's answer to the proposal of the run in `task`."""
+    proposal = Proposal(study=study or federation.study(**STUDY), run="first", private=True)
+    return read_body(federation.ask(workplace, to_record(proposal), kind="query"), Declaration)
+
+
+def agreed_task(federation: Any, workplace: Any, *, number: int = 1) -> TrainTask:
+    """A round of a run that the site has agreed to."""
+    mechanism = agreed(federation, workplace).mechanism
+    return task(federation, number=number, **mechanism.to_dict())
 
 
 def state(workplace: Any, study: Any) -> dict[str, Any]:
@@ -218,7 +231,7 @@ def test_a_message_of_the_wrong_kind_is_refused(federation: Any, hospital: Any) 
 
 
 def test_a_round_is_charged_before_and_released_after(federation: Any, hospital: Any) -> None:
-    asked = task(federation)
+    asked = agreed_task(federation, hospital)
     reply = train(federation, hospital, asked)
     update = read_body(reply, SiteUpdate)
     with hospital.open_ledger() as ledger:
@@ -233,17 +246,127 @@ def test_a_round_is_charged_before_and_released_after(federation: Any, hospital:
 def test_a_refusal_beyond_the_budget_leaves_ledger_and_weights_as_they_were(
     federation: Any,
 ) -> None:
-    mechanism = Mechanism(**AGREED)
-    one_round = epsilon([Charge(mechanism=mechanism, steps=1)], delta=1e-5)
-    site = federation.hospital("east", privacy={"epsilon": 1.2 * one_round})
-    workplace = federation.workplace(site)
-    first = read_weights(train(federation, workplace, task(federation)))
-    before = state(workplace, federation.study(**STUDY))
-    reply = train(federation, workplace, task(federation, number=2), weights=first)
-    assert refusal_code(reply) == "budget-exceeded"
-    assert state(workplace, federation.study(**STUDY)) == before
+    # An agreement sets nothing aside: two studies that fit one by one were both agreed to.
+    study = federation.study(
+        privacy={"noise": "operating-system", "epsilon": 3.0}, training={"rounds": 1}
+    )
+    workplace = federation.workplace(federation.hospital("east", privacy={"epsilon": 3.3}))
+    tasks = []
+    for name in ("first", "second"):
+        named = study.model_copy(update={"id": name})
+        proposal = Proposal(study=named, run=name, private=True)
+        answer = federation.ask(workplace, to_record(proposal), kind="query")
+        tasks.append(
+            TrainTask(
+                study=named,
+                run=name,
+                round=1,
+                message_id=f"{name}/1/east",
+                mechanism=read_body(answer, Declaration).mechanism,
+            )
+        )
+    weights = read_weights(train(federation, workplace, tasks[0]))
     with workplace.open_ledger() as ledger:
-        assert ledger.spent().epsilon == pytest.approx(one_round)
+        spent = ledger.spent().epsilon
+    assert 2.9 < spent <= 3.0
+    before = state(workplace, tasks[1].study)
+    reply = train(federation, workplace, tasks[1], weights=weights)
+    assert refusal_code(reply) == "budget-exceeded"
+    assert state(workplace, tasks[1].study)["head"] == before["head"]
+    assert state(workplace, tasks[1].study)["outbox"] == before["outbox"]
+    with workplace.open_ledger() as ledger:
+        assert ledger.spent().epsilon == spent
+
+
+def test_a_task_without_an_agreement_is_refused_and_touches_nothing(
+    federation: Any, hospital: Any
+) -> None:
+    asked = task(federation)
+    before = state(hospital, asked.study)
+    reply = train(federation, hospital, asked)
+    assert refusal_code(reply) == "policy-not-agreed"
+    assert state(hospital, asked.study) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mechanism": {"noise_multiplier": 30.0}},  # more noise is another mechanism as well
+        {"mechanism": {"sampling_prob": 0.4}},
+        {"mechanism": {"clipping": "fixed"}},
+        {"study": {"training": {"learning_rate": 0.25}}},
+        {"study": {"seed": 8}},
+        {"study": {"id": "other"}},
+        {"run": "second"},
+    ],
+    ids=str,
+)
+def test_a_task_that_differs_from_what_was_agreed_to_is_refused_and_touches_nothing(
+    changes: dict[str, Any], federation: Any, hospital: Any
+) -> None:
+    sound = agreed_task(federation, hospital)
+    mechanism = Mechanism(**{**sound.mechanism.to_dict(), **changes.get("mechanism", {})})
+    asked = sound.model_copy(
+        update={
+            "study": federation.study(**STUDY | changes.get("study", {})),
+            "mechanism": mechanism,
+            "run": changes.get("run", sound.run),
+        }
+    )
+    before = state(hospital, asked.study)
+    assert refusal_code(train(federation, hospital, asked)) == "policy-not-agreed"
+    assert state(hospital, asked.study) == before
+    assert refusal_code(train(federation, hospital, sound)) == ""
+
+
+def test_an_agreement_is_of_one_study_and_mechanism_for_its_run(
+    federation: Any, hospital: Any
+) -> None:
+    study = federation.study(**STUDY)
+    first = agreed(federation, hospital, study=study)
+    with hospital.open_ledger() as ledger:
+        agreement = ledger.agreement("first")
+        assert ledger.agreement("second") is None
+    assert agreement.study == study.id
+    assert agreement.proposal == study.digest
+    assert agreement.mechanism == first.mechanism
+    assert agreement.members == frozenset(hospital.members)
+    assert len(agreement.members) == 4
+    # Asked again: the same answer, and no second agreement.
+    again = agreed(federation, hospital, study=study)
+    assert again.mechanism == first.mechanism
+    assert again.is_signed_by(first.event_key)
+    # The same run with another proposal.
+    other = Proposal(study=federation.study(**STUDY, seed=9), run="first", private=True)
+    reply = federation.ask(hospital, to_record(other), kind="query")
+    assert refusal_code(reply) == "policy-not-agreed"
+
+
+def test_what_a_site_says_of_its_ledger_is_signed_and_true(federation: Any, hospital: Any) -> None:
+    declared = agreed(federation, hospital)
+    assert declared.is_signed_by(hospital.keys.event_key)
+    assert (declared.run, declared.run_steps) == ("first", 0)
+    with hospital.open_ledger() as ledger:
+        head = ledger.head()
+    assert (declared.ledger_sequence, declared.ledger_hash) == (head.sequence, head.hash)
+    asked = task(federation, **declared.mechanism.to_dict())
+    reply = train(federation, hospital, asked)
+    update = read_body(reply, SiteUpdate)
+    assert update.is_signed_by(hospital.keys.event_key)
+    assert (update.run, update.round, update.run_steps) == ("first", 1, 1)
+    assert update.weights_digest == weights_digest(read_weights(reply))
+
+
+def test_a_hospital_without_keys_says_so_and_gets_none(federation: Any) -> None:
+    site = federation.hospital("east")
+    shutil.rmtree(site.state / "keys")
+    workplace = federation.workplace(site)
+    before = state(workplace, federation.study(**STUDY))
+    proposal = Proposal(study=federation.study(**STUDY), run="first", private=True)
+    reply = federation.ask(workplace, to_record(proposal), kind="query")
+    assert refusal_code(reply) == "config"
+    assert not (site.state / "keys").exists()
+    assert state(workplace, federation.study(**STUDY)) == before
 
 
 def test_a_ledger_that_is_missing_is_never_made_for_a_hospital(
@@ -312,7 +435,7 @@ def test_studies_are_refused_once_the_budget_is_used_up(federation: Any) -> None
 def test_the_same_request_gets_the_same_bytes_and_no_second_charge(
     federation: Any, hospital: Any
 ) -> None:
-    asked = task(federation)
+    asked = agreed_task(federation, hospital)
     start = trainable_state(hospital.network(asked.study))
     first = train(federation, hospital, asked, weights=start)
     again = train(federation, hospital, asked, weights=start)
@@ -326,7 +449,7 @@ def test_the_same_request_gets_the_same_bytes_and_no_second_charge(
 
 
 def test_a_stored_update_that_was_changed_is_not_sent(federation: Any, hospital: Any) -> None:
-    asked = task(federation)
+    asked = agreed_task(federation, hospital)
     start = trainable_state(hospital.network(asked.study))
     train(federation, hospital, asked, weights=start)
     (file,) = Path(hospital.site.state, "outbox").glob("*.safetensors")
@@ -337,7 +460,7 @@ def test_a_stored_update_that_was_changed_is_not_sent(federation: Any, hospital:
 
 
 def test_another_request_under_an_answered_id_is_refused(federation: Any, hospital: Any) -> None:
-    asked = task(federation)
+    asked = agreed_task(federation, hospital)
     train(federation, hospital, asked)
     before = state(hospital, asked.study)
     reply = train(federation, hospital, asked, weights=shifted(hospital, asked.study))
@@ -348,8 +471,10 @@ def test_another_request_under_an_answered_id_is_refused(federation: Any, hospit
 def test_noise_differs_between_two_runs_of_the_same_request(federation: Any) -> None:
     updates = []
     for name in ("east", "south"):
-        site = federation.hospital(name, data={"root": str(federation.site("east").data.root)})
+        root, witness = str(federation.site("east").data.root), str(federation.scratch / name)
+        site = federation.hospital(name, data={"root": root}, witness=witness)
         workplace = federation.workplace(site)
-        updates.append(read_weights(train(federation, workplace, task(federation))))
+        asked = agreed_task(federation, workplace)
+        updates.append(read_weights(train(federation, workplace, asked)))
     for name, value in updates[0].items():
         assert not torch.equal(value, updates[1][name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -213,9 +214,22 @@ MECHANISM = Mechanism(
 )
 
 
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """What is signed of the weights: names and little-endian float32 values, sorted by name."""
+    content = b"".join(
+        name.encode() + b"\0" + weights[name].numpy().astype("<f4").tobytes(order="C")
+        for name in sorted(weights)
+    )
+    return hashlib.sha256(content).hexdigest()
+
+
 def admitted(federation: Any, weights: Mapping[str, torch.Tensor], **changes: Any) -> None:
     fields: dict[str, Any] = {
         "site": "east",
+        "run": "run",
+        "round": 1,
+        "run_steps": 2,
+        "weights_digest": digest(weights),
         "message_id": "run/1/east",
         "mechanism": MECHANISM,
         "steps": 2,
@@ -224,6 +238,9 @@ def admitted(federation: Any, weights: Mapping[str, torch.Tensor], **changes: An
     }
     declaration = Declaration(
         site="east",
+        run="run",
+        run_steps=0,
+        event_key="0" * 64,
         purpose="open-data",
         declared_patients=20,
         weight=20.0,
@@ -271,6 +288,9 @@ def test_an_update_at_the_norm_cap_is_admitted_and_one_beyond_it_is_not(federati
     [
         ({"site": "north"}, "update-site"),
         ({"message_id": "run/2/east"}, "update-replayed"),
+        ({"run": "other"}, "update-replayed"),
+        ({"round": 2}, "update-replayed"),
+        ({"weights_digest": "0" * 64}, "update-digest"),
         ({"steps": 1}, "update-steps"),
         ({"mechanism": Mechanism(**{**MECHANISM.to_dict(), "clip_norm": 0.5})}, "update-mechanism"),
     ],

@@ -49,7 +49,7 @@ def test_a_ledger_is_made_once(federation: Any) -> None:
 def test_a_cohort_of_another_size_than_declared_is_refused(declared: int, federation: Any) -> None:
     workplace = federation.workplace(federation.site("east", declared_patients=declared))
     with pytest.raises(PrivacyError, match=f"declared_patients = {declared} training") as caught:
-        assert workplace.patients
+        workplace.require_declared_patients()
     assert caught.value.code == "declared-patients"
 
 

@@ -194,7 +194,7 @@ def test_a_plan_made_from_the_ledger_is_never_refused_by_it(
         budget=budget,
     )
     planned = mechanism(noise_multiplier=sigma, local_steps=25)
-    ledger.admit("planned", [Charge(mechanism=planned, steps=rounds * 25)])
+    ledger.admit("planned", [Charge(mechanism=planned, steps=rounds * 25)], run="1")
     for number in range(rounds):
         pay(ledger, 10 + number, study="planned", mechanism=planned)
     assert budget - 0.01 < ledger.spent().epsilon <= budget
@@ -249,7 +249,7 @@ def test_nothing_is_released_without_a_charge(ledger: Ledger) -> None:
 
 def test_an_affordable_study_is_admitted_without_spending(ledger: Ledger) -> None:
     planned = [Charge(mechanism=mechanism(), steps=50)]
-    assert ledger.admit("gliomas", planned) == cost(10)
+    assert ledger.admit("gliomas", planned, run="1") == cost(10)
     assert ledger.spent().epsilon == 0
     assert ledger.head().sequence == 2
 
@@ -258,13 +258,13 @@ def test_an_unaffordable_study_is_refused_before_its_first_round(ledger: Ledger)
     pay(ledger)
     head = ledger.head()
     with pytest.raises(BudgetExceeded):
-        ledger.admit("gliomas", [Charge(mechanism=mechanism(), steps=500)])
+        ledger.admit("gliomas", [Charge(mechanism=mechanism(), steps=500)], run="1")
     assert ledger.head() == head
 
 
 def test_an_empty_plan_is_refused(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="planned charges"):
-        ledger.admit("gliomas", [])
+        ledger.admit("gliomas", [], run="1")
 
 
 # --- purpose
@@ -280,7 +280,7 @@ def test_a_hospitals_cohort_refuses_weaker_noise(
     weaker = mechanism(**changes)
     for attempt in (
         lambda: pay(ledger, mechanism=weaker),
-        lambda: ledger.admit("gliomas", [Charge(mechanism=weaker, steps=1)]),
+        lambda: ledger.admit("gliomas", [Charge(mechanism=weaker, steps=1)], run="1"),
     ):
         with pytest.raises(PolicyRefused) as refused:
             attempt()

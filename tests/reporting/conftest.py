@@ -54,6 +54,7 @@ def write_run(
     metrics: bool = True,
     pictures: int = 4,
     patients: int = 6,
+    overlaps: Sequence[Sequence[str]] = (),
 ) -> Path:
     """One finished run; every figure in it is made up."""
     folder.mkdir(parents=True)
@@ -68,6 +69,10 @@ def write_run(
             _privacy(name, epsilon, noise_origin, purpose)
             for name, epsilon in zip(sites, losses, strict=True)
         ],
+    )
+    write_json(
+        folder / "federation.json",
+        _federation(dict(zip(sites, losses, strict=True)), [list(group) for group in overlaps]),
     )
     _write_rounds(folder, dict(zip(sites, losses, strict=True)))
     _write_ledger(folder, sites, noise_multiplier, noise_origin)
@@ -215,14 +220,39 @@ def _privacy(name: str, epsilon: float, noise_origin: str, purpose: str) -> dict
         "membership_advantage": 0.5931 if private else 1.0,
         "tpr_at_1_percent_fpr": 0.2507 if private else 1.0,
         "steps": ROUNDS * LOCAL_STEPS,
+        "unseen_steps": LOCAL_STEPS if name == SITES[1] else 0,
         "lifetime_epsilon": epsilon + 0.05 if purpose == "hospital" else epsilon,
         "budget": 8.0,
         "lost_rounds": 0 if name != SITES[1] else 1,
         "ledger_sequence": 11,
         "ledger_hash": "c0ffee" + "0" * 58,
+        "event_key": "5ea1" * 16,
         "noise_origin": noise_origin,
         "adjacency": "zero-out",
     }
+
+
+def _federation(losses: dict[str, float], overlaps: list[list[str]]) -> dict[str, Any]:
+    shared = [_at_sites(sites, losses) for sites in overlaps]
+    worst = sorted(losses, key=losses.__getitem__)[-2:]
+    return {
+        "disjoint": not overlaps,
+        "epsilon": max([*losses.values(), *(group["epsilon"] for group in shared)]),
+        "delta": 1e-5,
+        "composition": (
+            "composed over declared overlaps"
+            if overlaps
+            else "maximum over sites (disjoint patients)"
+        ),
+        "overlaps": shared,
+        "any_two_sites": _at_sites(worst, losses) if len(worst) > 1 else None,
+        "groups": {"2": 25.41, "5": 165.2},
+    }
+
+
+def _at_sites(sites: list[str], losses: dict[str, float]) -> dict[str, Any]:
+    together = 0.75 * sum(losses[name] for name in sites)
+    return {"sites": sites, "epsilon": together, "delta": 1e-5}
 
 
 def _write_rounds(folder: Path, losses: dict[str, float]) -> None:

@@ -79,9 +79,9 @@ def page(finished_run: Path) -> Page:
     return page_of(finished_run)
 
 
-def test_page_has_its_seven_sections_in_order(page: Page) -> None:
+def test_page_has_its_eight_sections_in_order(page: Page) -> None:
     headings = re.findall(r"<h2>(\d) ", page.source)
-    assert headings == [str(number) for number in range(1, 8)]
+    assert headings == [str(number) for number in range(1, 9)]
     assert page.of("html")[0]["lang"] == "en"
     assert len(page.of("h1")) == 1
     targets = {attributes.get("id") for _, attributes in page.elements}
@@ -145,15 +145,46 @@ def test_meaning_is_told_in_odds_that_a_patient_understands(page: Page) -> None:
 
 
 def test_each_site_is_listed_with_its_loss_and_mechanism(page: Page) -> None:
-    assert "South 50 1 7.20 no claim 8.00 0.800 11: c0ffee000000" in page.text
+    row = "South 50 5 1 7.20 no claim 8.00 0.800 11: c0ffee000000 5ea15ea15ea1"
+    assert row in page.text
+    assert "Noisy steps charged Of these never arrived Lost rounds" in page.text
     assert "South 40 0.25 2 1 (normalised) 10 10 × 5 10⁻⁵" in page.text
     assert "South 7.20 7.21 7.78 13.7 6.20 7.20 8.14 1.50" in page.text
     assert "South in round 4 (silent: timeout)" in page.text
 
 
 def test_federation_takes_the_maximum_only_for_disjoint_patients(page: Page) -> None:
-    assert "assumed and not checked" in page.text
-    assert "ε = 15.1 at δ = 2 × 10⁻⁵" in page.text  # 7.9 + 7.2 by basic composition
+    assert "the largest loss of any site counts, ε = 7.90 at North" in page.text
+    assert "This holds if no patient is at two sites" in page.text
+    assert "may share patients" not in page.text
+    assert "One patient at any two sites (most at South and North) 11.4 10⁻⁵" in page.text
+
+
+def test_several_patients_together_are_told_apart_from_one(page: Page) -> None:
+    assert "2 patients together, a family for example 25.5 10⁻⁵" in page.text
+    assert "5 patients together, a family for example 166 10⁻⁵" in page.text
+
+
+def test_declared_overlaps_make_the_composed_loss_the_headline(build_run: RunBuilder) -> None:
+    overlaps = [["North", "East"], ["South", "East", "West"]]
+    page = quick_page_of(build_run(pictures=0, overlaps=overlaps))
+    assert "The training keeps ε ≤ 14.7 (δ = 10⁻⁵) for every patient" in page.text
+    shared = "may share patients (North and East; South, East and West)"
+    assert page.text.count(shared) == 2
+    assert "a patient at several sites 14.7" in page.text
+    assert "can learn about a patient of one site only, at most" in page.text
+    assert "whether a given patient of one site only took part" in page.text
+    assert "One patient at North and East, declared 10.8 10⁻⁵" in page.text
+    assert "One patient at South, East and West, declared 14.7 10⁻⁵" in page.text
+    assert "the largest loss of any site counts" not in page.text
+    assert "All losses of one patient together are at most ε = 14.7 at δ = 10⁻⁵" in page.text
+    assert "a lifetime leaves out the other sites" in page.text
+
+
+def test_a_run_of_one_site_has_no_two_sites(build_run: RunBuilder) -> None:
+    page = quick_page_of(build_run(sites=("North",), metrics=False, pictures=0))
+    assert "any two sites" not in page.text
+    assert "2 patients together" in page.text
 
 
 def test_open_data_makes_no_lifetime_claim(page: Page) -> None:
@@ -211,6 +242,7 @@ def test_a_run_with_a_step_without_noise_is_given_no_guarantee(
         path.write_text(bare)
     if where == "infinite loss":
         edit_json(folder / "privacy.json", lambda losses: losses[0].update(epsilon_pld="inf"))
+        edit_json(folder / "federation.json", lambda found: found.update(epsilon="inf"))
     page = quick_page_of(folder)
     assert page.text.count("No privacy guarantee") == 1
     assert page.of("body")[0]["class"] == "none"
@@ -229,7 +261,7 @@ def test_seeded_noise_is_called_a_simulation(build_run: RunBuilder) -> None:
 
 def test_hospitals_show_a_lifetime_and_neither_scores_nor_pictures(build_run: RunBuilder) -> None:
     page = page_of(build_run(purpose="hospital", metrics=False, pictures=0))
-    assert "South 50 1 7.20 7.25 8.00 0.750" in page.text
+    assert "South 50 5 1 7.20 7.25 8.00 0.750" in page.text
     assert "No lifetime claim" not in page.text
     assert "Scores were not released" in page.text
     assert "images of patients never leave their site" in page.text
@@ -239,7 +271,7 @@ def test_hospitals_show_a_lifetime_and_neither_scores_nor_pictures(build_run: Ru
 def test_a_site_over_its_budget_is_shown_as_such(build_run: RunBuilder) -> None:
     folder = build_run(purpose="hospital", metrics=False, pictures=0)
     edit_json(folder / "privacy.json", lambda losses: losses[1].update(lifetime_epsilon=8.2))
-    assert "South 50 1 7.20 8.20 8.00 exceeded" in quick_page_of(folder).text
+    assert "South 50 5 1 7.20 8.20 8.00 exceeded" in quick_page_of(folder).text
 
 
 def test_an_unfinished_study_says_so(build_run: RunBuilder) -> None:

@@ -25,6 +25,7 @@ REQUIRED = (
     "environment.json",
     "plan.json",
     "privacy.json",
+    "federation.json",
     "rounds.jsonl",
     "federation_ledger.jsonl",
 )
@@ -277,6 +278,51 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda run: edit_json(run / "privacy.json", lambda losses: _set(losses[0], "steps", 49)),
         r"privacy\.json: expected steps of 'North' that cover the 50 of its events, found 49",
     ),
+    "a federation of other sites": (
+        lambda run: edit_json(
+            run / "federation.json",
+            lambda found: _set(found["any_two_sites"], "sites", ["North", "Moon"]),
+        ),
+        r"federation\.json: expected sites of sites\.json, found \['Moon'\]",
+    ),
+    "less loss of the federation than of a site": (
+        lambda run: edit_json(run / "federation.json", lambda found: _set(found, "epsilon", 7.8)),
+        r"federation\.json: expected an epsilon that covers every .* up to 7\.9, found 7\.8",
+    ),
+    "less loss of the federation than of an overlap": (
+        lambda run: edit_json(
+            run / "federation.json",
+            lambda found: found.update(
+                disjoint=False,
+                composition="composed over declared overlaps",
+                overlaps=[found["any_two_sites"]],
+            ),
+        ),
+        r"federation\.json: expected an epsilon that covers every .* up to 11\.3",
+    ),
+    "a smaller delta of the federation than of a site": (
+        lambda run: edit_json(run / "federation.json", lambda found: _set(found, "delta", 1e-6)),
+        r"federation\.json: expected a delta that covers every site's, up to 1e-05, found 1e-06",
+    ),
+    "an overlap among disjoint patients": (
+        lambda run: edit_json(
+            run / "federation.json",
+            lambda found: found.update(overlaps=[found["any_two_sites"]], epsilon=12.0),
+        ),
+        r"federation\.json: expected overlaps exactly where patients are not disjoint",
+    ),
+    "a maximum where patients are shared": (
+        lambda run: edit_json(
+            run / "federation.json", lambda found: _set(found, "disjoint", False)
+        ),
+        r"federation\.json: expected overlaps exactly where patients are not disjoint",
+    ),
+    "no two sites among four": (
+        lambda run: edit_json(
+            run / "federation.json", lambda found: _set(found, "any_two_sites", None)
+        ),
+        r"federation\.json: expected any two sites where there are two, found None",
+    ),
     "scores of a hospital": (
         lambda run: edit_json(
             run / "sites.json", lambda sites: _set(sites[3], "purpose", "hospital")
@@ -333,6 +379,7 @@ def test_one_step_without_noise_takes_the_guarantee(build_run: RunBuilder) -> No
 def test_an_unlimited_loss_takes_the_guarantee(build_run: RunBuilder) -> None:
     folder = build_run(pictures=0)
     edit_json(folder / "privacy.json", lambda losses: _set(losses[2], "epsilon_pld", "inf"))
+    edit_json(folder / "federation.json", lambda found: _set(found, "epsilon", "inf"))
     assert read_run(folder).un_noised_sites == ("East",)
 
 
@@ -371,6 +418,7 @@ def test_no_noise_outranks_seeded_noise(build_run: RunBuilder) -> None:
 def test_federation_takes_the_largest_epsilon_and_the_largest_delta(build_run: RunBuilder) -> None:
     folder = build_run(pictures=0)
     edit_json(folder / "privacy.json", lambda losses: _set(losses[3], "delta", 3e-5))
+    edit_json(folder / "federation.json", lambda found: _set(found, "delta", 3e-5))
     run = read_run(folder)
     assert run.largest_loss.site == "North"
     assert run.largest_delta == 3e-5

@@ -1,0 +1,107 @@
+"""What ``audit.json`` says, where a run was attacked on purpose."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from medfl.reporting.records import Count, Fraction, Loss, NoiseOrigin, Record, Variant
+
+Number = Annotated[float, BeforeValidator(lambda value: float(value) if value == "inf" else value)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
+
+PICTURE = "audit/inversion.png"
+"""Where a run folder keeps the picture of the recovered patient."""
+
+
+class Measured(Record):
+    """A figure of the mechanism test, in units of what the mechanism promises."""
+
+    found: Number
+    promised: float
+    standard_error: float
+
+
+class MechanismFindings(Record):
+    """What was measured of the engine."""
+
+    sensitivity: Measured
+    noise_std: Measured
+    noise_std_of_small_batches: Measured
+    inclusion: Measured
+    keeps_promise: bool
+
+
+class ShownLoss(Record):
+    """What guesses about canaries prove, or could have."""
+
+    epsilon: Loss
+    mu: Loss
+
+
+class EstimatedLoss(Record):
+    """An estimate, no bound."""
+
+    epsilon: Loss
+    epsilon_low: Loss
+    epsilon_high: Loss
+
+
+class CanaryFindings(Record):
+    """Canary patients in a small federation of the same installation."""
+
+    claimed_epsilon: Loss
+    claimed_mu: Loss
+    delta: float
+    confidence: Fraction
+    canaries: Count
+    guessed: Count
+    correct: Count
+    shown: ShownLoss
+    largest_showable: ShownLoss
+    estimate: EstimatedLoss
+    consistent: bool
+
+
+class MembershipRates(Record):
+    """How well losses told members from others."""
+
+    members: Count
+    non_members: Count
+    auc: Fraction
+    auc_low: Fraction
+    auc_high: Fraction
+    tpr: Fraction
+    tpr_low: Fraction
+    tpr_high: Fraction
+    fpr_high: Fraction
+
+
+class MembershipFindings(Record):
+    """One model attacked by its losses."""
+
+    variant: Variant
+    rates: MembershipRates
+    largest_tpr: Fraction
+    verdict: Literal["consistent", "violated"]
+
+
+class InversionFindings(Record):
+    """A synthetic patient recovered from one update."""
+
+    correlation_without_noise: Correlation
+    correlation_with_noise: Correlation
+    noise_over_signal: Loss
+    epsilon: Loss
+    noise_origin: NoiseOrigin
+
+
+class Audit(Record):
+    """All of ``audit.json``."""
+
+    passed: bool
+    mechanism: MechanismFindings
+    canaries: CanaryFindings
+    membership: tuple[MembershipFindings, ...]
+    inversion: InversionFindings

@@ -1,0 +1,349 @@
+"""`medfl plan` says what a study costs and what it may bring, from the files alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.pld import PLDAccountant
+from PIL import Image
+
+from medfl.cli import main
+from medfl.config import load_site
+from medfl.federation.workplace import create_ledger, hospital_workplace
+from medfl.privacy.mechanism import Mechanism
+
+PATIENTS = {"DU": 36, "HT": 28, "CS": 13, "FG": 12}
+STUDY = """
+id = "gliomas"
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["WT"]
+crop_size = [16, 16, 16]
+[network]
+name = "SegResNet"
+arguments = {{ init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }}
+[privacy]
+epsilon = {epsilon}
+sampling_prob = {q}
+clip_norm = {clip_norm}
+[training]
+rounds = {rounds}
+local_steps = {local_steps}
+optimizer = "sgd"
+learning_rate = 0.5
+[aggregation]
+strategy = "fedavg"
+min_sites = 1
+"""
+SITE = """
+name = "{name}"
+purpose = "{purpose}"
+declared_patients = {patients}
+weight = {patients}.0
+state = "state/{name}"
+[data]
+root = "no images here"
+layout = "lgg"
+label_scheme = "lgg"
+modalities = ["t1c", "t2f"]
+[privacy]
+epsilon = {budget}
+max_rounds = {max_rounds}
+max_clip_norm = {max_clip_norm}
+min_noise_multiplier = {min_noise_multiplier}
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Medfl = Callable[..., Ended]
+
+
+@pytest.fixture
+def medfl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Medfl:
+    """Runs the command line in this process, as on a terminal of 80 columns."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["medfl", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "80")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        seen = capsys.readouterr()
+        code = end.value.code
+        return Ended(code=code if isinstance(code, int) else 0, out=seen.out, err=seen.err)
+
+    return run
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a study file; rounds are few, since every one of them is accounted for."""
+
+    def write(**changed: Any) -> Path:
+        values = {
+            "epsilon": 8.0, "q": 0.3, "rounds": 6, "local_steps": 2, "clip_norm": 1.0
+        } | changed  # fmt: skip
+        path = tmp_path / "study.toml"
+        path.write_text(STUDY.format(**values))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a site file."""
+
+    def write(name: str = "DU", **changed: Any) -> Path:
+        values = {
+            "purpose": "open-data",
+            "patients": PATIENTS.get(name, 20),
+            "budget": 10.0,
+            "max_rounds": 100,
+            "max_clip_norm": 1.0,
+            "min_noise_multiplier": 0.5,
+        } | changed
+        path = tmp_path / f"{name}.toml"
+        path.write_text(SITE.format(name=name, **values))
+        return path
+
+    return write
+
+
+def refused(ended: Ended, code: int, *parts: str) -> None:
+    """One sentence on standard error, with all of the parts."""
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ended.err
+    for part in parts:
+        assert part in lines[0]
+
+
+def spent(hospital: Path, *, sigma: float, rounds: int) -> None:
+    """Charge the ledger of a hospital with an earlier study."""
+    config = load_site(hospital)
+    mechanism = Mechanism(
+        sampling_prob=0.3,
+        noise_multiplier=sigma,
+        clip_norm=1.0,
+        clipping="fixed",
+        local_steps=2,
+        declared_patients=config.declared_patients,
+    )
+    folder = hospital_workplace(config).ledger_folder
+    with create_ledger(config, folder=folder) as ledger:
+        for number in range(1, rounds + 1):
+            ledger.charge(
+                study="earlier", run="r", round=number, message_id=f"m{number}", mechanism=mechanism
+            )
+
+
+def test_json_holds_every_figure_of_the_plan(medfl: Medfl, study: Any, site: Any) -> None:
+    files = [site("DU"), site("FG", budget=9.0)]
+    ended = medfl("plan", study(), *files, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    report = json.loads(ended.out)
+    assert (report["study"], report["target_epsilon"]) == ("gliomas", 8.0)
+    assert [row["site"] for row in report["sites"]] == ["DU", "FG"]
+    for row, budget in zip(report["sites"], (10.0, 9.0), strict=True):
+        assert (row["rounds"], row["local_steps"], row["steps"]) == (6, 2, 12)
+        assert row["divisor"] == pytest.approx(0.3 * PATIENTS[row["site"]])
+        assert row["noise_per_coordinate"] == pytest.approx(
+            row["noise_multiplier"] / row["divisor"]
+        )
+        ratio = row["noise_per_coordinate"] * math.sqrt(report["parameters"] / 12)
+        assert row["noise_to_signal"] == pytest.approx(ratio)
+        assert row["epsilon_before"] == 0.0
+        assert 7.99 < row["epsilon"] <= 8.0
+        assert (row["epsilon_budget"], row["refused"]) == (budget, "")
+    du, fg = report["sites"]
+    assert du["noise_multiplier"] == fg["noise_multiplier"]
+    assert du["steps_until_spent"] > fg["steps_until_spent"] > 12
+    together = report["federation"]
+    assert (together["sites"], together["declared_patients"]) == (["DU", "FG"], 48)
+    # Weights are the patients here, so that w_i / L_i = 1 / q for both.
+    assert together["noise_per_coordinate"] == pytest.approx(
+        math.sqrt(2) * du["noise_multiplier"] / (0.3 * 48)
+    )
+
+
+def test_the_network_is_counted_without_an_image(medfl: Medfl, study: Any, site: Any) -> None:
+    from monai.networks.nets import SegResNet
+
+    report = json.loads(medfl("plan", study(), site(), "--json").out)
+    network = SegResNet(
+        init_filters=8, blocks_down=(1, 1), blocks_up=(1,), in_channels=2, out_channels=1
+    )
+    assert report["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_tables_and_verdicts_fit_a_terminal(medfl: Medfl, study: Any, site: Any) -> None:
+    long = "a-hospital-with-a-name-of-forty-letters0"
+    files = [site(name, budget=0.5 if name == "FG" else 10.0) for name in (*PATIENTS, long)]
+    ended = medfl("plan", study(epsilon=1.0), *files)
+    assert (ended.code, ended.err) == (0, "")
+    assert max(len(line) for line in ended.out.splitlines()) <= 80
+    assert "…" not in ended.out
+    text = " ".join(ended.out.split())
+    assert (
+        "CS alone, 13 patients at epsilon 1: expect no benefit; use secure aggregation or" in text
+    )
+    assert "FG alone, 12 patients at epsilon 0.5: expect no benefit" in text
+    assert "Together (5 of 5 sites), 109 patients at epsilon 1: expect no benefit" in text
+    assert "rule of thumb" in text
+
+
+def test_much_less_noise_is_a_better_verdict(medfl: Medfl, study: Any, site: Any) -> None:
+    benefits = []
+    for patients in (10, 20, 400):
+        file = site(patients=patients)
+        row = json.loads(medfl("plan", study(), file, "--json").out)["sites"][0]
+        benefits.append(row["benefit"])
+    assert benefits == ["none", "weak", "usable"]
+
+
+def test_a_hospitals_earlier_studies_are_counted(medfl: Medfl, study: Any, site: Any) -> None:
+    fresh, used = site("DU", purpose="hospital"), site("HT", purpose="hospital")
+    create_ledger(load_site(fresh), folder=hospital_workplace(load_site(fresh)).ledger_folder)
+    spent(used, sigma=3.0, rounds=5)
+    report = json.loads(medfl("plan", study(epsilon=6.0), fresh, used, "--json").out)
+    du, ht = report["sites"]
+    oracle = PLDAccountant(value_discretization_interval=1e-3)
+    gaussian = dp_accounting.GaussianDpEvent(3.0)
+    oracle.compose(dp_accounting.PoissonSampledDpEvent(0.3, gaussian), 10)
+    assert ht["epsilon_before"] == pytest.approx(oracle.get_epsilon(1e-5), rel=1e-6)
+    assert du["epsilon_before"] == 0.0 < du["epsilon"] <= 6.0
+    assert ht["epsilon_before"] < ht["epsilon"] <= 10.0
+    assert 12 <= ht["steps_until_spent"] < du["steps_until_spent"]
+
+
+def test_a_budget_that_is_used_up_is_said(medfl: Medfl, study: Any, site: Any) -> None:
+    hospital = site("DU", purpose="hospital", budget=3.0)
+    spent(hospital, sigma=1.6, rounds=3)
+    ended = medfl("plan", study(), hospital)
+    refused(ended, 3, "Site DU", "used it up")
+    assert ended.out == ""
+
+
+def test_a_target_that_no_noise_meets_is_said(medfl: Medfl, study: Any, site: Any) -> None:
+    ended = medfl("plan", study(epsilon=1e-7), site())
+    refused(ended, 3, "Site DU", "cost at most epsilon 1e-07", "12 steps", "found none")
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("of_study", "of_site", "code", "parts"),
+    [
+        ({"rounds": 8}, {"max_rounds": 7}, "policy-rounds", ("rounds <= 7", "found 8")),
+        (
+            {"clip_norm": 2.0},
+            {"max_clip_norm": 1.5},
+            "policy-clip-norm",
+            ("clip_norm <= 1.5", "found 2.0"),
+        ),
+    ],
+)
+def test_a_site_that_would_refuse_is_shown_and_ends_the_plan_with_its_rule(
+    of_study: dict[str, Any],
+    of_site: dict[str, Any],
+    code: str,
+    parts: tuple[str, ...],
+    medfl: Medfl,
+    study: Any,
+    site: Any,
+) -> None:
+    willing = {"max_rounds": 100, "max_clip_norm": 5.0}
+    files = [site("DU", **willing), site("FG", **(willing | of_site))]
+    ended = medfl("plan", study(**of_study), *files, "--json")
+    refused(ended, 3, "Site FG", *parts)
+    report = json.loads(ended.out)
+    assert [row["refused"] for row in report["sites"]] == ["", code]
+    assert report["federation"]["sites"] == ["DU"]
+    assert report["federation"]["noise_per_coordinate"] == pytest.approx(
+        report["sites"][0]["noise_per_coordinate"]
+    )
+    table = medfl("plan", study(**of_study), *files)
+    refused(table, 3, "Site FG", *parts)
+    assert f"FG would answer {code}." in table.out
+    assert "FG alone" not in table.out
+    assert "Together (1 of 2 sites)" in table.out
+
+
+def test_nothing_is_promised_where_every_site_refuses(medfl: Medfl, study: Any, site: Any) -> None:
+    files = [site("DU", max_rounds=2), site("FG", max_rounds=3)]
+    ended = medfl("plan", study(), *files, "--json")
+    refused(ended, 3, "Site DU", "rounds <= 2")
+    assert json.loads(ended.out)["federation"] is None
+    assert "Together" not in medfl("plan", study(), *files).out
+
+
+def test_numbers_beyond_floating_point_are_still_json(
+    medfl: Medfl, study: Any, site: Any, tmp_path: Path
+) -> None:
+    # So much noise that neither its norm nor its epsilon can be computed.
+    file, picture = site(min_noise_multiplier=1e308, patients=1), tmp_path / "plan.png"
+    ended = medfl("plan", study(), file, "--json", "--picture", picture)
+    assert (ended.code, ended.err) == (0, "")
+    assert picture.stat().st_size > 0
+
+    def unknown(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    row = json.loads(ended.out, parse_constant=unknown)["sites"][0]
+    assert row["noise_to_signal"] == row["epsilon"] == "inf"
+    assert row["steps_until_spent"] == 0
+    assert row["benefit"] == "none"
+
+
+def test_one_site_in_two_files_is_refused(medfl: Medfl, study: Any, site: Any) -> None:
+    refused(medfl("plan", study(), site("DU"), site("DU")), 2, "several with the names ['DU']")
+
+
+def test_the_picture_is_a_png_and_the_table_stands_beside_it(
+    medfl: Medfl, study: Any, site: Any, tmp_path: Path
+) -> None:
+    picture = tmp_path / "plan.png"
+    ended = medfl("plan", study(), site("DU"), site("FG"), "--picture", picture)
+    assert (ended.code, ended.err) == (0, "")
+    assert "Together (2 of 2 sites)" in ended.out
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 300
+    for colour in ("#0072b2", "#b23b00"):  # the line, and the budget
+        exact = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert (pixels == exact).all(axis=-1).sum() > 100
+
+
+def test_a_picture_that_is_no_png_is_refused_before_anything_is_planned(
+    medfl: Medfl, study: Any, site: Any, tmp_path: Path
+) -> None:
+    ended = medfl("plan", study(), site(), "--picture", tmp_path / "plan.pdf")
+    refused(ended, 2, "--picture", "ends in .png", "plan.pdf")
+    assert ended.out == ""
+
+
+def test_a_picture_in_a_folder_that_is_not_there_is_said(
+    medfl: Medfl, study: Any, site: Any, tmp_path: Path
+) -> None:
+    refused(
+        medfl("plan", study(), site(), "--picture", tmp_path / "no" / "plan.png"), 1, "plan.png"
+    )
