@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from medfl import __version__
-from medfl.cli import data, ledger, overlap, site, study
+from medfl.cli import audit, data, ledger, overlap, site, study
 from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
 
 STOPPED = 130
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 data.register(app)
 study.register(app)
+audit.register(app)
 ledger.register(app)
 site.register(app)
 overlap.register(app)

@@ -1,0 +1,1 @@
+"""Audits: attacks on code that really runs, and what they prove about the promised privacy."""

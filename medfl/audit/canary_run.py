@@ -1,0 +1,321 @@
+"""`audit_study`: canaries in a federation that really runs, against what the server sees of it.
+
+Everything between a patient's loss and the aggregated model is the code that hospitals run: policy,
+ledger, engine, noise, outbox, messages, admission. The attacker is the server of trust mode
+``local``: it sees every update of every site and knows everything but the coins and the noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medfl.audit.bounds import (
+    Float64Array,
+    GaussianEstimate,
+    Guesses,
+    LowerBounds,
+    gaussian_estimate,
+    largest_showable,
+    lower_bounds,
+)
+from medfl.audit.canaries import AuditedWorkplace, BoolArray, Canaries, draw_canaries, moved
+from medfl.config import SiteConfig, StudyConfig, load_site
+from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.errors import ConfigError
+from medfl.federation.agreement import content_of
+from medfl.federation.client_app import ignore_steps, make_client_app
+from medfl.federation.federation_ledger import FederationLedger
+from medfl.federation.grid import InProcessGrid, run_in_process
+from medfl.federation.messages import TrainTask, Weights, read_body, read_weights
+from medfl.federation.pretraining import initial_weights
+from medfl.federation.progress import Silent
+from medfl.federation.run_folder import RoundRecord, RunFolder
+from medfl.federation.server_app import Run, make_server_app
+from medfl.federation.simulation import check_sites, prepare_folder
+from medfl.privacy.accountant import epsilon
+from medfl.privacy.charges import Charge
+from medfl.privacy.tradeoff import distinguishability
+
+CANARIES = 2000
+GUESSED = 400
+"""Of the small federation: enough to show an epsilon well above the 4 that it claims."""
+
+CONFIDENCE = 0.95
+
+_TRAIN = "train"  # Flower's name for a message that asks for an update
+
+Advance = Callable[[int, int], None]
+"""Told the rounds done and the rounds in total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryAudit:
+    """What an audit shows beside what the federation promises.
+
+    Attributes:
+        claimed_epsilon: Of the site that promises least, recomputed from the federation ledger.
+        claimed_mu: The smallest mu-GDP that the charges of that site amount to.
+        delta: At which every epsilon here is read; the largest of the sites'.
+        confidence: Of each bound by itself, and of the estimate's interval.
+        guesses: The attacker's, over all sites.
+        shown: Lower bounds that the guesses prove.
+        largest_showable: The same had every guess been right: no audit of this size shows more.
+        estimate: What the scores look like; an estimate and no bound.
+    """
+
+    claimed_epsilon: float
+    claimed_mu: float
+    delta: float
+    confidence: float
+    guesses: Guesses
+    shown: LowerBounds
+    largest_showable: LowerBounds
+    estimate: GaussianEstimate
+
+    @property
+    def consistent(self) -> bool:
+        """Whether no lower bound lies above what is claimed."""
+        # mu against mu: `epsilon_of_mu` is that of a Gaussian curve, which the claim need not have.
+        return self.shown.epsilon <= self.claimed_epsilon and self.shown.mu <= self.claimed_mu
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON types; infinite ones stay floats."""
+        return {
+            "claimed_epsilon": self.claimed_epsilon,
+            "claimed_mu": self.claimed_mu,
+            "delta": self.delta,
+            "confidence": self.confidence,
+            **vars(self.guesses),
+            "shown": self.shown.to_dict(),
+            "largest_showable": self.largest_showable.to_dict(),
+            "estimate": self.estimate.to_dict(),
+            "consistent": self.consistent,
+        }
+
+
+def audit_study(
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    canaries: int,
+    guessed: int,
+    out: Path,
+    generator: np.random.Generator,
+    advance: Advance,
+) -> CanaryAudit:
+    """Run a study with canaries at every site, attack it, and say what that proves.
+
+    Args:
+        study: The study; an even number of rounds with plain gradient steps.
+        sites: Sites with open data; each gets an equal share of the canaries.
+        canaries: m, over all sites.
+        guessed: r, the guesses, all of them for having taken part, see `guess`.
+        out: The run folder; must be new or empty.
+        generator: The auditor's randomness, which no site and no server may know.
+        advance: Progress.
+
+    Returns:
+        The audit.
+
+    Raises:
+        ConfigError: If study, sites or numbers do not allow an audit.
+        MedflError: If the run cannot go on.
+    """
+    check_sites(study, sites)
+    _check(study, sites, canaries=canaries, guessed=guessed)
+    start = initial_weights(
+        study, threads=max(site.threads for site in sites), advance=lambda *_: None
+    )
+    by_site = {
+        site.name: draw_canaries(start, count=canaries // len(sites), generator=generator)
+        for site in sites
+    }
+    attack = _Attack(by_site)
+    prepare_folder(out, study=study, resume=False)
+    folder = RunFolder(out)
+    run = Run(
+        study=study,
+        folder=folder,
+        run=folder.run_id(),
+        private=True,
+        variant="audit",
+        start=lambda: start,
+        progress=_Rounds(total=study.training.rounds, advance=advance),
+    )
+    workplaces = [
+        AuditedWorkplace(site, canaries=by_site[site.name], folder=out / "sites" / site.name)
+        for site in sites
+    ]
+    run_in_process(make_server_app(run), _ListeningGrid(workplaces, heard=attack.see))
+    ledger = FederationLedger(folder)
+    return _conclude(
+        scores=np.concatenate([attack.scores[site.name] for site in sites]),
+        included=np.concatenate([by_site[site.name].included for site in sites]),
+        guessed=guessed,
+        charges=[ledger.charges(site.name) for site in sites],
+        delta=max(site.privacy.delta for site in sites),
+    )
+
+
+def small_federation(folder: Path) -> tuple[StudyConfig, list[SiteConfig]]:
+    """Two tiny synthetic hospitals, and a study that claims epsilon 4 at delta 1e-5.
+
+    Args:
+        folder: A new or empty folder for their files.
+
+    Raises:
+        DataError: If the folder holds files.
+    """
+    files = write_hospitals(
+        folder,
+        patients=(4, 4, 1, 1),
+        shape=(24, 24, 16),
+        spacing=(7.5, 7.5, 10.0),
+        skull_stripped=True,
+        seed=11,
+        on_patient=lambda: None,
+    )
+    sites = [load_site(file).model_copy(update={"threads": 1}) for file in files[:2]]
+    return StudyConfig.model_validate_json(json.dumps(_STUDY)), sites
+
+
+_STUDY: dict[str, Any] = {
+    "id": "canary-audit",
+    "input": {"modalities": ["t1c", "t2f"], "regions": ["WT"], "crop_size": [8, 8, 8]},
+    "network": {
+        "name": "SegResNet",
+        "arguments": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+    },
+    "privacy": {"epsilon": 4.0, "sampling_prob": 0.5},
+    "training": {"rounds": 8, "local_steps": 1, "optimizer": "sgd", "learning_rate": 0.1},
+    "aggregation": {"strategy": "fedavg", "min_sites": 2},
+    "evaluation": {"every": 8, "pictures": 0},
+}
+
+
+class _Attack:
+    """The server's scores: how far each canary's weight moved its way, summed over rounds.
+
+    Scores are in units of the clip norm, so that those of all sites can be compared.
+    """
+
+    def __init__(self, canaries: Mapping[str, Canaries]) -> None:
+        self._canaries = canaries
+        self.scores: dict[str, Float64Array] = {
+            site: np.zeros(len(of_site)) for site, of_site in canaries.items()
+        }
+
+    def see(self, site: str, task: TrainTask, start: Weights, weights: Weights) -> None:
+        """Look at one update."""
+        update = {name: weights[name].double() - start[name].double() for name in start}
+        way = moved(update, self._canaries[site], round_number=task.round)
+        per_clip_norm = task.mechanism.divisor / task.mechanism.clip_norm
+        self.scores[site] += way.numpy() * per_clip_norm / task.study.training.learning_rate
+
+
+class _ListeningGrid(InProcessGrid):
+    """Shows every update to the attacker as the server gets it."""
+
+    def __init__(
+        self,
+        workplaces: Sequence[AuditedWorkplace],
+        *,
+        heard: Callable[[str, TrainTask, Weights, Weights], None],
+    ) -> None:
+        app = make_client_app(
+            lambda context: workplaces[int(context.node_config["partition-id"])],
+            observer_of=lambda _: ignore_steps,
+        )
+        nodes = {number + 2: {"partition-id": number} for number in range(len(workplaces))}
+        super().__init__(app, node_configs=nodes)
+        self._sites = {number + 2: place.site.name for number, place in enumerate(workplaces)}
+        self._heard = heard
+
+    def deliver(self, message: Any) -> Any:
+        """Call one node's app."""
+        reply = super().deliver(message)
+        if message.metadata.message_type == _TRAIN and reply is not None:
+            self._heard(
+                self._sites[message.metadata.dst_node_id],
+                read_body(message.content, TrainTask),
+                read_weights(message.content),
+                read_weights(content_of(reply)),
+            )
+        return reply
+
+
+class _Rounds(Silent):
+    """Counts rounds."""
+
+    def __init__(self, *, total: int, advance: Advance) -> None:
+        self._total = total
+        self._advance = advance
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round was aggregated."""
+        self._advance(record.round, self._total)
+
+
+def _conclude(
+    *,
+    scores: Float64Array,
+    included: BoolArray,
+    guessed: int,
+    charges: Sequence[Sequence[Charge]],
+    delta: float,
+) -> CanaryAudit:
+    guesses = guess(scores, included, guessed=guessed)
+    return CanaryAudit(
+        claimed_epsilon=max(epsilon(of_site, delta=delta) for of_site in charges),
+        claimed_mu=max(distinguishability(of_site).mu for of_site in charges),
+        delta=delta,
+        confidence=CONFIDENCE,
+        guesses=guesses,
+        shown=lower_bounds(guesses, delta=delta, confidence=CONFIDENCE),
+        largest_showable=largest_showable(
+            canaries=guesses.canaries, guessed=guessed, delta=delta, confidence=CONFIDENCE
+        ),
+        estimate=gaussian_estimate(
+            scores[included], scores[~included], delta=delta, confidence=CONFIDENCE
+        ),
+    )
+
+
+def guess(scores: Float64Array, included: BoolArray, *, guessed: int) -> Guesses:
+    """Guess that the highest scores took part, and abstain from all others.
+
+    A canary that takes part but is seldom drawn looks like one that does not, so that guesses of
+    absence would be wrong by the sampling alone, however broken the noise.
+
+    Args:
+        scores: Shape (m,).
+        included: The coins, shape (m,).
+        guessed: r, at least 1.
+    """
+    surest = np.argsort(scores, kind="stable")[-guessed:]
+    return Guesses(canaries=len(scores), guessed=guessed, correct=int(included[surest].sum()))
+
+
+def _check(study: StudyConfig, sites: Sequence[SiteConfig], *, canaries: int, guessed: int) -> None:
+    private = [site.name for site in sites if site.purpose != "open-data"]
+    if private:
+        raise ConfigError(
+            f"Expected sites with purpose 'open-data' for an audit, which charges a ledger and "
+            f"spoils a model, found the hospitals {private}."
+        )
+    if study.training.rounds % 2 or study.training.optimizer != "sgd":
+        raise ConfigError(
+            f"Expected an even number of rounds with training.optimizer = 'sgd' for an audit, "
+            f"found {study.training.rounds} with {study.training.optimizer!r}."
+        )
+    if not 0 < guessed <= canaries or canaries % len(sites):
+        raise ConfigError(
+            f"Expected at least one guess, at most one a canary, and as many canaries at each of "
+            f"the {len(sites)} sites, found {guessed} and {canaries}."
+        )

@@ -1,0 +1,151 @@
+"""The command that attacks what medfl promises."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from medfl.config import load_site
+from medfl.errors import PrivacyError
+
+if TYPE_CHECKING:
+    from medfl.audit.run_audit import Audit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(audit)
+
+
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")],
+    sites: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SITE.toml...]",
+            help="The run's site files, open data only: adds the membership attack.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Attack this installation and a finished run, and set what is found beside what is promised.
+
+    Measures the noise of the engine, looks for canary patients in a small federation, for members
+    of the run in the losses of its model, and for a synthetic patient in one update. Each attack is
+    printed with the most that it could have shown. Results go into the run folder and its report;
+    exits 3 if one contradicts the promise.
+    """
+    files = [load_site(path) for path in sites or []]
+    from medfl.audit.run_audit import audit_run
+    from medfl.reporting.report import write_report
+
+    logging.getLogger("flwr").setLevel(logging.getLogger().level)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = progress.add_task(part, total=total)
+            progress.update(tasks[part], completed=done)
+
+        found = audit_run(run_dir, files, advance=advance)
+    page = write_report(run_dir)
+    if as_json:
+        typer.echo((run_dir / "audit.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        _print(found, page=page)
+    if not found.passed:
+        raise PrivacyError(f"{run_dir}: expected what is promised, found an attack that beats it.")
+
+
+def _print(found: Audit, *, page: Path) -> None:
+    table = Table(title="Audit", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("attack", "promised", "shown", "largest showable", ""):
+        table.add_column(heading, justify="left" if heading in ("attack", "") else "right")
+    for row in rows(found):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    typer.echo(f"Report: {page}")
+
+
+def rows(found: Audit) -> list[tuple[str, str, str, str, str]]:
+    """Attack, promised, shown, largest showable, verdict."""
+    mechanism, canaries, inversion = found.mechanism, found.canaries, found.inversion
+    shown, most, estimate = canaries.shown, canaries.largest_showable, canaries.estimate
+    verdict = _verdict(canaries.consistent)
+    table = [
+        (
+            name,
+            f"{sign} {figure.promised:.3f}",
+            f"{figure.found:.3f} ± {figure.standard_error:.3f}",
+            "",
+            _verdict(mechanism.keeps_promise),
+        )
+        for name, sign, figure in (
+            ("sensitivity of a step / C", "<=", mechanism.sensitivity),
+            ("noise of a step / (sigma C)", ">=", mechanism.noise_std),
+            ("the same, batches often empty", ">=", mechanism.noise_std_of_small_batches),
+            ("patients drawn, share", "<=", mechanism.inclusion),
+        )
+    ]
+    claimed = f"<= {canaries.claimed_epsilon:.2f}"
+    table += [
+        (
+            "canaries, epsilon (one run)",
+            claimed,
+            _bound(shown.epsilon),
+            _bound(most.epsilon),
+            verdict,
+        ),
+        (
+            "canaries, mu (f-DP, one run)",
+            f"<= {canaries.claimed_mu:.2f}",
+            _bound(shown.mu),
+            _bound(most.mu),
+            verdict,
+        ),
+        (
+            "canaries, epsilon (an estimate)",
+            claimed,
+            f"{estimate.epsilon:.2f} ({estimate.epsilon_low:.2f} to {estimate.epsilon_high:.2f})",
+            "no bound",
+            "",
+        ),
+    ]
+    for attack in found.membership:
+        rates = attack.rates
+        table.append(
+            (
+                f"members by loss, {attack.variant}, at 1 % FPR",
+                f"<= {attack.largest_tpr:.2f}" if attack.largest_tpr < 1 else "nothing",
+                f"{rates.tpr:.2f} ({rates.tpr_low:.2f} to {rates.tpr_high:.2f})",
+                "1.00",
+                _verdict(attack.verdict == "consistent") if attack.largest_tpr < 1 else "",
+            )
+        )
+    table.append(
+        (
+            "patient recovered from an update, r",
+            "",
+            f"{inversion.correlation_with_noise:.2f}",
+            f"{inversion.correlation_without_noise:.2f}",
+            "",
+        )
+    )
+    return table
+
+
+def _bound(value: float) -> str:
+    return f">= {value:.2f}"
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "BROKEN"
