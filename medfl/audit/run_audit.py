@@ -25,6 +25,7 @@ from medfl.errors import ConfigError
 from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import Declaration
 from medfl.federation.run_folder import RunFolder
+from medfl.privacy.mechanism import Clipping
 from medfl.reporting.audit_records import PICTURE
 
 RESULT = "audit.json"
@@ -36,29 +37,21 @@ Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
-    """What was found.
+class InstallationAudit:
+    """What was found of the code that runs here.
 
     Attributes:
-        mechanism: Of the engine of this installation.
-        canaries: Of a small federation of this installation.
-        membership: Of the run's models; none without the sites' files.
-        inversion: Of one update under the run's mechanism.
+        mechanism: Of the engine.
+        canaries: Of a small federation.
     """
 
     mechanism: MechanismTest
     canaries: CanaryAudit
-    membership: tuple[MembershipAttack, ...]
-    inversion: Inversion
 
     @property
     def passed(self) -> bool:
         """Whether nothing that was measured contradicts what is promised."""
-        return (
-            self.mechanism.keeps_promise
-            and self.canaries.consistent
-            and all(attack.verdict == "consistent" for attack in self.membership)
-        )
+        return self.mechanism.keeps_promise and self.canaries.consistent
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON types; infinite ones stay floats."""
@@ -66,9 +59,63 @@ class Audit:
             "passed": self.passed,
             "mechanism": self.mechanism.to_dict(),
             "canaries": self.canaries.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(InstallationAudit):
+    """What was found of the code that runs here and of a finished run.
+
+    Attributes:
+        membership: Of the run's models; none without the sites' files.
+        inversion: Of one update under the run's mechanism.
+    """
+
+    membership: tuple[MembershipAttack, ...]
+    inversion: Inversion
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing that was measured contradicts what is promised."""
+        held = all(attack.verdict == "consistent" for attack in self.membership)
+        return held and super().passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON types; infinite ones stay floats."""
+        return super().to_dict() | {
             "membership": [asdict(attack) for attack in self.membership],
             "inversion": _figures(self.inversion),
         }
+
+
+def audit_installation(*, clipping: Clipping, advance: Advance) -> InstallationAudit:
+    """Attack the code that runs here.
+
+    Args:
+        clipping: How gradients are clipped in the mechanism test.
+        advance: Progress.
+
+    Returns:
+        What was found.
+
+    Raises:
+        MedflError: If an attack cannot be made.
+    """
+    advance("mechanism test", 0, 1)
+    mechanism = mechanism_test(noise_origin="operating-system", clipping=clipping)
+    advance("mechanism test", 1, 1)
+    with tempfile.TemporaryDirectory(prefix="medfl-audit-") as scratch:
+        study, sites = small_federation(Path(scratch) / "hospitals")
+        canaries = audit_study(
+            study,
+            sites,
+            canaries=CANARIES,
+            guessed=GUESSED,
+            out=Path(scratch) / "run",
+            generator=np.random.default_rng(),  # from the operating system: the coins are secret
+            advance=lambda done, total: advance("canaries", done, total),
+        )
+    return InstallationAudit(mechanism=mechanism, canaries=canaries)
 
 
 def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) -> Audit:
@@ -93,20 +140,7 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
         advance("membership", 0, 1)
         membership = attack_run(study, sites, run_folder=folder)
         advance("membership", 1, 1)
-    advance("mechanism test", 0, 1)
-    mechanism = mechanism_test(noise_origin="operating-system", clipping=weakest.mechanism.clipping)
-    advance("mechanism test", 1, 1)
-    with tempfile.TemporaryDirectory(prefix="medfl-audit-") as scratch:
-        small_study, small_sites = small_federation(Path(scratch) / "hospitals")
-        canaries = audit_study(
-            small_study,
-            small_sites,
-            canaries=CANARIES,
-            guessed=GUESSED,
-            out=Path(scratch) / "run",
-            generator=np.random.default_rng(),  # from the operating system: the coins are secret
-            advance=lambda done, total: advance("canaries", done, total),
-        )
+    installation = audit_installation(clipping=weakest.mechanism.clipping, advance=advance)
     inversion = invert_update(
         mechanism=weakest.mechanism,
         steps=study.total_steps,
@@ -117,7 +151,10 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
     (folder / PICTURE).parent.mkdir(exist_ok=True)
     draw(inversion, folder / PICTURE)
     audit = Audit(
-        mechanism=mechanism, canaries=canaries, membership=membership, inversion=inversion
+        mechanism=installation.mechanism,
+        canaries=installation.canaries,
+        membership=membership,
+        inversion=inversion,
     )
     RunFolder(folder).write_json(RESULT, audit.to_dict())
     return audit

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from medfl.config import load_site
 from medfl.errors import PrivacyError
+from medfl.json_text import to_json
 
 if TYPE_CHECKING:
-    from medfl.audit.run_audit import Audit
+    from medfl.audit.run_audit import Audit, InstallationAudit
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")],
+    run_dir: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN_DIR]", help="A finished run folder; only the installation without it."
+        ),
+    ] = None,
     sites: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -43,9 +49,10 @@ def audit(
     exits 3 if one contradicts the promise.
     """
     files = [load_site(path) for path in sites or []]
-    from medfl.audit.run_audit import audit_run
+    from medfl.audit.run_audit import audit_installation, audit_run
     from medfl.reporting.report import write_report
 
+    # Flower sets its own level when it is imported; its lines would tear the bars.
     logging.getLogger("flwr").setLevel(logging.getLogger().level)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
@@ -55,30 +62,39 @@ def audit(
                 tasks[part] = progress.add_task(part, total=total)
             progress.update(tasks[part], completed=done)
 
-        found = audit_run(run_dir, files, advance=advance)
-    page = write_report(run_dir)
+        if run_dir is None:
+            found = audit_installation(clipping="normalised", advance=advance)
+        else:
+            found = audit_run(run_dir, files, advance=advance)
     if as_json:
-        typer.echo((run_dir / "audit.json").read_text(encoding="utf-8"), nl=False)
+        typer.echo(to_json(found.to_dict(), indent=2))
     else:
-        _print(found, page=page)
+        Console().print(_table(found))
+    if run_dir is not None:
+        page = write_report(run_dir)
+        if not as_json:
+            typer.echo(f"Report: {page}")
     if not found.passed:
-        raise PrivacyError(f"{run_dir}: expected what is promised, found an attack that beats it.")
+        raise PrivacyError("Expected what is promised, found an attack that beats it.")
 
 
-def _print(found: Audit, *, page: Path) -> None:
+def _table(found: InstallationAudit) -> Table:
+    from medfl.audit.run_audit import Audit
+
     table = Table(title="Audit", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("attack", "promised", "shown", "largest showable", ""):
         table.add_column(heading, justify="left" if heading in ("attack", "") else "right")
-    for row in rows(found):
+    rows = _rows(found)
+    if isinstance(found, Audit):
+        rows += _rows_of_run(found)
+    for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table)
-    typer.echo(f"Report: {page}")
+    return table
 
 
-def rows(found: Audit) -> list[tuple[str, str, str, str, str]]:
+def _rows(found: InstallationAudit) -> list[tuple[str, str, str, str, str]]:
     """Attack, promised, shown, largest showable, verdict."""
-    mechanism, canaries, inversion = found.mechanism, found.canaries, found.inversion
+    mechanism, canaries = found.mechanism, found.canaries
     shown, most, estimate = canaries.shown, canaries.largest_showable, canaries.estimate
     verdict = _verdict(canaries.consistent)
     table = [
@@ -120,17 +136,23 @@ def rows(found: Audit) -> list[tuple[str, str, str, str, str]]:
             "",
         ),
     ]
+    return table
+
+
+def _rows_of_run(found: Audit) -> list[tuple[str, str, str, str, str]]:
+    table = []
     for attack in found.membership:
-        rates = attack.rates
+        rates, promised = attack.rates, attack.largest_tpr < 1
         table.append(
             (
                 f"members by loss, {attack.variant}, at 1 % FPR",
-                f"<= {attack.largest_tpr:.2f}" if attack.largest_tpr < 1 else "nothing",
+                f"<= {attack.largest_tpr:.2f}" if promised else "nothing",
                 f"{rates.tpr:.2f} ({rates.tpr_low:.2f} to {rates.tpr_high:.2f})",
                 "1.00",
-                _verdict(attack.verdict == "consistent") if attack.largest_tpr < 1 else "",
+                _verdict(attack.verdict == "consistent") if promised else "",
             )
         )
+    inversion = found.inversion
     table.append(
         (
             "patient recovered from an update, r",

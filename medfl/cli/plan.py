@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from medfl.config import SiteConfig, StudyConfig, load_site, load_study
 from medfl.errors import ConfigError, PolicyRefused
+from medfl.json_text import to_json
 
 if TYPE_CHECKING:
     from medfl.privacy.planner import SitePlan
@@ -105,7 +105,7 @@ def plan(
     if picture is not None:
         _draw(planned, picture)
     if as_json:
-        typer.echo(json.dumps(_finite(_report(planned)), indent=2, allow_nan=False))
+        typer.echo(to_json(_report(planned), indent=2))
     else:
         _print(planned)
     for refusal in planned.refusals.values():
@@ -289,12 +289,3 @@ def _shown(key: str, value: object) -> str:
     if key in ("sampling_prob", "delta", "epsilon_budget"):
         return f"{value:g}"
     return wording.at_most(value) if key.startswith("epsilon") else wording.significant(value)
-
-
-def _finite(value: Any) -> Any:
-    # JSON has no infinity; the text is that of the run folder's files.
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,6 +23,7 @@ from medfl.config import StudyConfig
 from medfl.durable import write_atomically
 from medfl.errors import FederationError
 from medfl.federation.messages import Declaration, Scores, Weights
+from medfl.json_text import to_json
 
 METRIC_COLUMNS = ("variant", "round", "site", "patient", "region", "dice", "hd95_mm")
 ROUND_COLUMNS = ("round", "site", "outcome", "code", "epsilon", "budget", "steps")
@@ -99,7 +100,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: object) -> None:
         """Write one JSON file; infinite values as the text ``inf``."""
-        text = json.dumps(_finite(value), indent=2, allow_nan=False)
+        text = to_json(value, indent=2)
         write_atomically(self.path / name, (text + "\n").encode())
 
     def append_event(self, event: Mapping[str, Any]) -> None:
@@ -247,7 +248,7 @@ class RunFolder:
 
     def _append(self, name: str, value: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+            file.write(to_json(value) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -284,17 +285,6 @@ class RunFolder:
             return [json.loads(line) for line in lines]
         except ValueError:
             raise FederationError(f"{path}: expected JSON lines, found a damaged one.") from None
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: it is written as the text ``inf``, which reads back as a float."""
-    if isinstance(value, float) and value == float("inf"):
-        return "inf"
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
 
 
 # A copy of each: safetensors refuses tensors that share memory, as weights and average do at first.
