@@ -30,9 +30,17 @@ def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def witness_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A memory of ledgers for fixtures that outlive a test, so that none touches the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("xdg-state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def witness_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A memory of ledgers of its own, so that no test meets another's or touches the user's."""
+    """A memory of ledgers of its own, so that no test meets another's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
 
 

@@ -127,7 +127,7 @@ class SiteConfig(Section):
                 f"expected privacy.delta <= 1/(10 declared_patients) = {largest:.3g}, "
                 f"found {self.privacy.delta:g}"
             )
-        if self.witness.is_relative_to(self.state):
+        if self.purpose == "hospital" and self.witness.is_relative_to(self.state):
             raise ValueError(
                 f"expected witness to be a folder outside of state, found {str(self.witness)!r}: "
                 "what is lost together cannot bear witness"

@@ -14,6 +14,7 @@ import pytest
 
 from medfl.config import load_site
 from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.federation.site_keys import SiteKeys
 from medfl.federation.workplace import create_ledger
 from medfl.privacy.ledger import Ledger
 
@@ -69,9 +70,11 @@ def hospitals(tmp_path: Path) -> list[Path]:
         text = file.read_text()
         for old, new in HOSPITAL.items():
             text = text.replace(old, new)
-        file.write_text(text)
+        # Named here: the tests' processes have other homes than this fixture.
+        file.write_text(f'witness = "{folder.parent / "witness"}"\n{text}')
         site = load_site(file)
         create_ledger(site, folder=site.state / "ledger").close()
+        SiteKeys.create(site.state / "keys")
     return files
 
 
