@@ -29,7 +29,7 @@ NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench notebooks clean FORCE $(STAGES)
+.PHONY: help demo test check bench notebooks bundle clean FORCE $(STAGES)
 
 # $(call stage,NAME,COMMAND) prints the name, runs the command, prints outcome and time.
 define stage
@@ -91,6 +91,17 @@ notebooks: .venv/.installed-all ## execute the notebooks, results in runs/notebo
 		$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --execute \
 			--output runs/notebooks/$$name.ipynb $$notebook || exit 1; \
 	done
+
+# The wheel of medfl is built from a fresh copy: setuptools would keep removed modules in build/lib.
+bundle: .venv/.torch ## everything that a machine without network installs from, in build/bundle
+	@rm -rf build/bundle build/lib build/bdist.*; mkdir -p build/bundle
+	@$(PIP) wheel -qq --no-build-isolation -c .venv/constraints.txt --wheel-dir build/bundle/wheels .
+	@cp -r site_configs README.md SECURITY.md LICENSE build/bundle
+	@$(BIN)/python .ci/bundle.py build/bundle
+	@echo "build/bundle: $$(ls build/bundle/wheels | wc -l) wheels, $$(du -sh build/bundle | cut -f1)," \
+		"for $$($(BIN)/python --version) on $$(uname -sm). On the other machine, in that folder:"
+	@echo '  sha256sum --quiet --check SHA256SUMS && python3 -m venv /opt/medfl'
+	@echo '  /opt/medfl/bin/pip install --no-index --find-links wheels --require-hashes -r requirements.txt'
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist medfl.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

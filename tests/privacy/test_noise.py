@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import pickle
+import subprocess
+import sys
 
 import monai.utils
 import numpy as np
@@ -131,6 +133,20 @@ def test_no_two_calls_and_no_two_streams_repeat_a_value() -> None:
     sources = [SecureNormal.from_operating_system() for _ in range(4)]
     calls = [_draw(source, 5000) for source in (*sources, *sources)]
     assert len(np.unique(np.concatenate(calls))) == 8 * 5000
+
+
+def test_a_process_that_starts_again_makes_other_noise() -> None:
+    code = (
+        "import torch; torch.manual_seed(0); from medfl.privacy.noise import SecureNormal; "
+        "print(SecureNormal.from_operating_system().normal((8,), std=1.0).tolist())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    first, second = (set(json.loads(run.stdout)) for run in runs)
+    assert len(first) == len(second) == 8
+    assert not first & second
 
 
 def test_a_seeded_stream_is_the_same_at_any_number_of_threads() -> None:
