@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medfl import __version__
-from medfl.cli import main
 from medfl.data.synthetic_hospitals import write_hospitals
 
 STUDY = """
@@ -40,32 +38,7 @@ pictures = 0
 COMMANDS = ("phantom", "check", "predict", "plan", "simulate", "report", "budget", "ledger init")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Medfl = Callable[..., Ended]
-
-
-@pytest.fixture
-def medfl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Medfl:
-    """Runs the command line in this process."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["medfl", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        seen = capsys.readouterr()
-        code = end.value.code
-        return Ended(code=code if isinstance(code, int) else 0, out=seen.out, err=seen.err)
-
-    return run
+Medfl = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +79,10 @@ def hospital(hospitals: Path, tmp_path: Path) -> Path:
     return path
 
 
-def refused(ended: Ended, code: int, *parts: object) -> None:
+def refused(ended: Any, code: int, *parts: object) -> None:
     """One sentence on standard error, with all of the parts."""
-    assert ended.code == code, ended.err
     assert ended.out == ""
-    assert "Traceback" not in ended.err
-    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, ended.err
-    for part in parts:
-        assert str(part) in lines[0]
+    ended.refused(code, *parts)
 
 
 MISTAKES: dict[str, tuple[Callable[[str], str | bytes], tuple[str, ...]]] = {
