@@ -96,6 +96,7 @@ notebooks: .venv/.installed-all ## execute the notebooks, results in runs/notebo
 bundle: .venv/.torch ## everything that a machine without network installs from, in build/bundle
 	@rm -rf build/bundle build/lib build/bdist.*; mkdir -p build/bundle
 	@$(PIP) wheel -qq --no-build-isolation -c .venv/constraints.txt --wheel-dir build/bundle/wheels .
+	@rm -rf build/lib build/bdist.*
 	@cp -r site_configs README.md SECURITY.md LICENSE build/bundle
 	@$(BIN)/python .ci/bundle.py build/bundle
 	@echo "build/bundle: $$(ls build/bundle/wheels | wc -l) wheels, $$(du -sh build/bundle | cut -f1)," \

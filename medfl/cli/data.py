@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from medfl.config import load_site
 from medfl.config.site import LabelScheme, Layout
+from medfl.errors import ConfigError
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -67,23 +69,38 @@ def phantom(
 
 def check(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="STUDY.toml", help="Also try its network on one patient."),
+    ] = None,
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Also go the way to this server.")
+    ] = "",
+    ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Authority that signed the server's certificate."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Look for everything that would go wrong with a site's file and data, all in one pass.
+    """Look for everything that would stop a site, all in one pass, each finding with its fix.
 
-    Exits with 2 if anything forbids training. The findings name local folders: they are for this
-    site's own screen.
+    Data, disk, memory, threads, device, state folder, keys and ledger; with --study a dry run of
+    one patient, which charges nothing because nothing leaves; with --server the network. Exits with
+    2 if anything forbids training. The findings name local folders: they are for this site's own
+    screen.
     """
-    from medfl.data.checks import check_cohort
-    from medfl.federation.workplace import hospital_workplace
+    from medfl.federation.preflight import preflight
 
     config = load_site(site)
-    key = hospital_workplace(config).key
+    if ca is not None and not server:
+        raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"checking {config.name}", total=None)
-        findings = check_cohort(
+        findings = preflight(
             config,
-            key=key,
+            study=study,
+            server=server,
+            ca=ca,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
@@ -93,17 +110,12 @@ def check(
         for name in ("severity", "where", "expected", "found", "fix"):
             table.add_column(name, overflow="fold")
         for finding in findings:
-            table.add_row(
-                finding.severity,
-                finding.name,
-                finding.rule,
-                finding.value,
-                finding.fix,
-                style=STYLES[finding.severity],
-            )
+            cells = (finding.severity, finding.name, finding.rule, finding.value, finding.fix)
+            # A bracket in a name is no style.
+            table.add_row(*map(escape, cells), style=STYLES[finding.severity])
         Console().print(table)
     else:
-        typer.echo(f"{config.name}: nothing found; the cohort is ready.")
+        typer.echo(f"{config.name}: nothing found; the site is ready.")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(2)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,9 +17,22 @@ from medfl.privacy.accountant import Charge, epsilon
 # A site's noise is rounded up, so that a recomputed epsilon can only be lower than the target.
 EPSILON_TOLERANCE = 1e-6
 
+Doorkeeper = Callable[[Declaration, int], None]
+"""Raises `MessageError` for a declaration that may not come from the node with this identifier."""
+
+
+def welcome_all(declaration: Declaration, node: int) -> None:
+    """Let every site in, where whoever runs the study has chosen the sites."""
+
 
 def agree(
-    grid: Grid, study: StudyConfig, *, run: str, private: bool, ledger: FederationLedger
+    grid: Grid,
+    study: StudyConfig,
+    *,
+    run: str,
+    private: bool,
+    ledger: FederationLedger,
+    welcome: Doorkeeper = welcome_all,
 ) -> tuple[dict[str, Declaration], dict[str, int]]:
     """Propose the study to every connected node.
 
@@ -29,6 +42,7 @@ def agree(
         run: Identifier of the run; a resumed one is asked under the same.
         private: False for the baseline without noise.
         ledger: Takes note of every site that agrees.
+        welcome: Decides which site may declare for which node.
 
     Returns:
         Declarations by site, and the nodes by site.
@@ -54,6 +68,7 @@ def agree(
             declaration = read_body(content_of(answers[node]), Declaration)
             check_declaration(declaration, study=study, private=private, known=declarations)
             _expect_run(declaration, run=run)
+            welcome(declaration, node)
             ledger.declare(declaration)
         except MedflError as error:
             problems.append(f"site {number}: {error.code}")

@@ -81,6 +81,7 @@ class RunFolder:
 
     def begin(self, *, run: str, study: StudyConfig) -> None:
         """Write down which run of which study this folder holds."""
+        self.write_json("study.json", study.model_dump(mode="json"))
         self.write_json("run.json", {"run": run, "study": study.digest})
 
     def run_id(self) -> str:

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from medfl.config import StudyConfig
 from medfl.errors import MedflError, QuorumError
-from medfl.federation.agreement import agree, content_of
+from medfl.federation.agreement import Doorkeeper, agree, content_of, welcome_all
 from medfl.federation.exchange import ask
 from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import (
@@ -44,6 +44,7 @@ class Run:
         private: False for the baseline without noise.
         variant: Name under which scores are stored.
         start: Makes the first global model.
+        welcome: Decides which site may declare for which node.
     """
 
     study: StudyConfig
@@ -53,6 +54,7 @@ class Run:
     variant: str
     start: Callable[[], Weights]
     progress: Progress
+    welcome: Doorkeeper = welcome_all
 
 
 def make_server_app(run: Run) -> ServerApp:
@@ -77,7 +79,9 @@ def run_study(grid: Grid, run: Run) -> None:
     study, folder = run.study, run.folder
     state = folder.read_state(study=study)
     ledger = FederationLedger(folder)
-    declarations, nodes = agree(grid, study, run=run.run, private=run.private, ledger=ledger)
+    declarations, nodes = agree(
+        grid, study, run=run.run, private=run.private, ledger=ledger, welcome=run.welcome
+    )
     run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
     server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger)
     if state is None:
@@ -153,7 +157,7 @@ class _Server:
         )
 
     def score(self, state: ServerState) -> None:
-        """Ask the sites for scores; a site whose policy shares none is left out."""
+        """Ask sites with open data for scores; hospitals share none and are not asked."""
         study = self._run.study
         task = EvaluateTask(
             study=study,
@@ -161,9 +165,8 @@ class _Server:
             distances=state.round in (0, study.training.rounds),
         )
         question = to_record(task, weights=state.average)
-        answers = self._ask(
-            dict.fromkeys(self._nodes, question), kind="evaluate", group=str(state.round)
-        )
+        asked = [site for site, d in self._declarations.items() if d.purpose == "open-data"]
+        answers = self._ask(dict.fromkeys(asked, question), kind="evaluate", group=str(state.round))
         scores = []
         for site, reply in answers.items():
             try:

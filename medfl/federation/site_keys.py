@@ -23,6 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError
 
+KEYS = "keys"
+"""Folder of the keys in a site's state folder."""
+
 NODE_KEY = "node"
 EVENT_KEY = "event.json"
 PUBLIC = "site.pub"
@@ -66,7 +69,9 @@ class SiteKeys:
         """
         if (folder / EVENT_KEY).exists():
             raise ConfigError(f"{folder}: expected no keys, found some; they are never replaced.")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # `parents` would make the state folder with the umask's mode.
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _write_node_key(folder)
         keys = cls(Ed25519PrivateKey.generate(), rotations=())
         keys._write(folder)

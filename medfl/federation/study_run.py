@@ -102,8 +102,41 @@ def run_whole_study(
     for name in study.evaluation.baselines:
         if name not in done:
             run_baseline(name, study, sites, out=out, engine=engine, start=start, progress=progress)
+    return _account(folder, study, minutes=minutes, progress=progress)
+
+
+def finish_run(
+    folder: RunFolder, study: StudyConfig, *, minutes: float, command: str, progress: Progress
+) -> dict[str, Any]:
+    """Describe and account for a run that another process has brought to its end.
+
+    Args:
+        folder: The run folder.
+        study: The study, without baselines.
+        minutes: How long the run took.
+        command: The command that repeats the run; empty if there is none.
+        progress: Who watches.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        FederationError: If the run folder is damaged.
+    """
+    _describe(folder, study, FederationLedger(folder).declarations, command=command)
+    return _account(folder, study, minutes=minutes, progress=progress)
+
+
+def _account(
+    folder: RunFolder, study: StudyConfig, *, minutes: float, progress: Progress
+) -> dict[str, Any]:
+    """Pictures of the final model, what it cost, and the summary."""
     progress.phase("pictures")
-    write_pictures(study, model=out / "checkpoints" / "final.safetensors", out=out / "predictions")
+    write_pictures(
+        study,
+        model=folder.path / "checkpoints" / "final.safetensors",
+        out=folder.path / "predictions",
+    )
     progress.phase("privacy accounting")
     privacy = privacy_summary(folder)
     folder.write_json("privacy.json", privacy)
@@ -122,7 +155,6 @@ def _describe(
     command: str,
 ) -> None:
     """Everything that is fixed by now: study, sites, plan, environment."""
-    folder.write_json("study.json", study.model_dump(mode="json"))
     sites = [
         {
             "name": site.site,

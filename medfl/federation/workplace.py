@@ -19,7 +19,7 @@ from medfl.data.layouts import read_cohort
 from medfl.data.transforms import Frame, PatientStore
 from medfl.errors import ConfigError, PrivacyError
 from medfl.federation.outbox import Outbox
-from medfl.federation.site_keys import SiteKeys
+from medfl.federation.site_keys import KEYS, SiteKeys
 from medfl.federation.study_model import model_spec
 from medfl.federation.training_patients import TrainingPatients, training_patients
 from medfl.privacy import ledger_recovery
@@ -27,7 +27,8 @@ from medfl.privacy.ledger import Ledger, Terms
 from medfl.privacy.witness import Witness
 from medfl.segmentation.devices import device_named
 
-KEYS = "keys"
+SITE_KEY = "site.key"
+"""Secret of pseudonyms and of the held-out split, in the state folder."""
 
 # Public, so that everybody who has the open data gets the same held-out patients.
 OPEN_DATA_KEY = b"medfl open data"
@@ -106,7 +107,7 @@ class Workplace:
         """Key of pseudonyms and of the held-out split."""
         if self.site.purpose == "open-data":
             return OPEN_DATA_KEY
-        return _secret_key(self._folder / "site.key")
+        return _secret_key(self._folder / SITE_KEY)
 
     @cached_property
     def patients(self) -> Split:

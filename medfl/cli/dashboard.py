@@ -1,0 +1,33 @@
+"""The command that shows a run while it goes on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(dashboard)
+
+
+def dashboard(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On this machine; 0 takes a free one.")
+    ] = 0,
+) -> None:
+    """Show a run on a local page that renews itself: rounds, epsilon, Dice, who is late.
+
+    Read-only and bound to the loopback address. Only files of the run folder are read. Ctrl-C ends
+    it; the run does not notice.
+    """
+    from medfl.reporting.dashboard import LOOPBACK, open_dashboard
+
+    with open_dashboard(run_dir, port=port) as server:
+        typer.echo(f"http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends the page, not the run)")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

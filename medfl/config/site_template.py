@@ -1,0 +1,77 @@
+"""The commented site file that a new site starts from: what to fill in, and what each line means.
+
+It loads as it stands, so that `medfl check` can tell everything that is still to be done at once:
+its folder of images is not there, and one patient is never the declared number.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+SITE_FILE = "site.toml"
+
+_TEMPLATE = """\
+# One hospital's own file. Nothing in it is secret, and nothing that a server sends can change it.
+# Edit what is marked EDIT, then run: medfl check site.toml
+
+name = "{name}"                 # EDIT: public name, agreed with the coordinator
+purpose = "hospital"            # the lifetime ledger is enforced; metrics and baselines are refused
+declared_patients = 1           # EDIT: public number of training patients
+weight = 1.0                    # EDIT: public weight of the update, usually the same number
+state = "."                     # keys, ledger, outbox, cache: this folder, on a local disk
+# Remembers the ledgers of this machine, so that a lost or restored one is noticed. It has to lie
+# outside of state, on another disk if there is one, and be the same for all sites of the machine.
+# Without this line it is ~/.local/state/medfl of the account that runs medfl.
+# witness = "/srv/medfl-witness"
+device = "cpu"                  # or "cuda", "cuda:1"
+threads = 2                     # CPU threads of one training process, at most the physical cores
+
+[data]
+root = "/data/brats"            # EDIT: holds one folder per case; read, never written
+layout = "brats2021"            # brats2018, brats2019, brats2020, brats2021 or lgg
+label_scheme = "brats"          # what mask values mean: brats or lgg
+modalities = ["t1n", "t1c", "t2w", "t2f"]  # those that every case has, in this order
+held_out = 0.0                  # share of patients that never train
+
+[privacy]                       # the site's own policy: anything weaker is refused, never adapted
+epsilon = 8.0                   # EDIT: lifetime budget of the patients, over all studies
+delta = 1e-5                    # at most 1/(10 declared_patients)
+# `medfl ledger init site.toml` fixes the two lines above; a ledger never changes its budget.
+min_noise_multiplier = 0.5      # least noise, in units of the clip norm
+max_clip_norm = 1.0             # most that one patient may move a step
+max_sampling_prob = 0.3         # highest probability that a patient is drawn into a step
+max_local_steps = 10            # steps in one round
+max_rounds = 200                # rounds in one run
+share_metrics = false           # a hospital's scores carry no guarantee, so they stay here
+allow_baselines = false         # training without noise is for open data only
+"""
+
+
+def write_site_template(path: Path, *, name: str) -> bool:
+    """Write the commented site file, unless there is a file already.
+
+    Args:
+        path: The new file (mode 0600); its folder is made if missing, and is the site's state.
+        name: Name to begin with, for example that of the folder; signs that the name of a site
+            cannot have become '-'.
+
+    Returns:
+        Whether it was written: a file that is there stays as it is.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(_TEMPLATE.format(name=_site_name(name)))
+    return True
+
+
+def _site_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:40] or "site"

@@ -1,0 +1,1 @@
+"""A real deployment: a coordinator's server and hospitals' sites as processes of Flower."""

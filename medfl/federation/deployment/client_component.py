@@ -1,0 +1,21 @@
+"""The ClientApp of a deployment, under the name that the thin app gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+
+from medfl.federation.client_app import ignore_steps, make_client_app
+from medfl.federation.deployment.hospital import load_hospital
+from medfl.federation.workplace import Workplace, hospital_workplace
+
+SITE_FILE = "site-file"
+"""Key of the node's configuration that holds the path of the site file."""
+
+
+def _workplace_of(context: Context) -> Workplace:
+    return hospital_workplace(load_hospital(Path(str(context.node_config[SITE_FILE]))))
+
+
+app = make_client_app(_workplace_of, observer_of=lambda _: ignore_steps)

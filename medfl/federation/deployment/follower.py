@@ -1,0 +1,55 @@
+"""`Follower`: the progress of a run that another process works on, read off its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medfl.errors import FederationError
+from medfl.federation.progress import Progress
+from medfl.federation.run_folder import RoundRecord, RunFolder, SiteOutcome
+
+
+class Follower:
+    """Tells a `Progress` what is new in a run folder.
+
+    Args:
+        folder: The run folder; what it holds already is not told again.
+        rounds: Rounds of the study.
+        progress: Who is told.
+    """
+
+    def __init__(self, folder: RunFolder, *, rounds: int, progress: Progress) -> None:
+        self._folder = folder
+        self._rounds = rounds
+        self._progress = progress
+        self._told = max((line["round"] for line in folder.rounds()), default=0)
+        self._declared = len(folder.declarations())
+        self._joined = False
+
+    def look(self) -> None:
+        """Tell what came since the last look."""
+        try:
+            declarations = self._folder.declarations()
+            lines = self._folder.rounds()
+        except FederationError:
+            return  # a line is being written; the next look finds it whole
+        new = [declaration for _, declaration in declarations[self._declared :]]
+        if new:
+            if not self._joined:
+                self._progress.phase("rounds")
+                self._joined = True
+            self._declared = len(declarations)
+            self._progress.planned(new, rounds=self._rounds)
+        for line in lines:
+            if line["round"] > self._told:
+                self._told = line["round"]
+                self._progress.round_finished(_record(line))
+
+
+def _record(line: dict[str, Any]) -> RoundRecord:
+    sites = {
+        # An infinite epsilon is written as text.
+        name: SiteOutcome(**{**values, "epsilon": float(values["epsilon"])})
+        for name, values in line["sites"].items()
+    }
+    return RoundRecord(round=line["round"], seconds=line["seconds"], sites=sites)

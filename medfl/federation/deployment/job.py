@@ -1,0 +1,108 @@
+"""`Job`: what the coordinator's command leaves for the ServerApp that Flower starts.
+
+Flower would carry settings of a run to every site. Paths of the server and the sites' keys concern
+no site, so they wait in the server's folder under the number of the run; a run that nobody left a
+job for does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from medfl.config import StudyConfig
+from medfl.config.files import Section
+from medfl.durable import write_atomically
+from medfl.errors import FederationError, MessageError
+from medfl.federation.messages import Declaration
+from medfl.federation.site_keys import is_successor
+
+FOLDER_VARIABLE = "MEDFL_SERVER_FOLDER"
+"""Environment variable that names the server's folder to the ServerApp."""
+
+WAIT_SECONDS = 30.0
+
+
+class ExpectedSite(Section):
+    """A site that may take part.
+
+    Attributes:
+        node: Flower's identifier of the node that joined with the site's node key.
+        event_key: The key that was admitted under the site's name, or one that it followed from.
+    """
+
+    node: Annotated[int, Field(gt=0)]
+    event_key: str
+
+
+class Job(Section):
+    """One run of a study on a deployed server.
+
+    Attributes:
+        study: The study.
+        out: The run folder.
+        sites: Who may take part, by name.
+    """
+
+    study: StudyConfig
+    out: Path
+    sites: dict[str, ExpectedSite]
+
+    def write(self, path: Path) -> None:
+        """Leave the job for the ServerApp."""
+        write_atomically(path, self.model_dump_json().encode(), mode=0o600)
+
+    def welcome(self, declaration: Declaration, node: int) -> None:
+        """Accept a declaration only from the node and the key that were admitted under its name.
+
+        Raises:
+            MessageError: If the site is unknown, or its data are no hospital's.
+        """
+        site = self.sites.get(declaration.site)
+        if (
+            site is None
+            or site.node != node
+            or not is_successor(
+                declaration.event_key, of=site.event_key, rotations=declaration.rotations
+            )
+        ):
+            raise MessageError(
+                "Expected the keys that were admitted under the site's name.",
+                code="declaration-unknown-site",
+            )
+        if declaration.purpose != "hospital":
+            raise MessageError(
+                "Expected a hospital with a lifetime ledger.", code="declaration-open-data"
+            )
+
+
+def job_path(folder: Path, run: int) -> Path:
+    """Where the job of a run lies.
+
+    Args:
+        folder: The server's folder for jobs.
+        run: Flower's number of the run.
+    """
+    return folder / f"{run}.json"
+
+
+def read_job(run: int) -> Job:
+    """The job of a run, which is written just after the run was started.
+
+    Raises:
+        FederationError: If there is none.
+    """
+    path = job_path(Path(os.environ.get(FOLDER_VARIABLE, "")) / "jobs", run)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    try:
+        return Job.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        raise FederationError(
+            f"Expected a job for run {run} from `medfl server run`, found none."
+        ) from None

@@ -1,0 +1,71 @@
+"""What Flower's processes need around them: an environment, a free port, an end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+STOP_SECONDS = 15.0
+
+_LOCAL = "127.0.0.1,localhost"
+
+
+def flower_environment(*, home: Path) -> dict[str, str]:
+    """Variables for Flower's processes: nothing calls home, nothing is installed at run time.
+
+    Args:
+        home: Where Flower may write.
+    """
+    scripts = str(Path(sys.executable).parent)
+    proxies = [os.environ[name] for name in ("NO_PROXY", "no_proxy") if os.environ.get(name)]
+    unproxied = ",".join([*proxies, _LOCAL])
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        # Flower starts its own commands by name.
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
+        # What the processes of one machine say to each other goes through no proxy.
+        "NO_PROXY": unproxied,
+        "no_proxy": unproxied,
+    }
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+    return port
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process: politely, then for certain."""
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def start(
+    command: list[str], *, log: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a process that writes to a log file.
+
+    Args:
+        command: Program and arguments.
+        log: Appended to.
+        environment: All of its variables.
+    """
+    with log.open("ab") as file:
+        return subprocess.Popen(  # noqa: S603
+            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )

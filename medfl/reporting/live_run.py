@@ -1,0 +1,151 @@
+"""`LiveRun`: a run folder while it grows, read without waiting for its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from medfl.errors import ReportError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSite:
+    """One site after the last finished round.
+
+    Attributes:
+        epsilon: Spent in this run, recomputed by the server.
+        outcome: Of the last finished round: ``admitted``, ``refused``, ``rejected``, ``silent``.
+        code: Why, if not admitted.
+        missed: Rounds without an admitted update.
+    """
+
+    name: str
+    epsilon: float
+    budget: float
+    outcome: str
+    code: str
+    missed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveRun:
+    """A run as far as it is on disk.
+
+    Attributes:
+        study: Name of the study.
+        rounds: Planned rounds.
+        done: Finished rounds.
+        seconds_a_round: Median of the finished ones; 0 before the first.
+        seconds_since: Since the last round ended, or since the run began.
+        sites: After the last finished round, by name.
+        epsilon: By site, after each finished round.
+        dice: Mean by region after each scored round, of the federated model; empty where no scores
+            leave the sites.
+        finished: Whether the run came to its end.
+    """
+
+    study: str
+    rounds: int
+    done: int
+    seconds_a_round: float
+    seconds_since: float
+    sites: tuple[LiveSite, ...]
+    epsilon: Mapping[str, tuple[float, ...]]
+    dice: Mapping[str, tuple[tuple[int, float], ...]]
+    finished: bool
+
+    @property
+    def late(self) -> bool:
+        """Whether the round under way takes three times as long as rounds did so far."""
+        return self.done < self.rounds and 0 < 3 * self.seconds_a_round < self.seconds_since
+
+
+def read_live(folder: Path) -> LiveRun:
+    """Read what there is.
+
+    Args:
+        folder: A run folder, perhaps without a finished round.
+
+    Raises:
+        ReportError: If no run was begun there, or a file is damaged.
+    """
+    path = folder / "study.json"
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        name, planned = str(study["id"]), int(study["training"]["rounds"])
+        rows = _lines(folder / "rounds.jsonl")
+        sites = tuple(
+            _site(rows, name) for name in sorted({n for row in rows for n in row["sites"]})
+        )
+        epsilon = {
+            site.name: tuple(
+                float(row["sites"][site.name]["epsilon"])
+                for row in rows
+                if site.name in row["sites"]
+            )
+            for site in sites
+        }
+        newest = folder / "rounds.jsonl"
+        return LiveRun(
+            study=name,
+            rounds=planned,
+            done=int(rows[-1]["round"]) if rows else 0,
+            seconds_a_round=median(float(row["seconds"]) for row in rows) if rows else 0.0,
+            seconds_since=max(0.0, time.time() - (newest if rows else path).stat().st_mtime),
+            sites=sites,
+            epsilon=epsilon,
+            dice=_dice(folder / "metrics.csv"),
+            finished=(folder / "summary.json").exists(),
+        )
+    except (OSError, KeyError, TypeError, ValueError):
+        raise ReportError(
+            f"{folder}: expected a run folder, found none or a damaged one."
+        ) from None
+
+
+def _site(rows: list[dict[str, Any]], name: str) -> LiveSite:
+    seen = [row["sites"][name] for row in rows if name in row["sites"]]
+    last = seen[-1]
+    return LiveSite(
+        name=name,
+        epsilon=float(last["epsilon"]),
+        budget=float(last["budget"]),
+        outcome=str(last["outcome"]),
+        code=str(last["code"]),
+        missed=sum(at["outcome"] != "admitted" for at in seen) + len(rows) - len(seen),
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    *whole, rest = path.read_text(encoding="utf-8").split("\n")
+    del rest  # empty, or a line that is being written
+    return [json.loads(line) for line in whole]
+
+
+def _dice(path: Path) -> dict[str, tuple[tuple[int, float], ...]]:
+    if not path.exists():
+        return {}
+    scores: dict[str, dict[int, list[float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["variant"] == "federated" and row["dice"]:
+                by_round = scores.setdefault(row["region"], {})
+                by_round.setdefault(int(row["round"]), []).append(float(row["dice"]))
+    return {
+        region: tuple((number, fmean(values)) for number, values in sorted(by_round.items()))
+        for region, by_round in scores.items()
+    }
+
+
+def shown(epsilon: float) -> str:
+    """An epsilon for the page."""
+    return "no limit" if math.isinf(epsilon) else f"{epsilon:.2f}"

@@ -1,0 +1,93 @@
+"""Who started a run sees what another process writes into its folder, once and in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.federation.deployment.follower import Follower
+from medfl.federation.messages import Declaration
+from medfl.federation.progress import Silent
+from medfl.federation.run_folder import RoundRecord, RunFolder, SiteOutcome
+from medfl.privacy.mechanism import Mechanism
+
+
+class Seen(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def planned(self, declarations: Sequence[Declaration], *, rounds: int) -> None:
+        self.told += [(declaration.site, rounds) for declaration in declarations]
+
+    def round_finished(self, record: RoundRecord) -> None:
+        self.told.append(record)
+
+
+def record(number: int) -> RoundRecord:
+    outcome = SiteOutcome(outcome="admitted", code="", epsilon=math.inf, budget=8.0, steps=1)
+    return RoundRecord(round=number, seconds=1.5, sites={"north": outcome})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture
+def declaration(voice_of: Any) -> Declaration:
+    mechanism = Mechanism(
+        sampling_prob=0.5,
+        noise_multiplier=2.0,
+        clip_norm=1.0,
+        clipping="normalised",
+        local_steps=1,
+        declared_patients=20,
+    )
+    declared: Declaration = voice_of("north", mechanism=mechanism).declaration()
+    return declared
+
+
+def test_everything_new_is_told_once(folder: RunFolder, declaration: Declaration) -> None:
+    seen = Seen()
+    follower = Follower(folder, rounds=9, progress=seen)
+    follower.look()
+    assert seen.told == []
+    folder.append_declaration(declaration, after_events=0)
+    follower.look()
+    folder.append_round(record(1))
+    folder.append_round(record(2))
+    follower.look()
+    follower.look()
+    assert seen.told == [("north", 9), record(1), record(2)]
+
+
+def test_what_a_resumed_run_had_done_before_is_not_told_again(
+    folder: RunFolder, declaration: Declaration
+) -> None:
+    folder.append_declaration(declaration, after_events=0)
+    folder.append_round(record(1))
+    seen = Seen()
+    follower = Follower(folder, rounds=9, progress=seen)
+    folder.append_round(record(2))
+    follower.look()
+    assert seen.told == [record(2)]
+
+
+def test_a_line_that_is_being_written_is_told_when_it_is_whole(folder: RunFolder) -> None:
+    seen = Seen()
+    follower = Follower(folder, rounds=9, progress=seen)
+    folder.append_round(record(1))
+    table = folder.path / "rounds.jsonl"
+    whole = table.read_text()
+    table.write_text(whole[:20])
+    follower.look()
+    assert seen.told == []
+    table.write_text(whole)
+    follower.look()
+    assert seen.told == [record(1)]

@@ -1,0 +1,264 @@
+"""A server and three hospitals as real processes: they train as a simulation does, to the last bit,
+they refuse strangers, and they survive a kill.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import signal
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medfl.config import StudyConfig, load_site
+from medfl.errors import FederationError
+from medfl.federation import site_round
+from medfl.federation.deployment.deployed_study import run_deployed_study
+from medfl.federation.deployment.server_folder import ServerFolder
+from medfl.federation.deployment.thin_app import THIN_APP, ThinApp
+from medfl.federation.progress import Silent
+from medfl.federation.run_folder import RunFolder
+from medfl.federation.simulation import prepare_folder, simulate
+from medfl.federation.workplace import hospital_workplace
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
+
+SITES = ("east", "north", "south")
+STUDY = """
+id = "{id}"
+seed = 3
+
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["WT", "ET"]
+crop_size = [16, 16, 16]
+
+[network]
+name = "SegResNet"
+arguments = {{ init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }}
+
+[privacy]
+epsilon = 8.0
+sampling_prob = 0.5
+
+[training]
+rounds = {rounds}
+local_steps = 1
+optimizer = "sgd"
+learning_rate = 0.5
+
+[aggregation]
+strategy = "fedadam"
+server_learning_rate = 0.01
+min_sites = 3
+round_timeout_seconds = {timeout}
+
+[evaluation]
+every = 10
+pictures = 0
+"""
+
+
+def study_file(folder: Path, **values: Any) -> Path:
+    path = folder / f"{values['id']}.toml"
+    path.write_text(STUDY.format(**values))
+    return path
+
+
+def loaded(path: Path) -> StudyConfig:
+    from medfl.config import load_study
+
+    return load_study(path)
+
+
+def ledger_of(site: Any) -> Any:
+    """A hospital's account, after every total was counted again."""
+    with hospital_workplace(site).open_ledger() as ledger:
+        ledger.recount()
+        return ledger.spent()
+
+
+def run_of(spent: Any, *, study: str) -> Any:
+    (run,) = [run for run in spent.by_run if run.study == study]
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(deployment: Any) -> Path:
+    """The run folder of three rounds, by the commands that a coordinator uses."""
+    study = study_file(deployment.scratch, id="three-rounds", rounds=3, timeout=120.0)
+    out: Path = deployment.scratch / "run"
+    deployment.start("run", "server", "run", deployment.server.path, study, "--out", out)
+    code = deployment.finished("run", seconds=240)
+    assert code == 0, deployment.log("run").read_text()[-3000:]
+    return out
+
+
+def test_real_processes_train_to_the_model_of_a_simulation(
+    trained: Path,
+    deployment: Any,
+    hospital_files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_hospital: Any,
+) -> None:
+    seeding = importlib.util.spec_from_file_location(
+        "seeding", Path(__file__).parent / "seeded" / "sitecustomize.py"
+    )
+    assert seeding is not None and seeding.loader is not None
+    module = importlib.util.module_from_spec(seeding)
+    seeding.loader.exec_module(module)
+    monkeypatch.setattr(site_round, "_noise_source", module.seeded_noise)
+    sites = [
+        load_site(write_hospital(tmp_path, name=name, state=tmp_path / "state" / name))
+        for name in SITES
+    ]
+    study = loaded(deployment.scratch / "three-rounds.toml")
+    prepare_folder(tmp_path / "run", study=study, resume=False)
+    simulate(study, sites, out=tmp_path / "run", engine="inprocess", progress=Silent())
+    here = load_file(tmp_path / "run" / "checkpoints" / "final.safetensors")
+    there = load_file(trained / "checkpoints" / "final.safetensors")
+    start = load_file(trained / "checkpoints" / "initial.safetensors")
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    assert not all(torch.equal(start[name], there[name]) for name in start)
+
+
+def test_every_ledger_agrees_with_the_server(trained: Path, deployment: Any) -> None:
+    folder = RunFolder(trained)
+    events = folder.events()
+    privacy = {entry["site"]: entry for entry in json.loads((trained / "privacy.json").read_text())}
+    assert sorted(privacy) == list(SITES)
+    for name in SITES:
+        run = run_of(ledger_of(deployment.site(name)), study="three-rounds")
+        assert (run.charges, run.steps, run.released) == (3, 3, 3)
+        assert run.run == folder.run_id()
+        assert sum(event["steps"] for event in events if event["site"] == name) == run.steps
+        assert float(privacy[name]["epsilon_pld"]) == pytest.approx(run.epsilon, rel=1e-2)
+
+
+def test_a_run_leaves_what_a_simulation_leaves(trained: Path) -> None:
+    for name in ("summary.json", "federation.json", "sites.json", "plan.json", "environment.json"):
+        assert json.loads((trained / name).read_text())
+    assert (trained / "report.html").stat().st_size > 10_000
+    assert RunFolder(trained).metric_rows() == []
+    assert not (trained / "sites").exists()
+
+
+def test_only_the_servers_machine_reaches_more_than_the_fleet(deployment: Any) -> None:
+    context = ssl.create_default_context(cafile=str(deployment.server.authority))
+
+    def status(path: str, *, source: str, method: str = "POST") -> int:
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1",
+            deployment.server.port,
+            context=context,
+            source_address=(source, 0),
+            timeout=20,
+        )
+        headers = {"content-type": "application/protobuf"}
+        try:
+            connection.request(method, path, body=b"", headers=headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    hospital, here = "127.0.0.2", "127.0.0.1"
+    assert status("/health", source=hospital, method="GET") == 200
+    # What has no signature of an admitted node is sent away by Flower itself.
+    assert status("/v1/fleet/pull-messages", source=hospital) == 401
+    for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task"):
+        assert status(path, source=hospital) == 403
+    assert status("/v1/control/list-nodes", source=here) == 403
+    assert status("/v1/runtime/acquire-task", source=here) == 401
+
+
+def test_a_site_that_was_not_admitted_cannot_join(
+    deployment: Any, write_hospital: Any, tmp_path: Path
+) -> None:
+    deployment.sites["stranger"] = write_hospital(tmp_path, name="north", state=tmp_path / "state")
+    deployment.start_site("stranger")
+    assert deployment.finished("stranger", seconds=90) != 0
+    assert "Failed to activate SuperNode" in deployment.log("stranger").read_text()
+    assert deployment.online() == set(SITES)
+
+
+def test_a_site_refuses_a_server_of_another_authority(deployment: Any, tmp_path: Path) -> None:
+    other = ServerFolder.create(tmp_path / "other", host="127.0.0.1", port=8443)
+    ended = subprocess.run(
+        [
+            *(deployment.command, "site", "start", str(deployment.sites["north"])),
+            *("--server", deployment.server.local_address, "--ca", str(other.authority)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "expected a certificate of the authority" in ended.stderr
+
+
+def test_sites_refuse_an_app_that_they_did_not_pin(deployment: Any, tmp_path: Path) -> None:
+    before = {name: ledger_of(deployment.site(name)) for name in SITES}
+    study = loaded(study_file(tmp_path, id="other-app", rounds=1, timeout=60.0))
+    app = ThinApp(server=THIN_APP.server, client="os:getcwd")
+    with pytest.raises(FederationError, match="site 1: node-error; site 2: node-error"):
+        run_deployed_study(
+            study,
+            folder=deployment.server,
+            out=tmp_path / "run",
+            resume=False,
+            progress=Silent(),
+            app=app,
+        )
+    for name in SITES:
+        assert "policy-app" in deployment.log(name).read_text()
+        assert ledger_of(deployment.site(name)) == before[name]
+
+
+def test_a_study_goes_on_after_a_site_was_killed_between_charge_and_first_step(
+    deployment: Any,
+) -> None:
+    study = study_file(deployment.scratch, id="killed", rounds=2, timeout=45.0)
+    out = deployment.scratch / "killed"
+    command = ("server", "run", deployment.server.path, study, "--out", out)
+    deployment.start("killed", *command)
+    assert deployment.finished("south", seconds=120) == -signal.SIGKILL
+    lost = run_of(ledger_of(deployment.site("south")), study="killed")
+    assert (lost.charges, lost.released) == (2, 1)
+    deployment.restart_site("south")
+    assert deployment.finished("killed", seconds=90) == 1
+    assert "Round 2: expected at least 3 usable updates" in deployment.log("killed").read_text()
+
+    deployment.start("resumed", *command, "--resume")
+    assert deployment.finished("resumed", seconds=150) == 0, deployment.log("resumed").read_text()
+    folder = RunFolder(out)
+    assert [line["round"] for line in folder.rounds()] == [1, 2]
+    privacy = {entry["site"]: entry for entry in json.loads((out / "privacy.json").read_text())}
+    for name in SITES:
+        run = run_of(ledger_of(deployment.site(name)), study="killed")
+        # Who had answered sends the same bytes again, free of charge; who was killed pays again.
+        assert (run.charges, run.released) == (3 if name == "south" else 2, 2)
+        assert run.run == folder.run_id()
+        assert float(privacy[name]["epsilon_pld"]) == pytest.approx(run.epsilon, rel=1e-2)
+
+
+def test_processes_that_are_told_to_end_leave_nothing_behind(deployment: Any) -> None:
+    """The last test of this module, since it ends the deployment."""
+    running = [deployment.running[name] for name in (*SITES, "server")]
+    for process in running:
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
