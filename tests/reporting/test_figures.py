@@ -165,7 +165,12 @@ def test_montage_shows_at_most_four_patients(build_run: RunBuilder) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>not found</html>", gzip.compress(b"short"), gzip.compress(bytes(400))[:-5]],
+    [
+        b"",
+        b"<html>not found</html>",
+        gzip.compress(b"short", mtime=0),
+        gzip.compress(bytes(400), mtime=0)[:-5],
+    ],
     ids=["empty", "a web page", "no header", "torn"],
 )
 def test_montage_refuses_what_is_no_image(build_run: RunBuilder, content: bytes) -> None:
