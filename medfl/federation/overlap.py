@@ -20,7 +20,6 @@ import hmac
 import itertools
 import re
 import secrets
-import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from medfl.config.site import Name
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, DataError
+from medfl.secret_files import require_owner_only
 
 COLUMNS = ("patient", "identifier")
 
@@ -112,12 +112,7 @@ def read_key(path: Path) -> bytes:
             f"{path}: expected a study key, found none. One site makes it with `medfl overlap key` "
             "and gives it to the others, never to the server."
         )
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise ConfigError(
-            f"{path}: expected a key that only its owner can read (mode 0600), found mode "
-            f"{mode:04o}."
-        )
+    require_owner_only(path)
     text = path.read_bytes().strip()
     if not re.fullmatch(rb"([0-9a-f]{2})*", text):
         raise ConfigError(f"{path}: expected a key in hexadecimal text, found a damaged file.")

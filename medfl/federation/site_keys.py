@@ -9,7 +9,6 @@ follow, and is then forgotten: what it signed can still be verified.
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError
+from medfl.secret_files import require_owner_only
 
 KEYS = "keys"
 """Folder of the keys in a site's state folder."""
@@ -90,12 +90,7 @@ class SiteKeys:
                 f"{path}: expected the site's keys, found none. Make them once with `medfl site "
                 "init`, or restore them from their backup."
             )
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise ConfigError(
-                f"{path}: expected a key that only its owner can read (mode 0600), found mode "
-                f"{mode:04o}."
-            )
+        require_owner_only(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             event = serialization.load_ssh_private_key(content["private"].encode(), password=None)

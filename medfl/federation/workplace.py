@@ -7,7 +7,6 @@ servers. A site with open data keeps them in the run folder, since it makes no l
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from medfl.federation.training_patients import TrainingPatients, training_patien
 from medfl.privacy import ledger_recovery
 from medfl.privacy.ledger import Ledger, Terms
 from medfl.privacy.witness import Witness
+from medfl.secret_files import secret_key
 from medfl.segmentation.devices import device_named
 
 SITE_KEY = "site.key"
@@ -107,7 +107,7 @@ class Workplace:
         """Key of pseudonyms and of the held-out split."""
         if self.site.purpose == "open-data":
             return OPEN_DATA_KEY
-        return _secret_key(self._folder / SITE_KEY)
+        return secret_key(self._folder / SITE_KEY)
 
     @cached_property
     def patients(self) -> Split:
@@ -282,14 +282,3 @@ def terms_of(site: SiteConfig) -> Terms:
         delta=site.privacy.delta,
         purpose=site.purpose,
     )
-
-
-def _secret_key(path: Path) -> bytes:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(os.urandom(32))
-    return path.read_bytes()

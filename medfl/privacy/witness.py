@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from medfl.errors import LedgerError
 from medfl.privacy.charges import Charge
 from medfl.privacy.ledger_head import LedgerHead
 from medfl.privacy.mechanism import Mechanism
+from medfl.secret_files import KEY_BYTES, secret_key
 
 _KEY = "witness.key"
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,20 +173,11 @@ class Witness:
     def _secret(self) -> bytes:
         path = self._folder / _KEY
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            secret = path.read_bytes()
+            secret = secret_key(path)
         except OSError as error:
             raise LedgerError(f"{path}: expected the witness's key, found: {error}.") from None
-        else:
-            secret = os.urandom(_KEY_BYTES)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secret)
-                file.flush()
-                os.fsync(file.fileno())
-        if len(secret) != _KEY_BYTES:
-            raise LedgerError(f"{path}: expected {_KEY_BYTES} bytes, found {len(secret)}.")
+        if len(secret) != KEY_BYTES:
+            raise LedgerError(f"{path}: expected {KEY_BYTES} bytes, found {len(secret)}.")
         return secret
 
 
