@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import expit, log_ndtr, ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri
 from scipy.stats import binom
+
+from medfl.privacy.tradeoff import gaussian_delta
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -210,8 +212,7 @@ def gaussian_epsilon(mu: float, *, delta: float) -> float:
         return math.inf
 
     def excess(epsilon: float) -> float:
-        upper = float(ndtr(-epsilon / mu + mu / 2))
-        return upper - math.exp(epsilon + float(log_ndtr(-epsilon / mu - mu / 2))) - delta
+        return float(gaussian_delta(np.array(epsilon), np.array(mu))) - delta
 
     if mu == 0 or excess(0.0) <= 0:
         return 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,10 +49,10 @@ def audit(
     """
     files = [load_site(path) for path in sites or []]
     from medfl.audit.run_audit import audit_installation, audit_run
+    from medfl.cli.live import quiet_flower
     from medfl.reporting.report import write_report
 
-    # Flower sets its own level when it is imported; its lines would tear the bars.
-    logging.getLogger("flwr").setLevel(logging.getLogger().level)
+    quiet_flower()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 

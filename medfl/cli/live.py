@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from medfl.federation.messages import Declaration, Scores
     from medfl.federation.run_folder import RoundRecord
+
+
+def quiet_flower() -> None:
+    """Give Flower's lines, which would tear the bars, the level of all others.
+
+    Flower sets its own when it is imported, so this comes after that.
+    """
+    logging.getLogger("flwr").setLevel(logging.getLogger().level)
 
 
 class LiveProgress:
@@ -33,7 +42,7 @@ class LiveProgress:
             disable=not console.is_terminal,
         )
         self._phase = self._bars.add_task("", total=None, shown="")
-        self._sites: dict[str, int] = {}
+        self._sites: dict[str, TaskID] = {}
         self._epsilon: dict[str, str] = {}
         self._rounds = 0
         self._part = ""
@@ -56,7 +65,7 @@ class LiveProgress:
         self._part, self._last_tenth = name, 0
         self._console.print(f"[bold]{name}[/bold]")
         for task in self._sites.values():
-            self._bars.remove_task(task)  # type: ignore[arg-type]
+            self._bars.remove_task(task)
         self._sites.clear()
         self._bars.reset(self._phase, description=name, total=None, shown="")
 
@@ -85,12 +94,7 @@ class LiveProgress:
         if site not in self._sites:
             self._sites[site] = self._bars.add_task(site, total=total, shown="")
         shown = f"step {done}/{total}  {self._epsilon.get(site, '')}"
-        self._bars.update(
-            self._sites[site],  # type: ignore[arg-type]
-            completed=done,
-            total=total,
-            shown=shown,
-        )
+        self._bars.update(self._sites[site], completed=done, total=total, shown=shown)
 
     def round_finished(self, record: RoundRecord) -> None:
         """Show every site's epsilon, and who was lost."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,13 +88,12 @@ def run(
 ) -> None:
     """Run a study with the hospitals that are connected to this machine's server."""
     loaded = load_study(study)
-    from medfl.cli.live import LiveProgress
+    from medfl.cli.live import LiveProgress, quiet_flower
     from medfl.federation.deployment.deployed_study import run_deployed_study
     from medfl.federation.deployment.server_folder import ServerFolder
     from medfl.reporting.report import write_report
 
-    # Flower sets its own level when it is imported; its lines would tear the bars.
-    logging.getLogger("flwr").setLevel(logging.getLogger().level)
+    quiet_flower()
     with LiveProgress(Console(stderr=True)) as progress:
         summary = run_deployed_study(
             loaded,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,12 +44,11 @@ def simulate(
     policy, charges its own ledger before each round, and adds its own noise.
     """
     loaded, files = load_study(study), [load_site(path) for path in sites]
-    from medfl.cli.live import LiveProgress
+    from medfl.cli.live import LiveProgress, quiet_flower
     from medfl.federation.study_run import run_whole_study
     from medfl.reporting.report import write_report
 
-    # Flower sets its own level when it is imported; its lines would tear the bars.
-    logging.getLogger("flwr").setLevel(logging.getLogger().level)
+    quiet_flower()
     console = Console(stderr=True)
     with LiveProgress(console) as progress:
         summary = run_whole_study(
@@ -82,11 +80,6 @@ def report(
     from medfl.reporting.report import write_report
 
     typer.echo(f"Report: {write_report(run_dir)}")
-
-
-def _command(study: Path, sites: list[Path], *, out: Path, engine: str) -> str:
-    files = [str(path) for path in (study, *sites)]
-    return shlex.join(["medfl", "simulate", *files, "--out", str(out), "--engine", engine])
 
 
 def _print_summary(summary: dict[str, Any], *, sites: list[SiteConfig]) -> None:

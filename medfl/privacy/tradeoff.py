@@ -82,14 +82,19 @@ def _dominating_mu(epsilons: Float64Array, deltas: Float64Array) -> float:
     low, high = np.full_like(epsilons, 1e-9), np.full_like(epsilons, 1e3)
     for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high)
-        above = _gaussian_delta(epsilons, middle) >= deltas
+        above = gaussian_delta(epsilons, middle) >= deltas
         high = np.where(above, middle, high)
         low = np.where(above, low, middle)
     return float(high.max())
 
 
-def _gaussian_delta(epsilons: Float64Array, mu: Float64Array) -> Float64Array:
-    """Dong et al., corollary 2.13."""
+def gaussian_delta(epsilons: Float64Array, mu: Float64Array) -> Float64Array:
+    """Delta of the mu-GDP mechanism at each epsilon (Dong et al., corollary 2.13).
+
+    Args:
+        epsilons: At least 0, any shape.
+        mu: Above 0, of the same shape.
+    """
     upper = ndtr(-epsilons / mu + mu / 2)
     lower = np.exp(epsilons + log_ndtr(-epsilons / mu - mu / 2))
     return np.asarray(upper - lower, dtype=np.float64)

@@ -12,12 +12,12 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medfl.errors import ReportError
 from medfl.reporting.live_run import LiveRun, read_live, shown
+from medfl.reporting.pages import page_environment
 
 LOOPBACK = "127.0.0.1"
 REFRESH_SECONDS = 3
@@ -28,13 +28,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def render_live(run: LiveRun) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("medfl", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["shown"] = shown
     return environment.get_template("dashboard.html.j2").render(
         run=run, refresh=REFRESH_SECONDS, policy=_POLICY, curves=_curves(run)

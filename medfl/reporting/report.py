@@ -11,14 +11,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from medfl.errors import ReportError
 from medfl.reporting import privacy_tables, utility_tables, wording
 from medfl.reporting.audit_records import PICTURE
 from medfl.reporting.audit_table import audit_table
 from medfl.reporting.estimates import in_region
 from medfl.reporting.figures import FigureFile, draw_figures
+from medfl.reporting.pages import page_environment
 from medfl.reporting.records import Region, Variant
 from medfl.reporting.results import RunResults, read_run
 
@@ -69,13 +68,7 @@ def render(run: RunResults, images: dict[str, Image]) -> str:
         run: Results.
         images: Embedded figures by the names of `draw_figures`.
     """
-    environment = Environment(
-        loader=PackageLoader("medfl", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     shown = (
         wording.at_most,
         wording.counted,
