@@ -29,7 +29,7 @@ from medfl.config import SiteConfig, StudyConfig, load_site
 from medfl.data.synthetic_hospitals import write_hospitals
 from medfl.errors import ConfigError
 from medfl.federation.agreement import content_of
-from medfl.federation.client_app import ignore_steps, make_client_app
+from medfl.federation.client_app import ignore_steps
 from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.grid import InProcessGrid, run_in_process
 from medfl.federation.messages import TrainTask, Weights, read_body, read_weights
@@ -37,7 +37,12 @@ from medfl.federation.pretraining import initial_weights
 from medfl.federation.progress import Silent
 from medfl.federation.run_folder import RoundRecord, RunFolder
 from medfl.federation.server_app import Run, make_server_app
-from medfl.federation.simulation import check_sites, prepare_folder
+from medfl.federation.simulation import (
+    check_sites,
+    client_app_of,
+    nodes_of,
+    prepare_folder,
+)
 from medfl.privacy.accountant import epsilon
 from medfl.privacy.charges import Charge
 from medfl.privacy.tradeoff import distinguishability
@@ -228,13 +233,11 @@ class _ListeningGrid(InProcessGrid):
         *,
         heard: Callable[[str, TrainTask, Weights, Weights], None],
     ) -> None:
-        app = make_client_app(
-            lambda context: workplaces[int(context.node_config["partition-id"])],
-            observer_of=lambda _: ignore_steps,
-        )
-        nodes = {number + 2: {"partition-id": number} for number in range(len(workplaces))}
+        nodes = nodes_of(workplaces)
+        app = client_app_of(workplaces, observer_of=lambda _: ignore_steps)
         super().__init__(app, node_configs=nodes)
-        self._sites = {number + 2: place.site.name for number, place in enumerate(workplaces)}
+        names = [workplace.site.name for workplace in workplaces]
+        self._sites = dict(zip(nodes, names, strict=True))
         self._heard = heard
 
     def deliver(self, message: Any) -> Any:

@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from medfl.errors import MessageError
-from medfl.federation.messages import Declaration, SiteUpdate, Statement
+from medfl.federation.messages import Declaration, SiteUpdate, Statement, expect
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.site_keys import is_successor
 from medfl.privacy.accountant import Charge, epsilon
@@ -89,13 +88,13 @@ class FederationLedger:
                 or if its ledger is older than what it has shown before.
         """
         known = self._accounts.get(declaration.site)
-        _expect(
+        expect(
             declaration.is_signed_by(declaration.event_key),
             "declaration-signature",
             "a declaration signed by its own event key",
         )
         if known is not None:
-            _expect(
+            expect(
                 is_successor(
                     declaration.event_key,
                     of=known.declaration.event_key,
@@ -116,15 +115,15 @@ class FederationLedger:
                 has shown before.
         """
         account = self._accounts[site]
-        _expect(
+        expect(
             update.is_signed_by(account.declaration.event_key),
             "update-signature",
             "an update signed by the site",
         )
         if (site, update.message_id, update.ledger_sequence) in self._seen:
             return
-        _expect(update.ledger_sequence > account.head, "ledger-rolled-back", "a ledger that grows")
-        _expect(
+        expect(update.ledger_sequence > account.head, "ledger-rolled-back", "a ledger that grows")
+        expect(
             update.run_steps >= account.released + update.steps,
             "ledger-rolled-back",
             "a ledger that was charged for all that the site released",
@@ -204,8 +203,8 @@ class FederationLedger:
             statement.ledger_sequence == before.ledger_sequence
             and statement.ledger_hash == before.ledger_hash
         )
-        _expect(grown, "ledger-rolled-back", "a ledger that grows")
-        _expect(
+        expect(grown, "ledger-rolled-back", "a ledger that grows")
+        expect(
             statement.run_steps >= max(account.released, account.stated),
             "ledger-rolled-back",
             "a ledger that was charged for all that the site released",
@@ -248,8 +247,3 @@ class FederationLedger:
             # An old ledger does not tell what was charged since.
             if newer and statement.run_steps >= account.released:
                 account.last, account.presumed = statement, 0
-
-
-def _expect(holds: bool, code: str, rule: str) -> None:
-    if not holds:
-        raise MessageError(f"Expected {rule}.", code=code)

@@ -262,6 +262,12 @@ def for_aggregation(weights: Weights, *, weight: float) -> RecordDict:
     return RecordDict({_ARRAYS: to_arrays(weights), _METRICS: MetricRecord({_WEIGHT: weight})})
 
 
+def expect(holds: bool, code: str, rule: str) -> None:
+    """Raise MessageError with this code unless a rule holds."""
+    if not holds:
+        raise MessageError(f"Expected {rule}.", code=code)
+
+
 def refusal(code: str) -> RecordDict:
     """What a site answers when it cannot or will not: the code and nothing else."""
     return RecordDict({_ERROR: ConfigRecord({"code": code})})

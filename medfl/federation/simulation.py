@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from flwr.app import Context
+from flwr.clientapp import ClientApp
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
-from medfl.federation.client_app import make_client_app
+from medfl.federation.client_app import ObserverOf, make_client_app
 from medfl.federation.grid import InProcessGrid, run_in_process
 from medfl.federation.messages import Weights
 from medfl.federation.pretraining import initial_weights
@@ -87,15 +87,24 @@ def simulate(
 def in_process_grid(workplaces: Sequence[Workplace], *, progress: Progress) -> InProcessGrid:
     """The sites as nodes of this process, numbered as given."""
 
-    def workplace_of(context: Context) -> Workplace:
-        return workplaces[int(context.node_config["partition-id"])]
-
     def observer_of(site: str) -> StepObserver:
         return lambda done, total: progress.stepped(site, done, total)
 
-    app = make_client_app(workplace_of, observer_of=observer_of)
-    configs = {number + 2: {"partition-id": number} for number in range(len(workplaces))}
-    return InProcessGrid(app, node_configs=configs)
+    app = client_app_of(workplaces, observer_of=observer_of)
+    return InProcessGrid(app, node_configs=nodes_of(workplaces))
+
+
+def client_app_of(workplaces: Sequence[Workplace], *, observer_of: ObserverOf) -> ClientApp:
+    """The sites' app where all of them are in this process."""
+    return make_client_app(
+        lambda context: workplaces[int(context.node_config["partition-id"])],
+        observer_of=observer_of,
+    )
+
+
+def nodes_of(workplaces: Sequence[Workplace]) -> dict[int, dict[str, int]]:
+    """The node of each site, in their order, with what tells the app whose it is."""
+    return {number + 2: {"partition-id": number} for number in range(len(workplaces))}
 
 
 def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
@@ -109,16 +118,7 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ConfigError(f"Expected one file a site, found several with the names {doubled}.")
-    if len(sites) < study.aggregation.min_sites:
-        raise ConfigError(
-            f"Expected at least aggregation.min_sites = {study.aggregation.min_sites} site files, "
-            f"found {len(sites)}."
-        )
-    strangers = sorted({name for group in study.overlap for name in group.sites} - set(names))
-    if strangers:
-        raise ConfigError(
-            f"Expected overlap.sites among the sites of the run {sorted(names)}, found {strangers}."
-        )
+    require_sites(study, names, noun="site files", among="the sites of the run")
     if study.evaluation.baselines:
         private = [site.name for site in sites if not site.privacy.allow_baselines]
         if private:
@@ -126,6 +126,30 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
                 f"Expected evaluation.baselines = [] or sites with privacy.allow_baselines = true, "
                 f"found baselines {list(study.evaluation.baselines)} and the sites {private}."
             )
+
+
+def require_sites(study: StudyConfig, names: Collection[str], *, noun: str, among: str) -> None:
+    """Refuse too few sites, and an overlap that names another one.
+
+    Args:
+        study: The study.
+        names: Of the sites, each once.
+        noun: What they are, for the error.
+        among: Where an overlap may name them from, for the error.
+
+    Raises:
+        ConfigError: If a rule is broken.
+    """
+    needed = study.aggregation.min_sites
+    if len(names) < needed:
+        raise ConfigError(
+            f"Expected at least aggregation.min_sites = {needed} {noun}, found {len(names)}."
+        )
+    strangers = sorted({name for group in study.overlap for name in group.sites} - set(names))
+    if strangers:
+        raise ConfigError(
+            f"Expected overlap.sites among {among} {sorted(names)}, found {strangers}."
+        )
 
 
 def _pretrains(study: StudyConfig) -> bool:

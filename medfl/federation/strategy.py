@@ -15,12 +15,13 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from medfl.config import StudyConfig
-from medfl.errors import MessageError, QuorumError
+from medfl.errors import QuorumError
 from medfl.federation.messages import (
     Declaration,
     SiteUpdate,
     TrainTask,
     Weights,
+    expect,
     for_aggregation,
     to_arrays,
     weights_digest,
@@ -50,19 +51,19 @@ def admit(
     Raises:
         MessageError: With a code of its own for each rule that is broken.
     """
-    _expect(update.site == declaration.site, "update-site", "the site that was asked")
+    expect(update.site == declaration.site, "update-site", "the site that was asked")
     asked = (task.run, task.round, task.message_id)
     answered = (update.run, update.round, update.message_id)
-    _expect(answered == asked, "update-replayed", "an answer to this round")
-    _expect(update.mechanism == task.mechanism, "update-mechanism", "the mechanism that was agreed")
-    _expect(update.steps == task.mechanism.local_steps, "update-steps", "all steps of the round")
-    _expect(set(weights) == set(start), "update-keys", "exactly the model's parameters")
+    expect(answered == asked, "update-replayed", "an answer to this round")
+    expect(update.mechanism == task.mechanism, "update-mechanism", "the mechanism that was agreed")
+    expect(update.steps == task.mechanism.local_steps, "update-steps", "all steps of the round")
+    expect(set(weights) == set(start), "update-keys", "exactly the model's parameters")
     for name, value in weights.items():
-        _expect(value.shape == start[name].shape, "update-shape", "the model's shapes")
-        _expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
-    _expect(update.weights_digest == weights_digest(weights), "update-digest", "the signed weights")
+        expect(value.shape == start[name].shape, "update-shape", "the model's shapes")
+        expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
+    expect(update.weights_digest == weights_digest(weights), "update-digest", "the signed weights")
     distance = torch.stack([(weights[name] - start[name]).norm() for name in start]).norm()
-    _expect(float(distance) <= MAX_UPDATE_NORM, "update-norm", f"a norm <= {MAX_UPDATE_NORM:g}")
+    expect(float(distance) <= MAX_UPDATE_NORM, "update-norm", f"a norm <= {MAX_UPDATE_NORM:g}")
 
 
 class Aggregator:
@@ -180,8 +181,3 @@ def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, 
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _expect(holds: bool, code: str, rule: str) -> None:
-    if not holds:
-        raise MessageError(f"Expected {rule}.", code=code)

@@ -95,8 +95,7 @@ def run_whole_study(
         simulate(study, sites, out=out, engine=engine, progress=watched)
     minutes = (time.monotonic() - begin) / 60
     folder = RunFolder(out)
-    # Also the sites that joined before a crash and did not come back.
-    _describe(folder, study, FederationLedger(folder).declarations, command=command)
+    _describe(folder, study, command=command)
     done = {row["variant"] for row in folder.metric_rows()}
     start = load_file(out / "checkpoints" / "initial.safetensors")
     for name in study.evaluation.baselines:
@@ -123,7 +122,7 @@ def finish_run(
     Raises:
         FederationError: If the run folder is damaged.
     """
-    _describe(folder, study, FederationLedger(folder).declarations, command=command)
+    _describe(folder, study, command=command)
     return _account(folder, study, minutes=minutes, progress=progress)
 
 
@@ -147,14 +146,10 @@ def _account(
     return summary
 
 
-def _describe(
-    folder: RunFolder,
-    study: StudyConfig,
-    declarations: Mapping[str, Declaration],
-    *,
-    command: str,
-) -> None:
-    """Everything that is fixed by now: study, sites, plan, environment."""
+def _describe(folder: RunFolder, study: StudyConfig, *, command: str) -> None:
+    """Everything that is fixed by now: sites, plan, environment."""
+    # Also the sites that joined before a crash and did not come back.
+    declarations = FederationLedger(folder).declarations
     sites = [
         {
             "name": site.site,

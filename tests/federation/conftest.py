@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from medfl.config import SiteConfig, StudyConfig, load_site
 from medfl.data.synthetic_hospitals import write_hospitals
-from medfl.federation.client_app import ignore_steps, make_client_app
+from medfl.federation.client_app import ignore_steps
 from medfl.federation.exchange import ask
 from medfl.federation.grid import InProcessGrid, run_in_process
 from medfl.federation.messages import Declaration, SiteUpdate
@@ -30,7 +30,7 @@ from medfl.federation.pretraining import initial_weights
 from medfl.federation.progress import Progress, Silent
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.server_app import Run, make_server_app
-from medfl.federation.simulation import prepare_folder
+from medfl.federation.simulation import client_app_of, nodes_of, prepare_folder
 from medfl.federation.site_keys import SiteKeys
 from medfl.federation.workplace import Workplace, create_ledger, simulated_workplace
 from medfl.privacy.ledger import Ledger
@@ -73,13 +73,11 @@ class FaultyGrid(InProcessGrid):
     """Lets a test stand between a site and the server, and keeps what leaves the sites."""
 
     def __init__(self, workplaces: list[Workplace], *, fault: Fault) -> None:
-        app = make_client_app(
-            lambda context: workplaces[int(context.node_config["partition-id"])],
-            observer_of=lambda _: ignore_steps,
-        )
-        nodes = {number + 2: {"partition-id": number} for number in range(len(workplaces))}
+        nodes = nodes_of(workplaces)
+        app = client_app_of(workplaces, observer_of=lambda _: ignore_steps)
         super().__init__(app, node_configs=nodes)
-        self._sites = {number + 2: place.site.name for number, place in enumerate(workplaces)}
+        names = [workplace.site.name for workplace in workplaces]
+        self._sites = dict(zip(nodes, names, strict=True))
         self._fault = fault
         self.replies: list[bytes] = []
 

@@ -17,7 +17,7 @@ from medfl.federation.deployment.server_folder import ServerFolder
 from medfl.federation.deployment.thin_app import THIN_APP, ThinApp
 from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RunFolder
-from medfl.federation.simulation import prepare_folder
+from medfl.federation.simulation import prepare_folder, require_sites
 from medfl.federation.study_model import model_spec
 from medfl.federation.study_run import finish_run
 from medfl.federation.tensorboard_log import TensorBoardLog
@@ -95,16 +95,7 @@ def check_deployable(study: StudyConfig, *, sites: set[str]) -> None:
             "Expected privacy.noise = 'operating-system' in a deployment, found "
             f"{study.privacy.noise!r}."
         )
-    if len(sites) < study.aggregation.min_sites:
-        raise ConfigError(
-            f"Expected at least aggregation.min_sites = {study.aggregation.min_sites} admitted "
-            f"sites, found {len(sites)}."
-        )
-    strangers = sorted({name for group in study.overlap for name in group.sites} - sites)
-    if strangers:
-        raise ConfigError(
-            f"Expected overlap.sites among the admitted sites {sorted(sites)}, found {strangers}."
-        )
+    require_sites(study, sites, noun="admitted sites", among="the admitted sites")
 
 
 def _job(study: StudyConfig, *, folder: ServerFolder, control: Control, out: Path) -> Job:
