@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -17,8 +17,22 @@ from medfl.config.files import Section, expand_variables, load
 
 Modality = Literal["t1n", "t1c", "t2w", "t2f"]
 Region = Literal["TC", "WT", "ET"]
-Layout = Literal["brats2018", "brats2019", "brats2020", "brats2021", "lgg"]
-LabelScheme = Literal["brats", "lgg"]
+Layout = Literal[
+    "brats2015",
+    "brats2018",
+    "brats2019",
+    "brats2020",
+    "brats2021",
+    "brats2023",
+    "brats2024",
+    "fets2022",
+    "msd",
+    "nnunet",
+    "bids",
+    "lgg",
+    "custom",
+]
+LabelScheme = Literal["brats", "brats2015", "brats2023", "brats2024", "msd", "nnunet", "lgg"]
 Purpose = Literal["hospital", "open-data"]
 
 DEVICE = r"cpu|cuda(:\d+)?"
@@ -26,6 +40,7 @@ DEVICE = r"cpu|cuda(:\d+)?"
 
 MODALITY_ORDER: tuple[Modality, ...] = ("t1n", "t1c", "t2w", "t2f")
 REGION_ORDER: tuple[Region, ...] = ("TC", "WT", "ET")
+LABEL_SCHEMES: tuple[LabelScheme, ...] = get_args(LabelScheme)
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -55,6 +70,32 @@ def _device(value: str) -> str:
     return value
 
 
+def _case_pattern(value: str) -> str:
+    if "patient" not in _compiled(value).groupindex:
+        raise ValueError("expected a regular expression with a group (?P<patient>...)")
+    return value
+
+
+def _patient_pattern(value: str) -> str:
+    return value and _case_pattern(value)
+
+
+def _compiled(value: str) -> re.Pattern[str]:
+    try:
+        return re.compile(value)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
+
+
+def _layout_path(value: str) -> str:
+    names = value.split("/")
+    if "{case}" not in value or any(name in ("", ".", "..") for name in names):
+        raise ValueError("expected a path below the root with {case} in it, as {case}/{case}_t1")
+    if value.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError("expected a path without .nii and .nii.gz")
+    return value
+
+
 def _witness_of_this_user() -> Path:
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "state") / "medfl"
@@ -64,18 +105,59 @@ Name = Annotated[str, AfterValidator(_name)]
 ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
 
 
+class CustomLayout(Section):
+    """Where the files of one case lie, for folders that no known layout describes.
+
+    Paths are written below the root, without ``.nii`` or ``.nii.gz``; in them ``{case}`` stands for
+    the case's name and ``*`` for any text within one name.
+
+    Attributes:
+        case: Pattern of a case's name (regular expression); its group ``patient`` is the person.
+        images: Path of each modality's file.
+        mask: Path of the mask.
+        ignored: Names of folders that hold no patients.
+    """
+
+    case: Annotated[str, AfterValidator(_case_pattern)]
+    images: dict[Modality, Annotated[str, AfterValidator(_layout_path)]] = Field(min_length=1)
+    mask: Annotated[str, AfterValidator(_layout_path)]
+    ignored: tuple[str, ...] = ()
+
+
 class SiteData(Section):
-    """Where the images are and how they are written."""
+    """Where the images are and how they are written.
+
+    Attributes:
+        root: Folder of the images.
+        layout: How folders and files are named.
+        label_scheme: What the masks' values mean.
+        modalities: Those that every case has.
+        held_out: Share of patients that never train.
+        patient: Pattern (regular expression) whose group ``patient`` is the person in a case's
+            name, where the layout cannot know; empty takes the layout's own.
+        custom: The layout ``custom``.
+    """
 
     root: ExpandedPath
     layout: Layout
     label_scheme: LabelScheme
     modalities: tuple[Modality, ...] = Field(min_length=1)
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patient: Annotated[str, AfterValidator(_patient_pattern)] = ""
+    custom: CustomLayout | None = None
 
     @model_validator(mode="after")
     def _modalities_in_order(self) -> Self:
         in_order(self.modalities, MODALITY_ORDER, "modalities")
+        return self
+
+    @model_validator(mode="after")
+    def _custom_layout_is_described(self) -> Self:
+        if (self.layout == "custom") != (self.custom is not None):
+            found = "none" if self.custom is None else f"one beside layout = {self.layout!r}"
+            raise ValueError(
+                f"expected a table [data.custom] for layout = 'custom' and no other, found {found}"
+            )
         return self
 
 

@@ -30,8 +30,13 @@ threads = 2                     # CPU threads of one training process, at most t
 
 [data]
 root = "/data/brats"            # EDIT: holds one folder per case; read, never written
-layout = "brats2021"            # brats2018, brats2019, brats2020, brats2021 or lgg
-label_scheme = "brats"          # what mask values mean: brats or lgg
+layout = "brats2021"            # `medfl check site.toml --detect` proposes layout and label_scheme
+# Known: brats2015, brats2018 to brats2021, brats2023, brats2024, fets2022, msd, nnunet, bids, lgg;
+# any other folder is layout = "custom" with a table [data.custom], see the end of this file.
+label_scheme = "brats"          # what mask values mean: brats (to 2021), brats2015, brats2023,
+                                # brats2024, msd, nnunet or lgg
+# Which part of a case's name is the person, where the layout cannot know (nnunet):
+# patient = '(?P<patient>sub\\d+)_visit\\d+'
 modalities = ["t1n", "t1c", "t2w", "t2f"]  # those that every case has, in this order
 held_out = 0.0                  # share of patients that never train
 
@@ -46,6 +51,14 @@ max_local_steps = 10            # steps in one round
 max_rounds = 200                # rounds in one run
 share_metrics = false           # a hospital's scores carry no guarantee, so they stay here
 allow_baselines = false         # training without noise is for open data only
+
+# With layout = "custom": paths below root, without .nii.gz; {{case}} is the case's name, * any
+# text within a name.
+# [data.custom]
+# case = '(?P<patient>P\\d+)_v\\d+'        # all cases of one patient are protected as one
+# images = {{ t1n = "{{case}}/T1", t1c = "{{case}}/T1_C*", t2f = "{{case}}/FLAIR" }}
+# mask = "masks/{{case}}"
+# ignored = ["notes"]                     # folders that hold no patients
 """
 
 

@@ -112,12 +112,12 @@ def _short(path: Path) -> str:
 
 def _check_case(case: Case, *, scheme: LabelScheme) -> tuple[list[_Remark], dict[Path, str]]:
     """Judge all files of a case; also returns a fingerprint of each sound image."""
-    files = [*case.images.values(), *([case.mask] if case.mask else [])]
     remarks: list[_Remark] = []
     headers: dict[Path, Header] = {}
-    for path in files:
+    for path in dict.fromkeys([*case.images.values(), *([case.mask] if case.mask else [])]):
         try:
-            headers[path] = read_header(path)
+            volumes = 1 if path == case.mask else case.volumes
+            headers[path] = read_header(path, volumes=volumes)
         except FileFaults as error:
             remarks += [("error", path, fault) for fault in error.faults]
     remarks += _grid_remarks(headers)
@@ -131,10 +131,14 @@ def _check_case(case: Case, *, scheme: LabelScheme) -> tuple[list[_Remark], dict
         if path == case.mask:
             remarks += [(severity, path, fault) for severity, fault in _judge_mask(voxels, scheme)]
             continue
-        faults = list(_judge_image(voxels))
-        remarks += [("error", path, fault) for fault in faults]
-        if not faults:
-            fingerprints[path] = _fingerprint(voxels)
+        for number in range(case.volumes):
+            volume = voxels[..., number] if case.volumes > 1 else voxels
+            # The only name that a volume of a file can have.
+            place = path.with_name(f"{path.name}[{number}]") if case.volumes > 1 else path
+            faults = list(_judge_image(volume))
+            remarks += [("error", place, fault) for fault in faults]
+            if not faults:
+                fingerprints[place] = _fingerprint(volume)
     return remarks, fingerprints
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfl.config.site import LabelScheme, Modality
@@ -17,11 +17,21 @@ from medfl.config.site import LabelScheme, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One imaging timepoint: one file a modality, and the mask where there is one."""
+    """One imaging timepoint.
+
+    Attributes:
+        case_id: Its name at the site.
+        images: Modality -> file.
+        mask: The mask where there is one.
+        channels: Modality -> its volume, where one 4-D file holds several modalities.
+        volumes: Volumes of such a file; 1 where every modality has a file.
+    """
 
     case_id: str
     images: Mapping[Modality, Path]
     mask: Path | None
+    channels: Mapping[Modality, int] = field(default_factory=dict)
+    volumes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ class Header:
 
     Attributes:
         shape: Voxels along the three stored axes.
+        volumes: Images in the file; above 1 only where several were expected.
         affine: 4 x 4, from voxel index to millimetres.
         dtype: Stored number type, byte order included.
         offset: Bytes before the voxels.
@@ -70,6 +71,7 @@ class Header:
     """
 
     shape: tuple[int, int, int]
+    volumes: int
     affine: NDArray[np.float64]
     dtype: np.dtype[np.generic]
     offset: int
@@ -78,8 +80,8 @@ class Header:
 
     @property
     def voxels(self) -> int:
-        """Number of voxels."""
-        return self.shape[0] * self.shape[1] * self.shape[2]
+        """Number of voxels in all volumes."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.volumes
 
     @property
     def file_bytes(self) -> int:
@@ -93,14 +95,18 @@ class Header:
         )
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, volumes: int = 1) -> Header:
     """Read and judge the header of a ``.nii`` or ``.nii.gz`` file; at most 1 MiB is uncompressed.
 
+    Args:
+        path: The file.
+        volumes: Images that it has to hold: 1 in a 3-D file, several along the fourth axis.
+
     Raises:
-        FileFaults: If the file is no usable 3-D NIfTI image.
+        FileFaults: If the file is no usable NIfTI image of as many dimensions.
     """
     raw = _raw_header(path)
-    faults = [*_shape_faults(raw), *_storage_faults(raw), *_geometry_faults(raw)]
+    faults = [*_shape_faults(raw, volumes), *_storage_faults(raw), *_geometry_faults(raw)]
     if faults:
         raise FileFaults(*faults)
     first, second, third = (int(size) for size in raw["dim"][1:4])
@@ -108,6 +114,7 @@ def read_header(path: Path) -> Header:
     scaled = slope != 0 and not np.isnan(slope)  # 0 and NaN are the standard's "not scaled"
     return Header(
         shape=(first, second, third),
+        volumes=volumes,
         affine=np.asarray(raw.get_best_affine(), dtype=np.float64),
         dtype=_dtype(raw),
         offset=int(raw["vox_offset"]),
@@ -124,7 +131,7 @@ def read_voxels(path: Path, header: Header) -> NDArray[np.float32]:
         header: What `read_header` returned for it.
 
     Returns:
-        float32 real values in the stored axes' order.
+        float32 real values in the stored axes' order; several volumes along a last axis.
 
     Raises:
         FileFaults: If the file is truncated, damaged, or longer than the header says.
@@ -145,7 +152,8 @@ def read_voxels(path: Path, header: Header) -> NDArray[np.float32]:
         )
     stored = np.frombuffer(content, dtype=header.dtype, count=header.voxels, offset=header.offset)
     with np.errstate(over="ignore", invalid="ignore"):  # an overflow is found as infinity later
-        values = stored.reshape(header.shape, order="F").astype(np.float32)
+        shape = header.shape if header.volumes == 1 else (*header.shape, header.volumes)
+        values = stored.reshape(shape, order="F").astype(np.float32)
         if (header.slope, header.intercept) != (1.0, 0.0):
             values = values * np.float32(header.slope) + np.float32(header.intercept)
     return values
@@ -217,15 +225,21 @@ def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
         raise FileFaults(Fault(rule="intact gzip data", value="a truncated file", fix=_COPY_AGAIN))
 
 
-def _shape_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
+def _shape_faults(raw: nibabel.Nifti1Header, volumes: int) -> Iterator[Fault]:
     dimensions = int(raw["dim"][0])
     sizes = [int(size) for size in raw["dim"][1 : 1 + min(max(dimensions, 0), 7)]]
     shown = " x ".join(map(str, sizes))
-    if dimensions != 3:
+    if volumes == 1 and dimensions != 3:
         yield Fault(
             rule="3 dimensions",
             value=f"{dimensions} ({shown})",
             fix="Save one image a file; split a 4-D file into its volumes.",
+        )
+    elif volumes > 1 and (dimensions != 4 or sizes[3] != volumes):
+        yield Fault(
+            rule=f"4 dimensions with {volumes} volumes",
+            value=f"{dimensions} ({shown})",
+            fix="Correct data.layout, or join the images of a case in the layout's order.",
         )
     elif min(sizes) < 1:
         yield Fault(rule="at least 1 voxel along each axis", value=shown, fix=_EXPORT_AGAIN)

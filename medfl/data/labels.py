@@ -7,6 +7,7 @@ apart. So a site names its `label_scheme`, and every mask is checked against it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -24,32 +25,68 @@ LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
 # under 1, which turns 4 into 3.9999998.
 LABEL_TOLERANCE = 1e-2
 
-# Region -> the label values whose union it is. "brats" is BraTS 2018 to 2021 (1 necrotic and
-# non-enhancing core, 2 edema, 4 enhancing tumour); "lgg" marks the FLAIR abnormality only.
-_REGION_LABELS: Mapping[LabelScheme, Mapping[Region, tuple[int, ...]]] = MappingProxyType(
-    {
-        "brats": {"TC": (1, 4), "WT": (1, 2, 4), "ET": (4,)},
-        "lgg": {"WT": (1,)},
-    }
-)
 
-# The label that a predicted region is written as, the outermost first: later ones overwrite.
-_WRITTEN_LABELS: Mapping[LabelScheme, tuple[tuple[Region, int], ...]] = MappingProxyType(
+@dataclass(frozen=True, kw_only=True)
+class _Scheme:
+    """What the values of one source mean.
+
+    Attributes:
+        regions: Region -> the label values whose union it is.
+        written: The label that a predicted region is written as, the outermost first: later ones
+            overwrite.
+        others: Values that belong to no region.
+    """
+
+    regions: Mapping[Region, tuple[int, ...]]
+    written: tuple[tuple[Region, int], ...]
+    others: tuple[int, ...] = ()
+
+
+# MSD Task01 and nnU-Net's conversion of BraTS 2021: 1 edema, 2 core without enhancement, 3
+# enhancing tumour.
+_EDEMA_FIRST = _Scheme(
+    regions={"TC": (2, 3), "WT": (1, 2, 3), "ET": (3,)}, written=(("WT", 1), ("TC", 2), ("ET", 3))
+)
+_SCHEMES: Mapping[LabelScheme, _Scheme] = MappingProxyType(
     {
-        "brats": (("WT", 2), ("TC", 1), ("ET", 4)),
-        "lgg": (("WT", 1),),
+        # BraTS 2018 to 2021, FeTS 2022: 1 necrotic and non-enhancing core, 2 edema, 4 enhancing.
+        "brats": _Scheme(
+            regions={"TC": (1, 4), "WT": (1, 2, 4), "ET": (4,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 4)),
+        ),
+        # 3 is the non-enhancing solid core, which later years count to 1.
+        "brats2015": _Scheme(
+            regions={"TC": (1, 3, 4), "WT": (1, 2, 3, 4), "ET": (4,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 4)),
+        ),
+        # The enhancing tumour moved from 4 to 3.
+        "brats2023": _Scheme(
+            regions={"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 3)),
+        ),
+        # After treatment; 4 is the resection cavity, which is no tumour.
+        "brats2024": _Scheme(
+            regions={"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 3)),
+            others=(4,),
+        ),
+        "msd": _EDEMA_FIRST,
+        "nnunet": _EDEMA_FIRST,
+        # The FLAIR abnormality only.
+        "lgg": _Scheme(regions={"WT": (1,)}, written=(("WT", 1),)),
     }
 )
 
 
 def scheme_regions(scheme: LabelScheme) -> tuple[Region, ...]:
     """The regions that masks of a scheme can show, in the fixed order TC, WT, ET."""
-    return tuple(region for region in REGION_ORDER if region in _REGION_LABELS[scheme])
+    return tuple(region for region in REGION_ORDER if region in _SCHEMES[scheme].regions)
 
 
 def scheme_values(scheme: LabelScheme) -> frozenset[int]:
     """All label values of a scheme, the background's 0 included."""
-    return frozenset({0}.union(*_REGION_LABELS[scheme].values()))
+    rule = _SCHEMES[scheme]
+    return frozenset({0, *rule.others}.union(*rule.regions.values()))
 
 
 def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
@@ -90,7 +127,7 @@ def regions_of(
     require_regions(regions, scheme=scheme)
     whole = whole_labels(label_DHW, scheme=scheme)
     channels = [
-        torch.stack([whole == value for value in _REGION_LABELS[scheme][region]]).any(dim=0)
+        torch.stack([whole == value for value in _SCHEMES[scheme].regions[region]]).any(dim=0)
         for region in regions
     ]
     multi_hot = torch.stack(channels).to(torch.uint8)
@@ -163,7 +200,7 @@ def labels_from_regions(
     require_regions(regions, scheme=scheme)
     inside = torch.as_tensor(regions_RDHW) != 0
     label = torch.zeros(inside.shape[1:], dtype=torch.uint8, device=inside.device)
-    for region, value in _WRITTEN_LABELS[scheme]:
+    for region, value in _SCHEMES[scheme].written:
         if region in regions:
             label[inside[list(regions).index(region)]] = value
     return label if isinstance(regions_RDHW, Tensor) else label.numpy()

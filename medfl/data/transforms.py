@@ -23,7 +23,7 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
-    LoadImaged,
+    LoadImage,
     Orientationd,
     Spacingd,
     SpatialResample,
@@ -56,18 +56,27 @@ class Frame:
         regions: Channels of the multi-hot mask, in this order.
         spacing: Millimetres along right, anterior, superior; ``native`` keeps each scan's.
         label_scheme: What the masks' values mean.
+        absent: Modalities that the site does not have; their channels are 0, which is air.
 
     Raises:
-        DataError: If the scheme cannot show a region.
+        DataError: If the scheme cannot show a region, or no modality is left.
     """
 
     modalities: tuple[Modality, ...]
     regions: tuple[Region, ...]
     spacing: tuple[float, float, float] | Literal["native"]
     label_scheme: LabelScheme
+    absent: tuple[Modality, ...] = ()
 
     def __post_init__(self) -> None:
         require_regions(self.regions, scheme=self.label_scheme)
+        if not self.present:
+            raise DataError(f"Expected at least one of {list(self.modalities)}, found none.")
+
+    @property
+    def present(self) -> tuple[Modality, ...]:
+        """The modalities that are read."""
+        return tuple(name for name in self.modalities if name not in self.absent)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +117,7 @@ def prepare_image(case: Case, frame: Frame) -> MetaTensor:
     Raises:
         DataError: If a file cannot be read or the images' grids differ.
     """
-    return _image(_load(case, frame, keys=frame.modalities), frame)
+    return _image(_load(case, frame, keys=frame.present), frame)
 
 
 def prepare_case(case: Case, frame: Frame) -> PreparedCase:
@@ -122,7 +131,7 @@ def prepare_case(case: Case, frame: Frame) -> PreparedCase:
         raise DataError(
             f"{case.case_id}: expected a mask, found none. Add it, or leave the case out."
         )
-    loaded = _load(case, frame, keys=(*frame.modalities, _MASK))
+    loaded = _load(case, frame, keys=(*frame.present, _MASK))
     image = _image(loaded, frame)
     try:
         regions = regions_of(
@@ -235,23 +244,22 @@ def _load(case: Case, frame: Frame, *, keys: Sequence[str]) -> dict[str, MetaTen
     missing = [key for key in keys if key not in paths]
     if missing:
         raise DataError(f"{case.case_id}: expected images {list(keys)}, found no {missing}.")
-    _check_headers(paths)
-    read = Compose(
+    _check_headers(paths, volumes=case.volumes)
+    turn = Compose(
         [
-            LoadImaged(keys, reader=NibabelReader, image_only=True),
             EnsureChannelFirstd(keys, channel_dim="no_channel"),
             Orientationd(keys, axcodes="RAS", labels=None),
         ]
     )
     try:
-        loaded: dict[str, MetaTensor] = read(paths)
+        loaded: dict[str, MetaTensor] = turn(_read(paths, case.channels))
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         cause = error.__cause__ or error
         raise DataError(
             f"{case.case_id}: expected readable images, found {type(cause).__name__}: {cause}. "
             f"`medfl check` names the file."
         ) from None
-    for modality in frame.modalities:  # before resampling, which would blur the statistics
+    for modality in frame.present:  # before resampling, which would blur the statistics
         loaded[modality] = _normalised(loaded[modality], paths[modality])
     if frame.spacing == "native":
         return loaded
@@ -261,12 +269,23 @@ def _load(case: Case, frame: Frame, *, keys: Sequence[str]) -> dict[str, MetaTen
     return resampled
 
 
-def _check_headers(paths: Mapping[str, Path]) -> None:
+def _read(paths: Mapping[str, Path], channels: Mapping[Modality, int]) -> dict[str, MetaTensor]:
+    """Each file once; a modality that is a volume of a 4-D file is cut out of it."""
+    read = LoadImage(reader=NibabelReader, image_only=True)
+    files = {path: read(path) for path in dict.fromkeys(paths.values())}
+    numbers: Mapping[str, int] = dict(channels)
+    return {
+        key: files[path][..., numbers[key]] if key in numbers else files[path]
+        for key, path in paths.items()
+    }
+
+
+def _check_headers(paths: Mapping[str, Path], *, volumes: int) -> None:
     """Refuse a file that would break or swamp the reader, and images on different grids."""
     headers = {}
     for key, path in paths.items():
         try:
-            headers[key] = read_header(path)
+            headers[key] = read_header(path, volumes=1 if key == _MASK else volumes)
         except FileFaults as error:
             raise DataError(f"{path}: {error}") from None
     first, *others = paths
@@ -289,9 +308,12 @@ def _normalised(image: MetaTensor, path: Path) -> MetaTensor:
 
 
 def _image(loaded: Mapping[str, MetaTensor], frame: Frame) -> MetaTensor:
-    channels = [loaded[modality] for modality in frame.modalities]
-    stacked = torch.cat([channel.as_tensor() for channel in channels])
-    return MetaTensor(stacked, meta=channels[0].meta)
+    first = loaded[frame.present[0]]
+    air = torch.zeros_like(first.as_tensor())
+    channels = [
+        air if name in frame.absent else loaded[name].as_tensor() for name in frame.modalities
+    ]
+    return MetaTensor(torch.cat(channels), meta=first.meta)
 
 
 def _centres(image_CDHW: Tensor, regions_RDHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,7 +332,7 @@ def _thinned(indices: Tensor) -> Tensor:
 
 def _cache_key(case: Case, frame: Frame) -> str:
     """A hash of everything that the prepared case depends on."""
-    paths = [case.images[key] for key in frame.modalities if key in case.images]
+    paths = [case.images[key] for key in frame.present if key in case.images]
     if case.mask is not None:
         paths.append(case.mask)
     try:
@@ -320,6 +342,7 @@ def _cache_key(case: Case, frame: Frame) -> str:
     identity = {
         "preparation": [_PREPARATION_VERSION, monai.__version__],
         "frame": asdict(frame),
+        "channels": dict(case.channels),
         "files": [(path, status.st_size, status.st_mtime_ns) for path, status in files],
     }
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel
 
-from medfl.config.site import LabelScheme, Layout
+from medfl.config.site import LabelScheme, Layout, SiteData
 from medfl.data.labels import labels_from_regions
 from medfl.data.layouts import read_case
 from medfl.data.transforms import Frame, prepare_image, restore
@@ -47,7 +47,13 @@ def predict_case(
     device_named(device, where="--device")
     spec, network = read_model(model)
     case = read_case(
-        case_folder, layout=layout, modalities=spec.modalities, label_scheme=label_scheme
+        case_folder,
+        data=SiteData(
+            root=case_folder.parent,
+            layout=layout,
+            label_scheme=label_scheme,
+            modalities=spec.modalities,
+        ),
     )
     frame = Frame(
         modalities=spec.modalities,

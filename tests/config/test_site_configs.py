@@ -107,8 +107,8 @@ def test_an_example_needs_its_folders_changed_and_nothing_else(path: Path, tmp_p
     rule = LAYOUTS[site.data.layout]
     case = site.data.root / "BraTS2021_00000"
     case.mkdir(parents=True)
-    for ending in (*rule.modalities.values(), rule.mask):
-        (case / f"{case.name}_{ending}.nii.gz").touch()
+    for paths in (*rule.images.values(), rule.masks):
+        (site.data.root / f"{paths[0].replace('{case}', case.name)}.nii.gz").touch()
     assert len(read_cohort(site.data).patients) == 1
     assert site.purpose == "hospital"
     assert site.state.is_relative_to(tmp_path / "var/lib/medfl")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medfl.config import load_site
-from medfl.config.site import SiteConfig, SiteData, SitePolicy
+from medfl.config.site import CustomLayout, SiteConfig, SiteData, SitePolicy
 from medfl.config.site_template import SITE_FILE, write_site_template
 
 
@@ -38,8 +38,8 @@ def test_the_template_explains_every_key_of_a_site_file(tmp_path: Path) -> None:
     text = path.read_text()
     for section in (SiteConfig, SiteData, SitePolicy):
         for key, field in section.model_fields.items():
-            line = f"[{key}]" if field.annotation in (SiteData, SitePolicy) else f"{key} = "
-            assert line in text, key
+            is_table = field.annotation in (SiteData, SitePolicy, CustomLayout | None)
+            assert (f"{key}]" if is_table else f"{key} = ") in text, key
 
 
 @pytest.mark.parametrize("content", ["", "name = 'mine'\n"])

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses
+from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses, MapLabelValue
 
+from medfl.config.site import LABEL_SCHEMES
 from medfl.data.labels import labels_from_regions, regions_of, scheme_regions, scheme_values
 from medfl.errors import DataError
 
@@ -30,6 +31,53 @@ def test_brats_regions_agree_with_monai(label: np.ndarray) -> None:
 def test_each_brats_value_belongs_to_its_regions(value: int, inside: tuple[int, ...]) -> None:
     regions = regions_of(np.full((1, 1, 1), value), scheme="brats", regions=ALL)
     assert tuple(regions[:, 0, 0, 0]) == inside
+
+
+def test_brats_2015_counts_the_solid_core_as_core() -> None:
+    regions = regions_of(np.array([[[0, 1, 2, 3, 4]]]), scheme="brats2015", regions=ALL)
+    assert regions[:, 0, 0].tolist() == [[0, 1, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 1]]
+
+
+@given(label=hnp.arrays(np.uint8, (3, 4, 5), elements=st.sampled_from([0, 1, 2, 3])))
+def test_brats_2023_needs_monai_s_other_setting(label: np.ndarray) -> None:
+    expected = ConvertToMultiChannelBasedOnBratsClasses(et_label=3)(torch.as_tensor(label)[None])
+    regions = regions_of(torch.as_tensor(label), scheme="brats2023", regions=ALL)
+    assert torch.equal(regions, expected.to(torch.uint8))
+
+
+def test_monai_s_default_would_lose_the_enhancing_tumour_of_2023() -> None:
+    label = np.array([[[0, 1, 2, 3]]], np.uint8)
+    wrong = ConvertToMultiChannelBasedOnBratsClasses()(torch.as_tensor(label)[None])
+    assert wrong[2].sum() == 0
+    regions = regions_of(label, scheme="brats2023", regions=ALL)
+    assert regions[:, 0, 0].tolist() == [[0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 1]]
+
+
+def test_the_resection_cavity_of_2024_is_no_tumour() -> None:
+    label = np.array([[[0, 1, 2, 3, 4]]], np.uint8)
+    wrong = ConvertToMultiChannelBasedOnBratsClasses()(torch.as_tensor(label)[None])
+    assert wrong[2, 0, 0].tolist() == [0, 0, 0, 0, 1]  # MONAI's default: enhancing tumour
+    regions = regions_of(label, scheme="brats2024", regions=ALL)
+    assert regions[:, 0, 0].tolist() == [[0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
+    assert 4 in scheme_values("brats2024")
+
+
+@pytest.mark.parametrize("scheme", ["msd", "nnunet"])
+@given(label=hnp.arrays(np.uint8, (3, 4, 5), elements=st.sampled_from([0, 1, 2, 3])))
+def test_edema_comes_first_in_msd_and_nnunet(scheme: str, label: np.ndarray) -> None:
+    mapped = MapLabelValue([1, 2, 3], [2, 1, 4])(torch.as_tensor(label)[None])
+    expected = ConvertToMultiChannelBasedOnBratsClasses()(mapped)
+    regions = regions_of(torch.as_tensor(label), scheme=scheme, regions=ALL)
+    assert torch.equal(regions, expected.to(torch.uint8))
+
+
+@pytest.mark.parametrize("scheme", LABEL_SCHEMES)
+def test_written_labels_are_read_as_the_same_regions(scheme: str) -> None:
+    regions = scheme_regions(scheme)
+    values = np.array(sorted(scheme_values(scheme)))[None, None]
+    inside = regions_of(values, scheme=scheme, regions=regions)
+    written = labels_from_regions(inside, scheme=scheme, regions=regions)
+    assert (regions_of(written, scheme=scheme, regions=regions) == inside).all()
 
 
 def test_lgg_masks_show_the_whole_tumour_only() -> None:
