@@ -37,6 +37,10 @@ class StudyInput(Section):
         spacing: Millimetres per voxel along right, anterior, superior; ``native`` as scanned.
         crop_size: Voxels of one crop.
         crops_per_patient: K, the crops of one patient in one step.
+        missing_modality: What a site does that lacks a modality: ``refuse`` to take part, or
+            ``zero-fill`` its channel, so that sites with different modalities train together.
+        modality_dropout: Probability that training empties a channel of a crop, so that the network
+            learns to do without; only with ``zero-fill``.
     """
 
     modalities: tuple[Modality, ...] = Field(min_length=2)
@@ -44,11 +48,22 @@ class StudyInput(Section):
     spacing: Spacing | Literal["native"] = "native"
     crop_size: Size
     crops_per_patient: Count = 2
+    missing_modality: Literal["refuse", "zero-fill"] = "refuse"
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         in_order(self.modalities, MODALITY_ORDER, "modalities")
         in_order(self.regions, REGION_ORDER, "regions")
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_has_a_use(self) -> Self:
+        if self.modality_dropout and self.missing_modality == "refuse":
+            raise ValueError(
+                "expected modality_dropout = 0 with missing_modality = 'refuse', found "
+                f"{self.modality_dropout:g}: every site then has all modalities"
+            )
         return self
 
 

@@ -22,7 +22,13 @@ _RIGHT_AXIS = 1  # of a CDHW tensor: left and right mirror each other, the other
 
 
 def draw_crops(
-    cases: Sequence[PreparedCase], *, crop_size: Size, count: int, generator: torch.Generator
+    cases: Sequence[PreparedCase],
+    *,
+    crop_size: Size,
+    count: int,
+    generator: torch.Generator,
+    absent: Sequence[int] = (),
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cut and vary `count` crops of one patient.
 
@@ -31,6 +37,9 @@ def draw_crops(
         crop_size: Voxels of a crop.
         count: K, the number of crops; at least 1.
         generator: The only source of randomness, on the CPU.
+        absent: Channels that this site does not have; they stay 0.
+        dropout: Probability that one of the other channels of a crop is emptied; a crop whose
+            channels would all be emptied keeps them.
 
     Returns:
         float32 image_KCDHW and uint8 regions_KRDHW.
@@ -39,7 +48,8 @@ def draw_crops(
         ValueError: If there is no case or `count` is below 1.
     """
     images, regions = cut_crops(cases, crop_size=crop_size, count=count, generator=generator)
-    return augment(images, regions, generator=generator)
+    images, regions = augment(images, regions, generator=generator)
+    return _emptied(images, absent=absent, dropout=dropout, generator=generator), regions
 
 
 def cut_crops(
@@ -88,6 +98,24 @@ def augment(
     images[flipped] = images[flipped].flip(_RIGHT_AXIS + 1)
     regions[flipped] = regions[flipped].flip(_RIGHT_AXIS + 1)
     return images, regions
+
+
+def _emptied(
+    image_KCDHW: Tensor, *, absent: Sequence[int], dropout: float, generator: torch.Generator
+) -> Tensor:
+    """Crops without the absent channels and, at random, without further ones.
+
+    As ModDrop (Neverova et al. 2016) and HeMIS (Havaei et al. 2016) train: a network that has met
+    every subset of its channels does not depend on any one.
+    """
+    kept = torch.ones(image_KCDHW.shape[:2], dtype=torch.bool)
+    if dropout:
+        kept = torch.rand(kept.shape, generator=generator) >= dropout
+    kept[:, list(absent)] = False
+    nothing_left = ~kept.any(dim=1)
+    kept[nothing_left] = True
+    kept[:, list(absent)] = False
+    return torch.where(kept[:, :, None, None, None], image_KCDHW, 0.0)
 
 
 def _choose_centre(

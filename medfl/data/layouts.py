@@ -309,15 +309,17 @@ def _may_hold_patients(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".") and entry.name not in _NOT_PATIENTS
 
 
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image; hidden ``._`` files are none."""
+    return not name.startswith(".") and name.lower().endswith(_IMAGE_SUFFIXES)
+
+
 def _image_stems(entries: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(name without suffix, path) of every image file; hidden ``._`` files are no images."""
+    """(name without suffix, path) of every image file."""
     for path in entries:
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        for suffix in _IMAGE_SUFFIXES:
-            if path.name.lower().endswith(suffix):
-                yield path.name[: -len(suffix)], path
-                break
+        if is_image(path.name) and path.is_file():
+            length = next(len(s) for s in _IMAGE_SUFFIXES if path.name.lower().endswith(s))
+            yield path.name[:-length], path
 
 
 def _case(

@@ -205,6 +205,11 @@ class PatientStore:
         self._memory_bytes = memory_bytes
         self._memory: OrderedDict[str, PreparedCase] = OrderedDict()
 
+    @property
+    def frame(self) -> Frame:
+        """The frame that the cases are brought to."""
+        return self._frame
+
     def __len__(self) -> int:
         return len(self._patients)
 

@@ -91,7 +91,11 @@ def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Pa
         return []
     channel = study.input.modalities.index("t2f")
     region = study.input.regions.index("WT")
-    workplaces = [simulated_workplace(site, run_folder=out) for site in sites]
+    workplaces = [
+        simulated_workplace(site, run_folder=out) for site in sites if "t2f" in site.data.modalities
+    ]
+    if not workplaces:
+        return []
     levels = torch.linspace(0.5, 3.5, THRESHOLDS)
     training = [
         _dice_by_level(store, levels, channel=channel, region=region)

@@ -113,6 +113,7 @@ def _pretrain(
                 crop_size=study.input.crop_size,
                 count=study.input.crops_per_patient,
                 generator=generator,
+                dropout=study.input.modality_dropout,
             )
             (patient_loss(network(images), regions) / BATCH_PATIENTS).backward()
         optimizer.step()

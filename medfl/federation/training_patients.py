@@ -52,6 +52,7 @@ def training_patients(
     """
     seed = public_seed("crops", study, site=site, round_number=round_number)
     generator = torch.Generator().manual_seed(seed)
+    absent = [study.input.modalities.index(name) for name in store.frame.absent]
 
     def loss_of(index: int) -> torch.Tensor:
         image_KCDHW, regions_KRDHW = draw_crops(
@@ -59,6 +60,8 @@ def training_patients(
             crop_size=study.input.crop_size,
             count=study.input.crops_per_patient,
             generator=generator,
+            absent=absent,
+            dropout=study.input.modality_dropout,
         )
         return patient_loss(network(image_KCDHW.to(device)), regions_KRDHW.to(device))
 

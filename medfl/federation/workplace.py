@@ -194,12 +194,16 @@ class Workplace:
         """How this site's cases become the study's tensors.
 
         Raises:
-            ConfigError: If the site lacks a modality that the study needs.
+            ConfigError: If the site lacks a modality and the study does not say what to do then, or
+                if it has none of the study's.
         """
-        missing = [name for name in study.input.modalities if name not in self.site.data.modalities]
-        if missing:
+        wanted, present = study.input.modalities, set(self.site.data.modalities)
+        missing = tuple(name for name in wanted if name not in present)
+        fills = study.input.missing_modality == "zero-fill"
+        if missing and (not fills or not present.intersection(wanted)):
             raise ConfigError(
-                f"Site {self.site.name}: expected data.modalities with all of the study's "
+                f"Site {self.site.name}: expected data.modalities with "
+                f"{'one' if fills else 'all'} of the study's "
                 f"{list(study.input.modalities)}, found {list(self.site.data.modalities)}.",
                 code="modalities",
             )
@@ -208,6 +212,7 @@ class Workplace:
             regions=study.input.regions,
             spacing=study.input.spacing,
             label_scheme=self.site.data.label_scheme,
+            absent=missing,
         )
 
     def network(self, study: StudyConfig) -> nn.Module:

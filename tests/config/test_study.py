@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from medfl.config import StudyConfig, load_study
+from medfl.config.study import StudyInput
 from medfl.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -141,3 +143,10 @@ def test_fedprox_takes_its_term(tmp_path: Path) -> None:
 )
 def test_the_study_files_of_the_repository_are_sound(file: Path) -> None:
     assert load_study(file).total_steps >= 1
+
+
+def test_modality_dropout_needs_a_study_that_fills() -> None:
+    values = {"modalities": ("t1c", "t2f"), "regions": ("WT",), "crop_size": (16, 16, 16)}
+    with pytest.raises(ValidationError, match="modality_dropout = 0"):
+        StudyInput(**values, modality_dropout=0.2)
+    assert StudyInput(**values, missing_modality="zero-fill", modality_dropout=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,3 +217,42 @@ def test_variation_changes_neither_its_input_nor_the_case() -> None:
 def test_no_case_or_no_crop_is_an_error(cases: list[PreparedCase], count: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         draw_crops(cases, crop_size=SIZE, count=count, generator=generator())
+
+
+def test_an_absent_channel_stays_empty_and_the_others_are_as_ever() -> None:
+    def draw(**rules: object) -> torch.Tensor:
+        settings = {"crop_size": SIZE, "count": 4, "generator": generator(2), **rules}
+        return draw_crops([prepared()], **settings)[0]
+
+    images = draw(absent=[1])
+    assert not images[:, 1].any()
+    assert torch.equal(images[:, 0], draw()[:, 0])
+
+
+@pytest.mark.parametrize("absent", [[], [0]])
+def test_dropout_empties_channels_but_never_all_that_are_there(absent: list[int]) -> None:
+    values = prepared().image_CDHW[:1] + torch.arange(3.0)[:, None, None, None] + 5
+    case = replace(prepared(), image_CDHW=values)
+    images, _ = draw_crops(
+        [case],
+        crop_size=SIZE,
+        count=600,
+        generator=generator(),
+        absent=absent,
+        dropout=0.5,
+    )
+    kept = images.flatten(2).any(dim=2)
+    assert kept.any(dim=1).all()
+    present = [channel for channel in range(3) if channel not in absent]
+    # Of the 2^n subsets with equal chance, the empty one counts as the full one.
+    expected = 0.5 + 0.5 ** len(present)
+    shares = kept[:, present].float().mean(dim=0)
+    assert torch.allclose(shares, torch.full_like(shares, expected), atol=0.08)
+    assert not kept[:, absent].any()
+
+
+def test_without_dropout_no_randomness_is_used_for_it() -> None:
+    source, other = generator(4), generator(4)
+    draw_crops([prepared()], crop_size=SIZE, count=2, generator=source)
+    draw_crops([prepared()], crop_size=SIZE, count=2, generator=other, absent=[1])
+    assert torch.equal(source.get_state(), other.get_state())
