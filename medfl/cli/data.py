@@ -15,7 +15,7 @@ from rich.table import Table
 
 from medfl.config import load_site
 from medfl.config.site import LabelScheme, Layout
-from medfl.errors import ConfigError
+from medfl.errors import ConfigError, DataError
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -68,7 +68,9 @@ def phantom(
 
 
 def check(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+    site: Annotated[
+        Path, typer.Argument(metavar="SITE.toml", help="The site file; a folder with --detect.")
+    ],
     study: Annotated[
         Path | None,
         typer.Option(metavar="STUDY.toml", help="Also try its network on one patient."),
@@ -80,6 +82,9 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Authority that signed the server's certificate."),
     ] = None,
+    detect: Annotated[
+        bool, typer.Option("--detect", help="Only propose layout and label_scheme for the images.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Look for everything that would stop a site, all in one pass, each finding with its fix.
@@ -91,6 +96,9 @@ def check(
     """
     from medfl.federation.preflight import preflight
 
+    if detect:
+        _detect(site if site.is_dir() else load_site(site).data.root, as_json=as_json)
+        return
     config = load_site(site)
     if ca is not None and not server:
         raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
@@ -118,6 +126,38 @@ def check(
         typer.echo(f"{config.name}: nothing found; the site is ready.")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(2)
+
+
+def _detect(root: Path, *, as_json: bool) -> None:
+    """Propose how a folder is laid out; exits with 2 if no layout fits."""
+    from medfl.data.detection import detect
+
+    proposals = detect(root)
+    if as_json:
+        typer.echo(json.dumps([asdict(proposal) for proposal in proposals], indent=2))
+    elif proposals:
+        table = Table(title=f"{root}: what it seems to hold")
+        for name in ("sure", "layout", "label_scheme", "modalities", "patients", "cases", "why"):
+            table.add_column(name, overflow="fold")
+        for found in proposals:
+            values = ", ".join(f"{value:g}" for value in found.values) or "no mask"
+            others = f"; fits {', '.join(found.other_schemes)} too" if found.other_schemes else ""
+            table.add_row(
+                found.surety,
+                found.layout,
+                found.label_scheme,
+                ", ".join(found.modalities),
+                str(found.patients),
+                str(found.cases),
+                f"explains {found.explained:.0%} of the folders, {found.problems} problems; mask "
+                f"values {values}{others}",
+            )
+        Console().print(table)
+    if not proposals:
+        raise DataError(
+            f"{root}: expected folders that a known layout describes, found none. Describe them "
+            "with layout = 'custom' in the site file."
+        )
 
 
 def predict(

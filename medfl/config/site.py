@@ -135,6 +135,8 @@ class SiteData(Section):
         held_out: Share of patients that never train.
         patient: Pattern (regular expression) whose group ``patient`` is the person in a case's
             name, where the layout cannot know; empty takes the layout's own.
+        include: Text file with the names of the site's cases, one a line, where the root holds
+            other sites' too; every case if absent.
         custom: The layout ``custom``.
     """
 
@@ -144,6 +146,7 @@ class SiteData(Section):
     modalities: tuple[Modality, ...] = Field(min_length=1)
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patient: Annotated[str, AfterValidator(_patient_pattern)] = ""
+    include: ExpandedPath | None = None
     custom: CustomLayout | None = None
 
     @model_validator(mode="after")
@@ -232,6 +235,7 @@ def load_site(path: Path) -> SiteConfig:
     """
     site = load(path, SiteConfig)
     base = path.resolve().parent
-    data = site.data.model_copy(update={"root": base / site.data.root})
+    include = site.data.include and base / site.data.include
+    data = site.data.model_copy(update={"root": base / site.data.root, "include": include})
     folders = {"state": base / site.state, "witness": base / site.witness}
     return site.model_copy(update={**folders, "data": data})

@@ -39,6 +39,7 @@ label_scheme = "brats"          # what mask values mean: brats (to 2021), brats2
 # patient = '(?P<patient>sub\\d+)_visit\\d+'
 modalities = ["t1n", "t1c", "t2w", "t2f"]  # those that every case has, in this order
 held_out = 0.0                  # share of patients that never train
+# include = "cases.txt"         # names of the site's cases, one a line, if root holds others' too
 
 [privacy]                       # the site's own policy: anything weaker is refused, never adapted
 epsilon = 8.0                   # EDIT: lifetime budget of the patients, over all studies

@@ -81,15 +81,17 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
         return Survey(patients=(), problems=(_missing_folder(data.root),))
     walk = _Walk(rule, data.modalities)
     walk.look(data.root)
+    chosen, others = _included(data.include, walk)
+    walk.problems.extend(others)
     cases: dict[str, list[Case]] = {}
-    for case_id in sorted(walk.drafts):
+    for case_id in chosen:
         draft = walk.drafts[case_id]
         patient_id = _patient_id(case_id, draft, data.patient)
         case, found = _case(case_id, draft, patient_id, data, rule, masks_required=masks_required)
         walk.problems.extend(found)
         cases.setdefault(patient_id, []).append(case)
     walk.problems.extend(_stray_masks(walk))
-    if not walk.drafts and not walk.problems:
+    if not cases and not walk.problems:
         walk.problems.append(_no_patients(data, rule))
     patients = tuple(
         Patient(patient_id=patient_id, cases=tuple(cases[patient_id]))
@@ -395,6 +397,19 @@ def _unfit_settings(data: SiteData, rule: LayoutRule) -> list[Problem]:
     return problems
 
 
+def _included(path: Path | None, walk: _Walk) -> tuple[list[str], list[Problem]]:
+    """The cases of the site, and those that are listed and not there."""
+    if path is None:
+        return sorted(walk.drafts), []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split()
+    except (OSError, ValueError) as error:
+        return [], [_unreadable_list(path, error)]
+    listed = sorted(set(lines))
+    problems = [_not_there(case_id, path) for case_id in listed if case_id not in walk.drafts]
+    return [case_id for case_id in listed if case_id in walk.drafts], problems
+
+
 def _stray_masks(walk: _Walk) -> Iterator[Problem]:
     for case_id, paths in sorted(walk.strays.items()):
         yield Problem(
@@ -404,6 +419,26 @@ def _stray_masks(walk: _Walk) -> Iterator[Problem]:
             value="none",
             fix="Add the case's images, or move the mask away.",
         )
+
+
+def _unreadable_list(path: Path, error: Exception) -> Problem:
+    return Problem(
+        patient_id="",
+        where=str(path),
+        rule="a text file with the name of a case in each line (data.include)",
+        value=str(error),
+        fix="Correct the path, or the file.",
+    )
+
+
+def _not_there(case_id: str, path: Path) -> Problem:
+    return Problem(
+        patient_id=case_id,
+        where=str(path),
+        rule="only cases that are below data.root",
+        value=repr(case_id),
+        fix="Add the case, or take it off the list.",
+    )
 
 
 def _missing_folder(folder: Path) -> Problem:

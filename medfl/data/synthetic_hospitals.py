@@ -5,40 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from medfl.config.open_data_site import open_data_site
+from medfl.config.site import MODALITY_ORDER
 from medfl.data.phantom import hospital_looks, write_hospital
 from medfl.errors import DataError
 
 HELD_OUT = 0.25
-
-_SITE_FILE = """\
-# A synthetic hospital. Its patients belong to nobody, so its purpose is open-data: for simulation
-# only, with baselines and shared metrics. A real hospital's file says purpose = "hospital".
-name = "{name}"
-purpose = "open-data"
-declared_patients = {training}     # public number of training patients, without those held out
-weight = {training}.0              # public weight of the site's update in the global model
-state = "state/{name}"
-device = "cpu"
-threads = 2
-
-[data]
-root = "{name}"
-layout = "brats2021"
-label_scheme = "brats"
-modalities = ["t1n", "t1c", "t2w", "t2f"]
-held_out = {held_out}
-
-[privacy]                  # the site's own policy: weaker proposals are refused
-epsilon = 10.0             # budget
-delta = 1e-5
-min_noise_multiplier = 0.5
-max_clip_norm = 1.0
-max_sampling_prob = 0.5
-max_local_steps = 20
-max_rounds = 200
-share_metrics = true       # open data only
-allow_baselines = true     # open data only
-"""
 
 
 def write_hospitals(
@@ -83,9 +55,17 @@ def write_hospitals(
             first_number=sum(patients[:number]),
             on_patient=lambda _: on_patient(),
         )
-        training = patients[number] - round(HELD_OUT * patients[number])
         file = out / f"{name}.toml"
-        text = _SITE_FILE.format(name=name, training=training, held_out=HELD_OUT)
+        text = open_data_site(
+            name,
+            about="A synthetic hospital. Its patients belong to nobody",
+            root=name,
+            layout="brats2021",
+            label_scheme="brats",
+            modalities=MODALITY_ORDER,
+            patients=patients[number],
+            held_out=HELD_OUT,
+        )
         file.write_text(text, encoding="utf-8")
         files.append(file)
     return files
