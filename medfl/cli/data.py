@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -86,15 +86,22 @@ def check(
         bool, typer.Option("--detect", help="Only propose layout and label_scheme for the images.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    for_others: Annotated[
+        bool,
+        typer.Option(
+            "--shareable", help="Without names of patients and files, for whoever helps the site."
+        ),
+    ] = False,
 ) -> None:
     """Look for everything that would stop a site, all in one pass, each finding with its fix.
 
     Data, disk, memory, threads, device, state folder, keys and ledger; with --study a dry run of
     one patient, which charges nothing because nothing leaves; with --server the network. Exits with
-    2 if anything forbids training. The findings name local folders: they are for this site's own
-    screen.
+    2 if anything forbids training. The findings name patients and folders and are for this site's
+    own screen; with --shareable they name patients by a keyed hash and nothing else.
     """
-    from medfl.federation.preflight import preflight
+    from medfl.data.checks import Part, shareable
+    from medfl.federation.preflight import preflight, pseudonym_key
 
     if detect:
         _detect(site if site.is_dir() else load_site(site).data.root, as_json=as_json)
@@ -103,14 +110,20 @@ def check(
     if ca is not None and not server:
         raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"checking {config.name}", total=None)
+        tasks = {
+            part: progress.add_task(f"{config.name}: {part}", total=None) for part in get_args(Part)
+        }
         findings = preflight(
             config,
             study=study,
             server=server,
             ca=ca,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=lambda part, done, total: progress.update(
+                tasks[part], completed=done, total=total
+            ),
         )
+    if for_others:
+        findings = shareable(findings, key=pseudonym_key(config))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     elif findings:
@@ -118,7 +131,8 @@ def check(
         for name in ("severity", "where", "expected", "found", "fix"):
             table.add_column(name, overflow="fold")
         for finding in findings:
-            cells = (finding.severity, finding.name, finding.rule, finding.value, finding.fix)
+            where = finding.patient if for_others else finding.name
+            cells = (finding.severity, where, finding.rule, finding.value, finding.fix)
             # A bracket in a name is no style.
             table.add_row(*map(escape, cells), style=STYLES[finding.severity])
         Console().print(table)

@@ -1,18 +1,19 @@
 """Every problem of a site's cohort in one pass, each with its fix, before any training.
 
-Folders first, then of each case the headers, then the voxels; a file with a faulty header is never
-read further. Findings are for the site's own screen: `name` and `value` may hold file names, only
-`patient` is a pseudonym.
+Folders first, then all headers, then all voxels; a file with a faulty header is never read further.
+Findings name patients and files and are for the site's own screen; `shareable` makes of them what
+may be shown to others.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,19 @@ from medfl.data.labels import judge_labels, scheme_values
 from medfl.data.layouts import survey_cohort
 
 Severity = Literal["error", "warning", "note"]
+Part = Literal["headers", "voxels"]
+OnProgress = Callable[[Part, int, int], None]
+"""Called with what is read, the cases done, and the cases in all."""
+
+NOT_SHARED = "(not shared)"
+
+# Air at 0 in the middle of the scale: what a z-score over the head leaves behind.
+_CENTRED_BELOW = 0.05
+_CENTRED_ZERO = 0.3
+_MASK_OUTSIDE = 0.5
+
 _Remark = tuple[Severity, Path, Fault]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +46,12 @@ class Finding:
 
     Attributes:
         severity: An ``error`` forbids training, a ``warning`` deserves a look.
-        patient: Pseudonym; empty for the whole cohort, and where no key was given.
-        name: File, folder or setting at this site; never leaves it.
-        rule: What was expected.
+        patient: The site's own identifier; empty for the whole cohort.
+        name: File, folder or setting at this site.
+        rule: What was expected; never names a patient or an image.
         value: What was found.
         fix: What to do about it.
+        names: Whether `value` or `fix` holds local names.
     """
 
     severity: Severity
@@ -46,20 +60,38 @@ class Finding:
     rule: str
     value: str
     fix: str
+    names: bool = False
+
+
+def shareable(findings: Iterable[Finding], *, key: bytes) -> list[Finding]:
+    """Findings without anything that identifies a patient, for whoever helps the site.
+
+    Args:
+        findings: For the site's own screen.
+        key: Secret of the pseudonyms; without it, findings carry none.
+    """
+    return [
+        replace(
+            finding,
+            patient=pseudonym(finding.patient, key=key) if key and finding.patient else "",
+            name="",
+            value=NOT_SHARED if finding.names else finding.value,
+            fix=NOT_SHARED if finding.names else finding.fix,
+        )
+        for finding in findings
+    ]
 
 
 def check_cohort(
     site: SiteConfig,
     *,
-    key: bytes = b"",
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: OnProgress = lambda _part, _done, _total: None,
 ) -> list[Finding]:
-    """Look at every folder, header and voxel of a site.
+    """Look at every folder, header and voxel of a site; each thread holds one case at a time.
 
     Args:
-        site: The site.
-        key: Secret of the pseudonyms; without it, findings carry none.
-        on_progress: Called with (cases done, cases in all) after each case.
+        site: The site; its threads do the reading.
+        on_progress: Who is told how far it is.
 
     Returns:
         All findings: errors, then warnings, then notes.
@@ -68,41 +100,60 @@ def check_cohort(
     findings = [
         Finding(
             severity="error",
-            patient=_pseudonym(problem.patient_id, key),
+            patient=problem.patient_id,
             name=problem.where,
             rule=problem.rule,
             value=problem.value,
             fix=problem.fix,
+            names=problem.names,
         )
         for problem in survey.problems
     ]
     cases = [(patient.patient_id, case) for patient in survey.patients for case in patient.cases]
     owners: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    for done, (patient_id, case) in enumerate(cases, start=1):
-        remarks, fingerprints = _check_case(case, scheme=site.data.label_scheme)
-        findings += [_finding(remark, _pseudonym(patient_id, key)) for remark in remarks]
-        for path, fingerprint in fingerprints.items():
-            owners[fingerprint].append((patient_id, path))
-        on_progress(done, len(cases))
+    with ThreadPoolExecutor(max_workers=site.threads) as pool:
+
+        def read(part: Part, results: Iterator[_Result]) -> Iterator[tuple[str, _Result]]:
+            for done, ((patient_id, _), result) in enumerate(
+                zip(cases, results, strict=True), start=1
+            ):
+                on_progress(part, done, len(cases))
+                yield patient_id, result
+
+        headers: list[Mapping[Path, Header]] = []
+        for patient_id, (found, remarks) in read(
+            "headers", pool.map(_check_headers, [case for _, case in cases])
+        ):
+            headers.append(found)
+            findings += [_finding(remark, patient_id) for remark in remarks]
+        scheme = site.data.label_scheme
+        for patient_id, (fingerprints, remarks) in read(
+            "voxels",
+            pool.map(
+                lambda case, found: _check_voxels(case, found, scheme=scheme),
+                [case for _, case in cases],
+                headers,
+            ),
+        ):
+            findings += [_finding(remark, patient_id) for remark in remarks]
+            for path, fingerprint in fingerprints.items():
+                owners[fingerprint].append((patient_id, path))
     for patient_id, remark in (*_repeated_images(owners), *_repeated_visits(survey.patients)):
-        findings.append(_finding(remark, _pseudonym(patient_id, key)))
+        findings.append(_finding(remark, patient_id))
     findings += _count_findings(site, survey.patients)
     return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
-def _pseudonym(patient_id: str, key: bytes) -> str:
-    return pseudonym(patient_id, key=key) if key and patient_id else ""
-
-
-def _finding(remark: _Remark, patient: str) -> Finding:
+def _finding(remark: _Remark, patient_id: str) -> Finding:
     severity, path, fault = remark
     return Finding(
         severity=severity,
-        patient=patient,
+        patient=patient_id,
         name=_short(path),
         rule=fault.rule,
         value=fault.value,
         fix=fault.fix,
+        names=fault.names,
     )
 
 
@@ -110,18 +161,29 @@ def _short(path: Path) -> str:
     return str(Path(path.parent.name) / path.name)
 
 
-def _check_case(case: Case, *, scheme: LabelScheme) -> tuple[list[_Remark], dict[Path, str]]:
-    """Judge all files of a case; also returns a fingerprint of each sound image."""
+def _check_headers(case: Case) -> tuple[dict[Path, Header], list[_Remark]]:
+    """The sound headers of a case, and what is wrong with the others and between them."""
     remarks: list[_Remark] = []
     headers: dict[Path, Header] = {}
     for path in dict.fromkeys([*case.images.values(), *([case.mask] if case.mask else [])]):
         try:
-            volumes = 1 if path == case.mask else case.volumes
-            headers[path] = read_header(path, volumes=volumes)
+            headers[path] = read_header(path, volumes=1 if path == case.mask else case.volumes)
         except FileFaults as error:
             remarks += [("error", path, fault) for fault in error.faults]
+        else:
+            remarks += [("warning", path, fault) for fault in headers[path].remarks]
     remarks += _grid_remarks(headers)
+    return headers, remarks
+
+
+def _check_voxels(
+    case: Case, headers: Mapping[Path, Header], *, scheme: LabelScheme
+) -> tuple[dict[Path, str], list[_Remark]]:
+    """A fingerprint of each sound image of a case, and what is wrong with its voxels."""
+    remarks: list[_Remark] = []
     fingerprints: dict[Path, str] = {}
+    head: NDArray[np.bool_] | None = None
+    tumour: NDArray[np.bool_] | None = None
     for path, header in headers.items():
         try:
             voxels = read_voxels(path, header)
@@ -130,16 +192,29 @@ def _check_case(case: Case, *, scheme: LabelScheme) -> tuple[list[_Remark], dict
             continue
         if path == case.mask:
             remarks += [(severity, path, fault) for severity, fault in _judge_mask(voxels, scheme)]
+            tumour = voxels > 0
             continue
-        for number in range(case.volumes):
-            volume = voxels[..., number] if case.volumes > 1 else voxels
-            # The only name that a volume of a file can have.
-            place = path.with_name(f"{path.name}[{number}]") if case.volumes > 1 else path
-            faults = list(_judge_image(volume))
-            remarks += [("error", place, fault) for fault in faults]
-            if not faults:
-                fingerprints[place] = _fingerprint(volume)
-    return remarks, fingerprints
+        for place, image in _volumes(path, voxels, count=case.volumes):
+            faults = list(_judge_image(image))
+            remarks += [(severity, place, fault) for severity, fault in faults]
+            if not any(severity == "error" for severity, _ in faults):
+                fingerprints[place] = _fingerprint(image)
+                bright = image > image.min()
+                head = bright if head is None or head.shape != bright.shape else head | bright
+    if case.mask and tumour is not None and head is not None and tumour.shape == head.shape:
+        remarks += [("warning", case.mask, fault) for fault in _judge_place(tumour, head)]
+    return fingerprints, remarks
+
+
+def _volumes(
+    path: Path, voxels: NDArray[np.float32], *, count: int
+) -> Iterator[tuple[Path, NDArray[np.float32]]]:
+    """Each image of a file under a name of its own."""
+    if count == 1:
+        yield path, voxels
+        return
+    for number in range(count):
+        yield path.with_name(f"{path.name}[{number}]"), voxels[..., number]
 
 
 def _grid_remarks(headers: Mapping[Path, Header]) -> Iterator[_Remark]:
@@ -150,9 +225,10 @@ def _grid_remarks(headers: Mapping[Path, Header]) -> Iterator[_Remark]:
     for path in others:
         mine, reference = headers[path], headers[first]
         if mine.shape != reference.shape:
-            rule, value = f"the shape of {first.name}, {reference.shape}", str(mine.shape)
+            rule = f"the shape of the case's first image, {reference.shape}"
+            value = str(mine.shape)
         elif not mine.same_grid(reference):
-            rule = f"the transform (affine) of {first.name}"
+            rule = "the transform (affine) of the case's first image"
             value = f"up to {np.abs(mine.affine - reference.affine).max():.3g} mm apart"
         else:
             continue
@@ -160,19 +236,37 @@ def _grid_remarks(headers: Mapping[Path, Header]) -> Iterator[_Remark]:
         yield "error", path, Fault(rule=rule, value=value, fix=fix)
 
 
-def _judge_image(voxels: NDArray[np.float32]) -> Iterator[Fault]:
+def _judge_image(voxels: NDArray[np.float32]) -> Iterator[tuple[Severity, Fault]]:
     infinite = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     if infinite:
-        yield Fault(
-            rule="finite voxels",
-            value=f"{infinite} NaN or infinite ones",
-            fix="Export the image again, or replace these voxels by the background's value.",
+        yield (
+            "error",
+            Fault(
+                rule="finite voxels",
+                value=f"{infinite} NaN or infinite ones",
+                fix="Export the image again, or replace these voxels by the background's value.",
+            ),
         )
-    elif voxels.min() == voxels.max():
-        yield Fault(
-            rule="an image with contrast",
-            value=f"{voxels.flat[0]:g} in every voxel",
-            fix="Export the image again, or leave the patient out.",
+        return
+    if voxels.min() == voxels.max():
+        yield (
+            "error",
+            Fault(
+                rule="an image with contrast",
+                value=f"{voxels.flat[0]:g} in every voxel",
+                fix="Export the image again, or leave the patient out.",
+            ),
+        )
+        return
+    below = np.count_nonzero(voxels < 0) / voxels.size
+    if below > _CENTRED_BELOW and np.count_nonzero(voxels == 0) / voxels.size > _CENTRED_ZERO:
+        yield (
+            "warning",
+            Fault(
+                rule="air darker than tissue",
+                value=f"air at 0 and {below:.0%} of the voxels below it",
+                fix="Give the images as they were before they were centred around 0.",
+            ),
         )
 
 
@@ -200,6 +294,17 @@ def _judge_mask(
         )
 
 
+def _judge_place(tumour: NDArray[np.bool_], head: NDArray[np.bool_]) -> Iterator[Fault]:
+    inside = int(np.count_nonzero(tumour))
+    outside = int(np.count_nonzero(tumour & ~head))
+    if inside and outside > _MASK_OUTSIDE * inside:
+        yield Fault(
+            rule="a mask inside the head",
+            value=f"{outside / inside:.0%} of it where every image is empty",
+            fix="Check that the mask is this patient's, and on the grid of the images.",
+        )
+
+
 def _fingerprint(voxels: NDArray[np.float32]) -> str:
     """Hash of the real values, the same whatever the header, number type or compression."""
     content = str(voxels.shape).encode() + voxels.tobytes(order="F")
@@ -217,21 +322,24 @@ def _repeated_images(
             if patient_id == first_id:
                 rule = "a different image in every file"
                 fix = "Replace the copy by the real image, or leave the modality or patient out."
-                yield patient_id, ("warning", path, Fault(rule=rule, value=value, fix=fix))
+                fault = Fault(rule=rule, value=value, fix=fix, names=True)
+                yield patient_id, ("warning", path, fault)
             elif (first_id, patient_id) not in named:
                 named.add((first_id, patient_id))
                 rule = "each person under one patient id"
                 fix = "Remove one of the two folders: a person in two places is protected half."
-                yield patient_id, ("error", path, Fault(rule=rule, value=value, fix=fix))
+                fault = Fault(rule=rule, value=value, fix=fix, names=True)
+                yield patient_id, ("error", path, fault)
 
 
-def _repeated_visits(patients: tuple[Patient, ...]) -> Iterator[tuple[str, _Remark]]:
+def _repeated_visits(patients: Sequence[Patient]) -> Iterator[tuple[str, _Remark]]:
     for patient in patients:
         if len(patient.cases) > 1:
             fault = Fault(
                 rule="one case a patient, or several of one person",
                 value=", ".join(case.case_id for case in patient.cases),
                 fix="Nothing, if these are one person's: they count and are protected as one.",
+                names=True,
             )
             yield patient.patient_id, ("note", Path(patient.patient_id), fault)
 

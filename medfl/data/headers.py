@@ -25,6 +25,10 @@ _CHUNK_BYTES = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_BITS = 31  # zlib's way of asking for gzip framing and its checksum
 _MIN_VOLUME = 1e-3  # of the transform's unit cell, as a part of the voxel's volume
+# Beyond these, voxels are a mistake in the header rather than a scan.
+_SMALLEST_MM, _LARGEST_MM = 0.1, 20.0
+_FORMS_APART_MM = 0.5
+_UNKNOWN, _MILLIMETRES = 0, 2  # of NIfTI's field xyzt_units
 _COPY_AGAIN = "Copy the file again from its source."
 _EXPORT_AGAIN = "Export the image again from its source."
 
@@ -34,11 +38,16 @@ _HEADER_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One rule that a file breaks: what was expected, what was found, and what to do about it."""
+    """One rule that a file breaks: what was expected, what was found, and what to do about it.
+
+    Attributes:
+        names: Whether `value` holds names of files, folders or people; `rule` and `fix` never do.
+    """
 
     rule: str
     value: str
     fix: str
+    names: bool = False
 
     def __str__(self) -> str:
         return f"expected {self.rule}, found {self.value}. {self.fix}"
@@ -68,6 +77,7 @@ class Header:
         offset: Bytes before the voxels.
         slope: Factor from stored to real values.
         intercept: Added after the factor.
+        remarks: What is odd, but can be used.
     """
 
     shape: tuple[int, int, int]
@@ -77,6 +87,7 @@ class Header:
     offset: int
     slope: float
     intercept: float
+    remarks: tuple[Fault, ...]
 
     @property
     def voxels(self) -> int:
@@ -120,6 +131,7 @@ def read_header(path: Path, *, volumes: int = 1) -> Header:
         offset=int(raw["vox_offset"]),
         slope=slope if scaled else 1.0,
         intercept=float(raw["scl_inter"]) if scaled else 0.0,
+        remarks=tuple(_remarks(raw)),
     )
 
 
@@ -198,7 +210,11 @@ def _content(path: Path) -> Iterator[bytes]:
             yield from _gunzip(blocks) if is_gzip else blocks
     except OSError as error:
         raise FileFaults(
-            Fault(rule="a readable file", value=str(error), fix="Let medfl's user read the file.")
+            Fault(
+                rule="a readable file",
+                value=error.strerror or type(error).__name__,
+                fix="Let medfl's user read the file.",
+            )
         ) from None
 
 
@@ -294,6 +310,34 @@ def _geometry_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
             value=str(affine[:3].round(3).tolist()),
             fix=_EXPORT_AGAIN,
         )
+
+
+def _remarks(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
+    zooms = [float(zoom) for zoom in raw["pixdim"][1:4]]
+    if min(zooms) < _SMALLEST_MM or max(zooms) > _LARGEST_MM:
+        yield Fault(
+            rule=f"voxels of {_SMALLEST_MM:g} to {_LARGEST_MM:g} mm",
+            value=" x ".join(f"{zoom:g}" for zoom in zooms),
+            fix="Correct pixdim and the transform, if they are not what was scanned.",
+        )
+    unit = int(raw["xyzt_units"]) & 7
+    if unit not in (_UNKNOWN, _MILLIMETRES):
+        yield Fault(
+            rule="millimetres as the unit of space",
+            value={1: "metres", 3: "micrometres"}.get(unit, f"code {unit}"),
+            fix="Set xyzt_units, and check pixdim and the transform.",
+        )
+    if int(raw["sform_code"]) > 0 and int(raw["qform_code"]) > 0:
+        try:
+            apart = float(np.abs(raw.get_sform() - raw.get_qform()).max())
+        except (HeaderDataError, ValueError):  # a quaternion longer than 1
+            apart = math.inf
+        if not apart <= _FORMS_APART_MM:
+            yield Fault(
+                rule="sform and qform that agree",
+                value=f"up to {apart:.3g} mm apart",
+                fix="Write the right transform to both: programs differ in which one they use.",
+            )
 
 
 def _dtype(raw: nibabel.Nifti1Header) -> np.dtype[np.generic]:

@@ -89,6 +89,14 @@ def scheme_values(scheme: LabelScheme) -> frozenset[int]:
     return frozenset({0, *rule.others}.union(*rule.regions.values()))
 
 
+def scheme_labels(scheme: LabelScheme) -> tuple[frozenset[int], frozenset[int]]:
+    """The values of enhancing tumour and those of edema; empty where a scheme has none."""
+    regions = _SCHEMES[scheme].regions
+    core = frozenset(regions.get("TC", ()))
+    edema = frozenset(regions["WT"]) - core if core else frozenset()
+    return frozenset(regions.get("ET", ())), edema
+
+
 def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
     """Check that masks of `scheme` can show every one of `regions`.
 

@@ -42,6 +42,8 @@ class LayoutRule:
         images: Modality -> paths of its file.
         channels: Modality -> its volume in a 4-D file; empty where a file holds one modality.
         masks: Paths of the mask.
+        numbers: Modality -> its number where ``dataset.json`` names them by number.
+        held_apart: Folder with images of a test set, whose cases must not train.
         ignored: Folders that hold no patients.
         label_schemes: What mask values can mean in this layout.
     """
@@ -52,6 +54,8 @@ class LayoutRule:
     images: Mapping[Modality, tuple[str, ...]]
     channels: Mapping[Modality, int] = field(default_factory=dict)
     masks: tuple[str, ...]
+    numbers: Mapping[Modality, int] = field(default_factory=dict)
+    held_apart: str = ""
     ignored: frozenset[str] = frozenset()
     label_schemes: tuple[LabelScheme, ...]
 
@@ -185,6 +189,8 @@ LAYOUTS: Mapping[Layout, LayoutRule] = MappingProxyType(
             images=dict.fromkeys(MODALITY_ORDER, ("imagesTr/{case}",)),
             channels={"t2f": 0, "t1n": 1, "t1c": 2, "t2w": 3},
             masks=("labelsTr/{case}",),
+            numbers={"t2f": 0, "t1n": 1, "t1c": 2, "t2w": 3},
+            held_apart="imagesTs",
             ignored=frozenset({"imagesTs"}),
             label_schemes=("msd",),
         ),
@@ -196,6 +202,8 @@ LAYOUTS: Mapping[Layout, LayoutRule] = MappingProxyType(
                 ["imagesTr/{case}_#"],
             ),
             masks=("labelsTr/{case}",),
+            numbers={"t1n": 0, "t1c": 1, "t2w": 2, "t2f": 3},
+            held_apart="imagesTs",
             ignored=frozenset({"imagesTs", "labelsTs"}),
             label_schemes=("nnunet",),
         ),

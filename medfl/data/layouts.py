@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from medfl.config.site import Modality, SiteData
 from medfl.data.cohort import Case, Cohort, Patient
+from medfl.data.dataset_json import DATASET, channel_contradictions, label_contradictions
 from medfl.data.layout_rules import LayoutRule, rule_of
 from medfl.errors import DataError
 
@@ -19,13 +20,18 @@ _NOT_PATIENTS = frozenset({"__MACOSX"})  # left behind by archives made on macOS
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One reason why a folder cannot be used; local text that never leaves the site."""
+    """One reason why a folder cannot be used; local text that never leaves the site.
+
+    Attributes:
+        names: Whether `value` holds names of files, folders or people; `rule` and `fix` never do.
+    """
 
     patient_id: str
     where: str
     rule: str
     value: str
     fix: str
+    names: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.rule}, found {self.value}. {self.fix}"
@@ -91,6 +97,8 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
         walk.problems.extend(found)
         cases.setdefault(patient_id, []).append(case)
     walk.problems.extend(_stray_masks(walk))
+    walk.problems.extend(_contradictions(data, rule))
+    walk.problems.extend(_both_sets(data, rule, chosen))
     if not cases and not walk.problems:
         walk.problems.append(_no_patients(data, rule))
     patients = tuple(
@@ -428,6 +436,7 @@ def _unreadable_list(path: Path, error: Exception) -> Problem:
         rule="a text file with the name of a case in each line (data.include)",
         value=str(error),
         fix="Correct the path, or the file.",
+        names=True,
     )
 
 
@@ -438,7 +447,43 @@ def _not_there(case_id: str, path: Path) -> Problem:
         rule="only cases that are below data.root",
         value=repr(case_id),
         fix="Add the case, or take it off the list.",
+        names=True,
     )
+
+
+def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
+    """What a `dataset.json` says against the layout or the label scheme."""
+    if not rule.numbers:
+        return
+    found = [
+        *channel_contradictions(data.root, rule.numbers),
+        *label_contradictions(data.root, data.label_scheme),
+    ]
+    for expected, value in found:
+        yield Problem(
+            patient_id="",
+            where=str(data.root / DATASET),
+            rule=expected,
+            value=value,
+            fix="Describe the files with layout = 'custom', or correct data.label_scheme.",
+        )
+
+
+def _both_sets(data: SiteData, rule: LayoutRule, cases: Sequence[str]) -> Iterator[Problem]:
+    """Cases of the test set that would train as well."""
+    folder = data.root / rule.held_apart
+    if not rule.held_apart or not folder.is_dir():
+        return
+    stems = {re.sub(r"_\d{4}$", "", stem) for stem, _ in _image_stems(sorted(folder.iterdir()))}
+    for case_id in sorted(stems.intersection(cases)):
+        yield Problem(
+            patient_id=case_id,
+            where=str(folder),
+            rule="each case either to train or to test",
+            value=f"{case_id} in both",
+            fix="Remove it from one of the two.",
+            names=True,
+        )
 
 
 def _missing_folder(folder: Path) -> Problem:
@@ -480,6 +525,7 @@ def _no_patient_in(case_id: str, where: Path, pattern: str) -> Problem:
         rule=f"a case whose name matches data.patient = {pattern!r}",
         value=repr(case_id),
         fix="Correct data.patient in the site's file, or the name.",
+        names=True,
     )
 
 
@@ -509,6 +555,7 @@ def _unknown_folder(folder: Path, branches: Sequence[_Branch], rule: LayoutRule)
         rule=" or ".join(wanted),
         value=repr(folder.name),
         fix="Move the folder elsewhere, or correct data.layout.",
+        names=True,
     )
 
 
@@ -521,6 +568,7 @@ def _unknown_file(path: Path, branches: Sequence[_Branch], rule: LayoutRule) -> 
         rule=" or ".join(f"a name that matches {pattern}" for pattern in patterns),
         value=repr(path.name),
         fix="Move the file elsewhere, rename it, or correct data.layout.",
+        names=True,
     )
 
 
@@ -531,6 +579,7 @@ def _doubled_case(patient_id: str, first: Path, second: Path) -> Problem:
         rule="each case in one folder",
         value=f"also {first}",
         fix="Remove one of the two.",
+        names=True,
     )
 
 
@@ -542,4 +591,5 @@ def _wrong_count(patient_id: str, where: Path, what: str, paths: Sequence[Path])
         rule=what,
         value=names or "none",
         fix="Keep one of the files." if paths else "Add the file, or remove the case.",
+        names=bool(paths),
     )

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 from medfl.config import SiteConfig
 from medfl.config.study import load_study
-from medfl.data.checks import Finding, Severity, check_cohort
+from medfl.data.checks import Finding, OnProgress, Severity, check_cohort
 from medfl.errors import ConfigError, LedgerError
 from medfl.federation.preflight_dry_run import dry_run
 from medfl.federation.preflight_machine import (
@@ -39,7 +39,7 @@ def preflight(
     study: Path | None = None,
     server: str = "",
     ca: Path | None = None,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: OnProgress = lambda _part, _done, _total: None,
 ) -> list[Finding]:
     """Look at everything that a site needs for its next study.
 
@@ -48,13 +48,14 @@ def preflight(
         study: A study file, for a dry run of one patient and closer estimates.
         server: ``HOST:PORT`` of the server; empty leaves the network alone.
         ca: Certificate of the authority that signed the server's.
-        on_progress: Called with (cases done, cases in all) as the images are read.
+        on_progress: Who is told how far the images are read.
 
     Returns:
         All findings: errors, then warnings, then notes.
     """
     workplace = hospital_workplace(site)
-    findings = check_cohort(site, key=_key(workplace), on_progress=on_progress)
+    pseudonym_key(site)  # made at first use, and then there for its check
+    findings = check_cohort(site, on_progress=on_progress)
     proposal = None
     if study is not None:
         try:
@@ -73,6 +74,14 @@ def preflight(
     if server:
         findings += check_server(server, ca=ca)
     return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
+
+
+def pseudonym_key(site: SiteConfig) -> bytes:
+    """The key of a site's pseudonyms; empty where its state folder cannot hold one."""
+    try:
+        return hospital_workplace(site).key
+    except OSError:
+        return b""
 
 
 def check_state(site: SiteConfig) -> list[Finding]:
@@ -152,14 +161,9 @@ def check_ledger(workplace: Workplace) -> list[Finding]:
 
 
 def _finding(severity: Severity, name: str, *, rule: str, value: str, fix: str) -> Finding:
-    return Finding(severity=severity, patient="", name=name, rule=rule, value=value, fix=fix)
-
-
-def _key(workplace: Workplace) -> bytes:
-    try:
-        return workplace.key
-    except OSError:  # the state folder's fault, which is a finding of its own
-        return b""
+    return Finding(
+        severity=severity, patient="", name=name, rule=rule, value=value, fix=fix, names=True
+    )
 
 
 def _unreadable_study(path: Path, error: ConfigError) -> Finding:

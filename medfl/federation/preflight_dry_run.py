@@ -46,6 +46,7 @@ def dry_run(workplace: Workplace, study: StudyConfig) -> list[Finding]:
                 value=str(error),
                 fix="Correct what the text names, or ask the coordinator for smaller crops or a "
                 "smaller network; then check again.",
+                names=True,
             )
         ]
     return [

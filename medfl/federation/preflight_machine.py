@@ -171,7 +171,9 @@ def _findings(workplace: Workplace, *, machine: Machine, need: Need) -> Iterator
 
 
 def _finding(severity: Severity, name: str, *, rule: str, value: str, fix: str) -> Finding:
-    return Finding(severity=severity, patient="", name=name, rule=rule, value=value, fix=fix)
+    return Finding(
+        severity=severity, patient="", name=name, rule=rule, value=value, fix=fix, names=True
+    )
 
 
 def _gb(count: int) -> str:
@@ -183,10 +185,10 @@ def _voxels(cases: Sequence[Case], study: StudyConfig | None) -> list[int]:
     counts = []
     for case in cases:
         try:
-            header = read_header(next(iter(case.images.values())))
+            header = read_header(next(iter(case.images.values())), volumes=case.volumes)
         except (FileFaults, StopIteration):
             continue
-        count = header.voxels
+        count = math.prod(header.shape)
         if study is not None and study.input.spacing != "native":
             volume_mm3 = abs(float(np.linalg.det(header.affine[:3, :3]))) * count
             count = math.ceil(volume_mm3 / math.prod(study.input.spacing))

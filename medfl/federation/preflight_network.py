@@ -118,7 +118,9 @@ def check_server(
 def _finding(
     severity: Severity, server: Server | str, *, rule: str, value: str, fix: str
 ) -> Finding:
-    return Finding(severity=severity, patient="", name=str(server), rule=rule, value=value, fix=fix)
+    return Finding(
+        severity=severity, patient="", name=str(server), rule=rule, value=value, fix=fix, names=True
+    )
 
 
 def _server(address: str, *, proxies: dict[str, str], timeout_seconds: float) -> Server:

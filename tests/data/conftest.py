@@ -46,6 +46,9 @@ class HospitalFolder:
     shape: tuple[int, int, int] = SHAPE
     affine: NDArray[np.float64] = field(default_factory=lambda: np.diag([2.0, 2.0, 3.0, 1.0]))
 
+    head = staticmethod(head)
+    tumour = staticmethod(tumour)
+
     def add(self, name: str = "BraTS2021_00000", *, seed: int = 0, group: str = "") -> Path:
         """Write a sound patient and return the case folder."""
         folder = self.root / group / name

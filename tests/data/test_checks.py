@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from medfl.config.site import SiteConfig, SiteData, SitePolicy
-from medfl.data.checks import Finding, check_cohort
+from medfl.data.checks import Finding, check_cohort, shareable
 from medfl.data.cohort import pseudonym
 from medfl.data.layouts import read_cohort
 from medfl.data.transforms import Frame, prepare_case
@@ -22,6 +23,18 @@ from medfl.errors import DataError
 
 # Where NIfTI-1 keeps its fields, in bytes.
 DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, SROW = 40, 70, 76, 108, 112, 280
+UNITS, QFORM, QOFFSET = 123, 252, 268
+
+# What the Decathlon publishes, as far as it matters here.
+OWN_DATASET = {
+    "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+    "labels": {
+        "0": "background",
+        "1": "edema",
+        "2": "non-enhancing tumor",
+        "3": "enhancing tumour",
+    },
+}
 
 
 @pytest.fixture
@@ -244,7 +257,7 @@ def test_a_constant_channel_is_found(hospital: Any) -> None:
 def test_another_shape_is_found(hospital: Any) -> None:
     values = np.arange(16 * 20 * 11, dtype=np.float32).reshape(16, 20, 11)
     finding = rewritten(hospital, "flair", values)
-    assert finding.rule == "the shape of BraTS2021_00001_t1.nii.gz, (16, 20, 12)"
+    assert finding.rule == "the shape of the case's first image, (16, 20, 12)"
     assert finding.value == "(16, 20, 11)"
 
 
@@ -256,7 +269,7 @@ def test_another_affine_is_found(hospital: Any, ending: str) -> None:
     moved[1, 3] = 4
     nibabel.save(nibabel.Nifti1Image(values, moved), path)
     finding = only(findings(hospital))
-    assert finding.rule == "the transform (affine) of BraTS2021_00001_t1.nii.gz"
+    assert finding.rule == "the transform (affine) of the case's first image"
     assert finding.value == "up to 4 mm apart"
 
 
@@ -295,7 +308,141 @@ def test_a_mask_with_a_scale_factor_a_hair_under_one_is_no_fault(hospital: Any) 
     assert findings(hospital) == []
 
 
+@pytest.mark.parametrize(
+    ("field", "rule", "value"),
+    [
+        ((PIXDIM + 4, "3f", 0.02, 0.02, 0.02), "voxels of 0.1 to 20 mm", "0.02 x 0.02 x 0.02"),
+        ((PIXDIM + 12, "f", 45.0), "voxels of 0.1 to 20 mm", "2 x 2 x 45"),
+        ((UNITS, "b", 1), "millimetres", "metres"),
+        ((UNITS, "b", 3), "millimetres", "micrometres"),
+        ((QFORM, "h", 1), "sform and qform that agree", "mm apart"),
+    ],
+    ids=["tiny", "thick", "metres", "micrometres", "forms"],
+)
+def test_an_odd_header_is_a_warning(
+    hospital: Any, damage: Callable[..., Path], field: tuple[Any, ...], rule: str, value: str
+) -> None:
+    if field[0] == QFORM:
+        damage(QOFFSET, "f", 40.0)
+    damage(*field)
+    finding = only(findings(hospital))
+    assert finding.severity == "warning"
+    assert rule in finding.rule
+    assert value in finding.value
+
+
+def test_images_centred_around_an_air_of_zero_are_a_warning(hospital: Any) -> None:
+    values = hospital.head(hospital.shape, seed=3)
+    inside = values > 0
+    values[inside] -= values[inside].mean()
+    finding = rewritten(hospital, "t1", values)
+    assert (finding.severity, finding.rule) == ("warning", "air darker than tissue")
+    values[~inside] = values.min() - 1
+    hospital.write(hospital.root / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz", values)
+    assert findings(hospital) == []
+
+
+def test_a_mask_outside_the_head_is_a_warning(hospital: Any) -> None:
+    mask = np.zeros(hospital.shape, np.uint8)
+    mask[:2, :2, :] = 1
+    finding = rewritten(hospital, "seg", mask)
+    assert (finding.severity, finding.rule) == ("warning", "a mask inside the head")
+    assert finding.value.startswith("100%")
+
+
+def test_a_4d_file_is_judged_volume_by_volume(hospital: Any) -> None:
+    heads = [hospital.head(hospital.shape, seed=number) for number in range(4)]
+    for name in ("BRATS_001", "BRATS_002"):
+        images = np.stack([values + len(name) for values in heads], axis=-1)
+        if name == "BRATS_002":
+            images = images * 2
+            images[..., 2] = 5
+        write_nifti(hospital.root / "imagesTr" / f"{name}.nii.gz", images)
+        write_nifti(
+            hospital.root / "labelsTr" / f"{name}.nii.gz", hospital.tumour(hospital.shape) % 4
+        )
+    finding = only(check_cohort(decathlon(hospital.root)))
+    assert finding.name == "imagesTr/BRATS_002.nii.gz[2]"
+    assert finding.value == "5 in every voxel"
+    write_nifti(hospital.root / "imagesTr" / "BRATS_002.nii.gz", np.stack(heads[:3], axis=-1) * 2)
+    finding = only(check_cohort(decathlon(hospital.root)))
+    assert (finding.rule, finding.value) == ("4 dimensions with 4 volumes", "4 (16 x 20 x 12 x 3)")
+
+
 # The cohort
+
+
+def write_nifti(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+
+
+def decathlon(root: Path, **changes: Any) -> SiteConfig:
+    values = {
+        "root": root,
+        "layout": "msd",
+        "label_scheme": "msd",
+        "modalities": ("t1n", "t1c", "t2w", "t2f"),
+        **changes,
+    }
+    return SiteConfig(
+        name="north",
+        purpose="open-data",
+        declared_patients=2,
+        weight=1.0,
+        state=root.parent / "state",
+        data=SiteData(**values),
+        privacy=SitePolicy(epsilon=8.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "rule", "value"),
+    [
+        (
+            {"modality": {"0": "T1w", "1": "FLAIR", "2": "t1gd", "3": "T2w"}},
+            "channel 0 to be t2f",
+            "'T1w'",
+        ),
+        (
+            {"labels": {"0": "background", "1": "enhancing tumour", "2": "core", "3": "x"}},
+            "'enhancing tumour' to be 3",
+            "'1'",
+        ),
+        ({"labels": {"background": 0, "edema": 2}}, "'edema' to be 1", "2"),
+    ],
+    ids=["channels", "labels", "nnU-Net's labels"],
+)
+def test_a_dataset_json_that_contradicts_the_layout_is_an_error(
+    content: dict[str, Any], rule: str, value: str, hospital: Any
+) -> None:
+    for number, name in enumerate(("BRATS_001", "BRATS_002")):
+        images = [hospital.head(hospital.shape, seed=10 * number + n) for n in range(4)]
+        write_nifti(hospital.root / "imagesTr" / f"{name}.nii.gz", np.stack(images, axis=-1))
+        write_nifti(
+            hospital.root / "labelsTr" / f"{name}.nii.gz", hospital.tumour(hospital.shape) % 4
+        )
+    (hospital.root / "dataset.json").write_text(json.dumps(content))
+    found = [f for f in check_cohort(decathlon(hospital.root)) if f.severity == "error"]
+    assert rule in found[0].rule
+    assert found[0].value == value
+    # The Decathlon's own file contradicts nothing.
+    (hospital.root / "dataset.json").write_text(json.dumps(OWN_DATASET))
+    assert check_cohort(decathlon(hospital.root)) == []
+
+
+def test_a_case_that_would_train_and_test_is_an_error(hospital: Any) -> None:
+    for number, name in enumerate(("BRATS_001", "BRATS_002")):
+        images = [hospital.head(hospital.shape, seed=10 * number + n) for n in range(4)]
+        write_nifti(hospital.root / "imagesTr" / f"{name}.nii.gz", np.stack(images, axis=-1))
+        write_nifti(
+            hospital.root / "labelsTr" / f"{name}.nii.gz", hospital.tumour(hospital.shape) % 4
+        )
+    (hospital.root / "imagesTs").mkdir()
+    (hospital.root / "imagesTs" / "BRATS_002.nii.gz").touch()
+    (hospital.root / "imagesTs" / "BRATS_003.nii.gz").touch()
+    finding = only(check_cohort(decathlon(hospital.root)))
+    assert (finding.rule, finding.patient) == ("each case either to train or to test", "BRATS_002")
 
 
 def test_one_modality_stored_as_another_is_a_warning(hospital: Any) -> None:
@@ -401,24 +548,36 @@ def test_all_problems_come_in_one_pass_errors_first(hospital: Any) -> None:
 def test_progress_counts_every_case(hospital: Any) -> None:
     for number in range(3):
         hospital.add(f"BraTS2021_0000{number}", seed=number)
-    steps: list[tuple[int, int]] = []
-    check_cohort(
-        hospital.site(declared_patients=3),
-        on_progress=lambda done, total: steps.append((done, total)),
-    )
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    steps: list[tuple[str, int, int]] = []
+    check_cohort(hospital.site(declared_patients=3), on_progress=lambda *step: steps.append(step))
+    assert steps == [(part, done, 3) for part in ("headers", "voxels") for done in (1, 2, 3)]
 
 
-def test_patients_are_named_by_pseudonym(hospital: Any) -> None:
+def test_what_is_shared_names_nobody(hospital: Any) -> None:
+    """Every kind of finding at once, in a cohort whose names are all known."""
     key = b"k" * 32
-    t2_of(hospital).write_bytes(b"")
-    (hospital.root / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz").unlink()
-    found = check_cohort(hospital.site(declared_patients=2), key=key)
-    assert {finding.patient for finding in found} == {
-        pseudonym("BraTS2021_00000", key=key),
-        pseudonym("BraTS2021_00001", key=key),
-    }
-    assert {finding.patient for finding in check_cohort(hospital.site(declared_patients=2))} == {""}
+    for number in range(6):
+        hospital.add(f"BraTS2021_0000{number}", seed=number)
+    hospital.add("BraTS2021_00006", seed=5)
+    folders = [hospital.root / f"BraTS2021_0000{number}" for number in range(7)]
+    (folders[0] / "BraTS2021_00000_t1.nii.gz").write_bytes(b"<html>BraTS2021_00000</html>")
+    (folders[1] / "BraTS2021_00001_t1.nii.gz").unlink()
+    (folders[2] / "BraTS2021_00002_t2.nii").touch()
+    hospital.write(folders[3] / "BraTS2021_00003_seg.nii.gz", np.full(hospital.shape, 9, np.uint8))
+    (folders[4] / "BraTS2021_00004_seg.nii.gz").unlink()
+    (hospital.root / "Smith, John").mkdir()
+    found = check_cohort(hospital.site(declared_patients=9))
+    assert {finding.patient for finding in found} >= {f"BraTS2021_0000{n}" for n in range(5)}
+    shared = shareable(found, key=key)
+    text = repr(shared)
+    for name in ("BraTS2021_0", "Smith", str(hospital.root), ".nii"):
+        assert name in repr(found)
+        assert name not in text
+    assert [f.severity for f in shared] == [f.severity for f in found]
+    assert {f.patient for f in shared} >= {pseudonym(f"BraTS2021_0000{n}", key=key) for n in (0, 3)}
+    assert "mask values out of [0, 1, 2, 4]" in text
+    assert "found='9'" in text or "value='9'" in text
+    assert {finding.patient for finding in shareable(found, key=b"")} == {""}
 
 
 @pytest.mark.real_data

@@ -1,0 +1,88 @@
+"""What a `dataset.json` says of its images, against what the layout presumes.
+
+The Decathlon and nnU-Net number their modalities, and nothing but this file tells which number is
+which: a dataset made with another order would train on exchanged channels without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medfl.config.site import LabelScheme, Modality
+from medfl.data.labels import scheme_labels
+
+DATASET = "dataset.json"
+
+_SPELLINGS: Mapping[str, Modality] = {
+    **dict.fromkeys(("t1", "t1w", "t1n", "t1native"), "t1n"),
+    **dict.fromkeys(("t1c", "t1ce", "t1gd", "t1wce", "t1wgd", "t1post", "t1contrast"), "t1c"),
+    **dict.fromkeys(("t2", "t2w"), "t2w"),
+    **dict.fromkeys(("flair", "t2f", "t2flair", "fla"), "t2f"),
+}  # type: ignore[assignment]
+_MAX_BYTES = 2**24
+
+
+def channel_contradictions(root: Path, order: Mapping[Modality, int]) -> Iterator[tuple[str, str]]:
+    """Modalities that the file names at another number than the layout.
+
+    Args:
+        root: The folder of the dataset.
+        order: Modality -> number of its channel in the layout.
+
+    Yields:
+        What was expected, and what was found. Names that are not understood are passed over.
+    """
+    stated = _read(root).get("channel_names") or _read(root).get("modality")
+    if not isinstance(stated, Mapping):
+        return
+    expected = {number: modality for modality, number in order.items()}
+    for number, name in stated.items():
+        found = _SPELLINGS.get(re.sub(r"[^a-z0-9]", "", str(name).lower()))
+        wanted = expected.get(int(number)) if str(number).isdigit() else None
+        if found is not None and wanted is not None and found != wanted:
+            yield f"channel {number} to be {wanted}, as in this layout", f"{name!r}"
+
+
+def label_contradictions(root: Path, scheme: LabelScheme) -> Iterator[tuple[str, str]]:
+    """Labels that the file gives another meaning than the scheme.
+
+    Args:
+        root: The folder of the dataset.
+        scheme: What the site says that the values mean.
+
+    Yields:
+        What was expected, and what was found.
+    """
+    stated = _read(root).get("labels")
+    if not isinstance(stated, Mapping):
+        return
+    enhancing, edema = scheme_labels(scheme)
+    for key, other in stated.items():
+        # The Decathlon maps values to names, nnU-Net names to values.
+        name, values = (other, key) if str(key).isdigit() else (key, other)
+        numbers = {int(value) for value in re.findall(r"\d+", str(values))}
+        text = str(name).lower()
+        wanted = None
+        if "enhancing" in text and "non" not in text:
+            wanted = enhancing
+        elif "edema" in text or "oedema" in text:
+            wanted = edema
+        if wanted and numbers and not numbers & wanted:
+            shown = " or ".join(map(str, sorted(wanted)))
+            yield f"{name!r} to be {shown}, as in label_scheme {scheme!r}", f"{values!r}"
+
+
+def _read(root: Path) -> Mapping[str, Any]:
+    """The file's content; a damaged one says nothing, and nothing depends on it."""
+    path = root / DATASET
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
