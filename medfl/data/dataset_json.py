@@ -22,7 +22,7 @@ _SPELLINGS: Mapping[str, Modality] = {
     **dict.fromkeys(("t1c", "t1ce", "t1gd", "t1wce", "t1wgd", "t1post", "t1contrast"), "t1c"),
     **dict.fromkeys(("t2", "t2w"), "t2w"),
     **dict.fromkeys(("flair", "t2f", "t2flair", "fla"), "t2f"),
-}  # type: ignore[assignment]
+}
 _MAX_BYTES = 2**24
 
 

@@ -120,10 +120,23 @@ _SINCE_2023: Mapping[Modality, str] = {name: name for name in MODALITY_ORDER}
 # Names of the archive's parts, where they were not merged into one folder.
 _PARTS_2024 = ("training_data1_v2", "training_data_additional")
 
+_BIDS_ENDINGS: Mapping[Modality, tuple[str, ...]] = {
+    "t1n": ("_T1w", "_space-*_T1w"),
+    "t1c": ("_ce-*_T1w",),
+    "t2w": ("_T2w", "_space-*_T2w"),
+    "t2f": ("_FLAIR", "_space-*_FLAIR"),
+}
 _BIDS_PLACES = (
     "{patient}/anat/{patient}",
     "{patient}/{session}/anat/{patient}_{session}",
 )
+
+
+def _bids_images() -> dict[Modality, tuple[str, ...]]:
+    return {
+        modality: tuple(f"{place}{ending}" for place in _BIDS_PLACES for ending in endings)
+        for modality, endings in _BIDS_ENDINGS.items()
+    }
 
 
 def _graded(year: str) -> LayoutRule:
@@ -212,15 +225,7 @@ LAYOUTS: Mapping[Layout, LayoutRule] = MappingProxyType(
         "bids": LayoutRule(
             patient=r"sub-[A-Za-z0-9]+",
             session=r"ses-[A-Za-z0-9]+",
-            images={
-                modality: tuple(f"{place}{ending}" for place in _BIDS_PLACES for ending in endings)
-                for modality, endings in {
-                    "t1n": ("_T1w", "_space-*_T1w"),
-                    "t1c": ("_ce-*_T1w",),
-                    "t2w": ("_T2w", "_space-*_T2w"),
-                    "t2f": ("_FLAIR", "_space-*_FLAIR"),
-                }.items()
-            },
+            images=_bids_images(),
             masks=tuple(
                 f"{above}{place}_*{suffix}"
                 for above in ("", "derivatives/", "derivatives/*/")
