@@ -278,7 +278,7 @@ def _read(paths: Mapping[str, Path], channels: Mapping[Modality, int]) -> dict[s
     """Each file once; a modality that is a volume of a 4-D file is cut out of it."""
     read = LoadImage(reader=NibabelReader, image_only=True)
     files = {path: read(path) for path in dict.fromkeys(paths.values())}
-    numbers: dict[str, int] = {**channels}
+    numbers = {str(modality): number for modality, number in channels.items()}
     return {
         key: files[path][..., numbers[key]] if key in numbers else files[path]
         for key, path in paths.items()
