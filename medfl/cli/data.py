@@ -1,4 +1,4 @@
-"""Commands around images: phantom, check, predict."""
+"""Commands around images: phantom and check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from medfl.config import load_site
-from medfl.config.site import LabelScheme, Layout
 from medfl.errors import ConfigError, DataError
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -24,7 +23,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(phantom)
     app.command()(check)
-    app.command()(predict)
 
 
 def phantom(
@@ -172,31 +170,3 @@ def _detect(root: Path, *, as_json: bool) -> None:
             f"{root}: expected folders that a known layout describes, found none. Describe them "
             "with layout = 'custom' in the site file."
         )
-
-
-def predict(
-    case: Annotated[Path, typer.Argument(metavar="CASE_DIR", help="Folder of one case.")],
-    model: Annotated[Path, typer.Option("--model", help="A model file of a run.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where the mask goes (.nii.gz).")],
-    layout: Annotated[Layout, typer.Option(help="Folder layout of the case.")] = "brats2021",
-    label_scheme: Annotated[
-        LabelScheme, typer.Option(help="What the written values mean.")
-    ] = "brats",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
-    """Segment one case and write the mask on the grid of its own images.
-
-    Research use only; not a medical device.
-    """
-    from medfl.federation.prediction import predict_case
-    from medfl.segmentation.model_file import NOTICE
-
-    predict_case(
-        case,
-        model=model,
-        out=out,
-        layout=layout,
-        label_scheme=label_scheme,
-        device=device,
-    )
-    typer.echo(f"Mask: {out}  ({NOTICE})")

@@ -108,6 +108,39 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
     return Survey(patients=patients, problems=tuple(walk.problems))
 
 
+def name_of_mask(case: Case, *, patient_id: str, data: SiteData) -> Path:
+    """Where a layout would have the mask of a case, as a path below some root.
+
+    Args:
+        case: The case.
+        patient_id: Whose it is.
+        data: The layout, and the root of the images.
+
+    Returns:
+        The path, with the suffix ``.nii.gz``; wherever the layout leaves a choice, medfl's own.
+    """
+    rule = rule_of(data)
+    session = case.case_id.removeprefix(patient_id).removeprefix("_")
+    known = {"case": case.case_id, "patient": patient_id, "session": session}
+    names = [path.split("/") for path in rule.masks]
+    folder = next(iter(case.images.values())).parent
+    *_, last = next(
+        name
+        for name in names
+        if ("{session}" in "".join(name)) == bool(session) or "{case}" in "".join(name)
+    )
+    if any(part == "{case}" for part in names[0][:-1]):
+        place = folder.relative_to(data.root)  # a folder of the case's own
+    elif "*" in rule.masks[0]:
+        place = Path("derivatives") / "medfl" / folder.relative_to(data.root)
+        last = last.replace("*", "desc-medfl_")
+    else:
+        place = Path(*names[0][:-1])
+    for name, value in known.items():
+        last = last.replace(f"{{{name}}}", value)
+    return place / f"{last}.nii.gz"
+
+
 def read_case(folder: Path, *, data: SiteData) -> Case:
     """Find the files of one case folder; the mask may be missing.
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import monai
-import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor, NibabelReader
@@ -112,7 +111,7 @@ def prepare_image(case: Case, frame: Frame) -> MetaTensor:
         frame: The frame to bring them to.
 
     Returns:
-        float32 image_CDHW; its metadata let `restore` find the way back.
+        float32 image_CDHW; its metadata let `restore_probabilities` find the way back.
 
     Raises:
         DataError: If a file cannot be read or the images' grids differ.
@@ -151,34 +150,23 @@ def prepare_case(case: Case, frame: Frame) -> PreparedCase:
     )
 
 
-def restore(labels_DHW: Tensor, *, image: MetaTensor) -> nibabel.Nifti1Image:
-    """Bring a segmentation from the frame back to the grid of the scanner's files.
-
-    Each label is interpolated on its own and the strongest wins, which keeps outlines smoother than
-    the nearest voxel's label where the frame is coarser than the scan.
+def restore_probabilities(probabilities_RDHW: Tensor, *, image: MetaTensor) -> Tensor:
+    """Bring probabilities from the frame back to the grid of the scanner's files.
 
     Args:
-        labels_DHW: uint8 label values in the frame.
+        probabilities_RDHW: In the frame.
         image: What `prepare_image` returned for the case.
 
     Returns:
-        uint8 image with the source's shape and affine and no other metadata of the source.
+        float32 of shape (R, X, Y, Z) along the source's stored axes.
     """
-    source_shape = [int(size) for size in image.meta["spatial_shape"]]
-    source_affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
-    labels_DHW = labels_DHW.cpu()
-    values = labels_DHW.unique()
-    shares = torch.stack([labels_DHW == value for value in values]).to(torch.float32)
     resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float64)
-    restored_shares = resample(
-        MetaTensor(shares, affine=image.affine),
-        dst_affine=torch.as_tensor(source_affine),
-        spatial_size=source_shape,
+    restored = resample(
+        MetaTensor(probabilities_RDHW.cpu().to(torch.float32), affine=image.affine),
+        dst_affine=torch.as_tensor(np.asarray(image.meta["original_affine"], dtype=np.float64)),
+        spatial_size=[int(size) for size in image.meta["spatial_shape"]],
     )
-    labels = values[restored_shares.as_tensor().argmax(dim=0)].to(torch.uint8)
-    restored = nibabel.Nifti1Image(labels.numpy(), source_affine)
-    restored.header.set_xyzt_units("mm")
-    return restored
+    return restored.as_tensor().clamp(0, 1).to(torch.float32)
 
 
 class PatientStore:

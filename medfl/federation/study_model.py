@@ -35,6 +35,7 @@ def study_model_bytes(
         "study": study.id,
         "study_digest": study.digest,
         "round": round_number,
+        "missing_modality": study.input.missing_modality,
         "pretraining_steps": study.synthetic.pretraining_steps if study.synthetic else 0,
         "label_schemes": sorted({d.label_scheme for d in declarations.values()}),
         "mechanisms": {site: d.mechanism.to_dict() for site, d in declarations.items()},

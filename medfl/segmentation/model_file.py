@@ -105,6 +105,25 @@ def read_model(path: Path) -> tuple[ModelSpec, nn.Module]:
     return spec, network.eval()
 
 
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Where a model comes from, as `model_bytes` was told.
+
+    Raises:
+        ModelError: If the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            provenance = json.loads((file.metadata() or {})["provenance"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        raise ModelError(f"{path}: expected a model of medfl, found none.") from None
+    return provenance if isinstance(provenance, dict) else {}
+
+
+def fills_missing(path: Path) -> bool:
+    """Whether a model was trained to do without some modalities."""
+    return read_provenance(path).get("missing_modality") == "zero-fill"
+
+
 def _spec(values: dict[str, Any]) -> ModelSpec:
     spec = ModelSpec(
         network=values["network"],

@@ -1,0 +1,180 @@
+"""Commands around trained models: predict, evaluate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from medfl.config import load_site
+from medfl.config.site import MODALITY_ORDER, LabelScheme, Layout, Modality, Region, SiteData
+from medfl.errors import ConfigError
+
+ModelOption = Annotated[Path, typer.Option("--model", help="A model file of a run.")]
+LayoutOption = Annotated[Layout, typer.Option(help="Layout of a folder.")]
+SchemeOption = Annotated[LabelScheme, typer.Option(help="What the masks' values mean.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(predict)
+    app.command()(evaluate)
+    exports = typer.Typer(no_args_is_help=True, help="Hand a trained model on.")
+    exports.command("bundle")(bundle)
+    app.add_typer(exports, name="export")
+
+
+def predict(
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="The folder of one case or of many, or a site file."),
+    ],
+    model: ModelOption,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="A mask (.nii.gz) for one case, else a folder."),
+    ],
+    layout: LayoutOption = "brats2021",
+    label_scheme: SchemeOption = "brats",
+    modality: Annotated[
+        list[Modality] | None,
+        typer.Option(help="One that is there; all of the layout if not given."),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write them, one volume a region.")
+    ] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average with the mirror image; twice the time.")
+    ] = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Segment a case, a folder of cases, or a site's cohort, on the grid of the images.
+
+    The masks are named, placed and labelled as the source's own. Research use only; not a medical
+    device.
+    """
+    from medfl.prediction.cohort import predict_case, predict_cohort
+    from medfl.prediction.predictor import Predictor
+    from medfl.segmentation.model_file import NOTICE
+
+    data = _data(images, layout=layout, label_scheme=label_scheme, modalities=modality)
+    predictor = Predictor(model, device=device, mirrored=tta)
+    if out.name.endswith((".nii", ".nii.gz")):
+        predict_case(predictor, images, data=data, out=out, probabilities=probabilities)
+        typer.echo(f"Mask: {out}  ({NOTICE})")
+        return
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("segmenting", total=None)
+        failed = predict_cohort(
+            predictor,
+            data,
+            out=out,
+            probabilities=probabilities,
+            on_case=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    typer.echo(f"Masks: {out}  ({NOTICE})")
+    for one in failed:
+        typer.echo(f"failed: {one.case_id}: {one.reason}", err=True)
+    if failed:
+        raise typer.Exit(2)
+
+
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="MASKS", help="Folder that `medfl predict` wrote.")
+    ],
+    truth: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="Folder of the cohort, or its site file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for tables and picture.")
+    ] = None,
+    layout: LayoutOption = "brats2021",
+    label_scheme: SchemeOption = "brats",
+    modality: Annotated[
+        list[Modality] | None,
+        typer.Option(help="One that is there; all of the layout if not given."),
+    ] = None,
+    region: Annotated[
+        list[Region] | None, typer.Option(help="What to score; all that the scheme shows.")
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option(min=0.0, help="Tolerance of the surface Dice.")
+    ] = 1.0,
+) -> None:
+    """Score segmentations against the masks of a cohort: Dice, HD95, surface Dice, volumes.
+
+    A region that both lack scores 1 (distance 0); one that only one has scores 0 (distance: the
+    image's diagonal). A patient with several cases counts once. The tables name patients: they are
+    for the site's own use.
+    """
+    from medfl.prediction.evaluation import evaluate as score
+    from medfl.prediction.evaluation import write_evaluation
+
+    data = _data(truth, layout=layout, label_scheme=label_scheme, modalities=modality)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("scoring", total=None)
+        found = score(
+            predictions,
+            data,
+            regions=region or (),
+            tolerance_mm=tolerance_mm,
+            on_case=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    table = Table(title=f"mean over patients; surface Dice at {tolerance_mm:g} mm")
+    for name in ("region", "patients", "Dice", "median", "HD95 mm", "surface", "ml drawn", "ml"):
+        table.add_column(name, justify="left" if name == "region" else "right")
+    for row in found.summary():
+        table.add_row(
+            str(row["region"]),
+            str(row["patients"]),
+            *(f"{row[key]:.3f}" for key in ("dice", "median_dice")),
+            f"{row['hd95_mm']:.1f}",
+            f"{row['surface_dice']:.3f}",
+            *(f"{row[key]:.1f}" for key in ("truth_ml", "predicted_ml")),
+        )
+    Console().print(table)
+    if out is not None:
+        write_evaluation(found, out)
+        typer.echo(f"Tables and picture: {out}")
+    for case_id, reason in found.left_out:
+        typer.echo(f"left out: {case_id}: {reason}", err=True)
+    if found.left_out:
+        raise typer.Exit(2)
+
+
+def bundle(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+) -> None:
+    """Write the final model as a MONAI bundle, with a model card that states the privacy."""
+    from medfl.prediction.monai_bundle import export_bundle
+
+    typer.echo(f"Bundle: {export_bundle(run_dir, out)}")
+
+
+def _data(
+    path: Path,
+    *,
+    layout: Layout,
+    label_scheme: LabelScheme,
+    modalities: list[Modality] | None,
+) -> SiteData:
+    """A site file's data, or those of a folder."""
+    if path.suffix == ".toml":
+        return load_site(path).data
+    if layout == "custom":
+        raise ConfigError(
+            "--layout: expected a known layout for a folder, found 'custom'; give a "
+            "site file that describes it."
+        )
+    from medfl.data.layout_rules import LAYOUTS
+
+    there = LAYOUTS[layout].modalities
+    chosen = tuple(name for name in MODALITY_ORDER if name in (modalities or there))
+    return SiteData(root=path, layout=layout, label_scheme=label_scheme, modalities=chosen)

@@ -1,0 +1,1 @@
+"""Trained models in use: segment cases, judge segmentations, and hand a model on."""

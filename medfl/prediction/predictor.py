@@ -1,0 +1,145 @@
+"""`Predictor`: a model file and a device, which turn cases into masks on the cases' own grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medfl.config.site import LabelScheme, Modality, Region
+from medfl.data.cohort import Case
+from medfl.data.headers import FileFaults, read_header
+from medfl.data.labels import labels_from_regions
+from medfl.data.transforms import Frame, prepare_image, restore_probabilities
+from medfl.errors import DataError
+from medfl.segmentation.devices import device_named
+from medfl.segmentation.inference import segment
+from medfl.segmentation.model_file import NOTICE, fills_missing, read_model
+
+_RIGHT_AXIS = 1  # of a CDHW tensor: the only axis that training mirrors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """What a model says of one case, on the grid of the case's files.
+
+    Attributes:
+        regions: Names of the channels.
+        probabilities_RXYZ: float32, along the stored axes of the source.
+    """
+
+    regions: tuple[Region, ...]
+    probabilities_RXYZ: Tensor
+
+    def labels(self, scheme: LabelScheme) -> NDArray[np.uint8]:
+        """uint8 mask (X, Y, Z) in a label scheme; where regions contradict, the innermost decides.
+
+        Raises:
+            DataError: If the scheme cannot show the model's regions.
+        """
+        inside = self.probabilities_RXYZ > 0.5
+        labels = labels_from_regions(inside, scheme=scheme, regions=self.regions)
+        return np.asarray(labels.numpy(), dtype=np.uint8)
+
+
+class Predictor:
+    """A model that is ready to segment.
+
+    Args:
+        model: A model file.
+        device: Where the network runs.
+        mirrored: Also segment the mirror image, left to right, and average both (test-time
+            augmentation).
+
+    Raises:
+        ConfigError: If the device is not there.
+        ModelError: If the model cannot be used.
+    """
+
+    def __init__(self, model: Path, *, device: str, mirrored: bool = False) -> None:
+        self._device = device_named(device, where="--device")
+        self.spec, self._network = read_model(model)
+        self._fills = fills_missing(model)
+        self._mirrored = mirrored
+
+    def modalities(self, available: tuple[Modality, ...]) -> tuple[Modality, ...]:
+        """Those of the available modalities that the model takes.
+
+        Raises:
+            DataError: If it needs others and was not trained to do without.
+        """
+        present = tuple(name for name in self.spec.modalities if name in available)
+        if not present or (present != self.spec.modalities and not self._fills):
+            raise DataError(
+                f"Expected the model's modalities {list(self.spec.modalities)}, found "
+                f"{list(available)}. Use a model trained with missing_modality = 'zero-fill'."
+            )
+        return present
+
+    def segment(self, case: Case, *, label_scheme: LabelScheme) -> Segmentation:
+        """Segment one case.
+
+        Raises:
+            DataError: If it cannot be read, lacks a modality that the model needs, or the scheme
+                cannot show the model's regions.
+        """
+        present = self.modalities(tuple(case.images))
+        frame = Frame(
+            modalities=self.spec.modalities,
+            regions=self.spec.regions,
+            spacing=self.spec.spacing,
+            label_scheme=label_scheme,
+            absent=tuple(name for name in self.spec.modalities if name not in present),
+        )
+        image = prepare_image(case, frame)
+        image_CDHW = image.as_tensor()
+        probabilities = self._probabilities(image_CDHW)
+        if self._mirrored:
+            mirror = self._probabilities(image_CDHW.flip(_RIGHT_AXIS)).flip(_RIGHT_AXIS)
+            probabilities = (probabilities + mirror) / 2
+        return Segmentation(
+            regions=self.spec.regions,
+            probabilities_RXYZ=restore_probabilities(probabilities, image=image),
+        )
+
+    def _probabilities(self, image_CDHW: Tensor) -> Tensor:
+        return segment(
+            self._network, image_CDHW, crop_size=self.spec.crop_size, device=self._device
+        )
+
+
+def save_like(voxels: NDArray[np.generic], path: Path, *, source: Path) -> None:
+    """Write voxels with the geometry of another file, and none of its texts.
+
+    Args:
+        voxels: (X, Y, Z) on the source's grid, or (X, Y, Z, R) for several volumes.
+        path: Where to; ``.nii`` or ``.nii.gz``.
+        source: A file with the same grid; its affine, qform, sform and unit are taken over.
+
+    Raises:
+        DataError: If the source cannot be read.
+    """
+    try:
+        read_header(source, volumes=_volumes(source))
+    except FileFaults as error:
+        raise DataError(f"{source}: {error}") from None
+    header = nibabel.load(source).header
+    image = nibabel.Nifti1Image(voxels, None)
+    image.set_sform(header.get_sform(), code=int(header["sform_code"]))
+    image.set_qform(header.get_qform(), code=int(header["qform_code"]))
+    if not int(header["sform_code"]) and not int(header["qform_code"]):
+        # Neither is stated: programs then go by the voxel sizes alone.
+        image.header["pixdim"][1:4] = header["pixdim"][1:4]
+    image.header.set_xyzt_units(*header.get_xyzt_units())
+    image.header["descrip"] = NOTICE.encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+
+
+def _volumes(source: Path) -> int:
+    shape = nibabel.load(source).shape
+    return int(shape[3]) if len(shape) == 4 else 1
