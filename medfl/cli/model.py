@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from medfl.config import load_site
-from medfl.config.site import MODALITY_ORDER, LabelScheme, Layout, Modality, Region, SiteData
+from medfl.config.site import MODALITY_ORDER, REGION_ORDER, LabelScheme, Layout, SiteData
 from medfl.errors import ConfigError
 
 ModelOption = Annotated[Path, typer.Option("--model", help="A model file of a run.")]
@@ -42,7 +43,7 @@ def predict(
     layout: LayoutOption = "brats2021",
     label_scheme: SchemeOption = "brats",
     modality: Annotated[
-        list[Modality] | None,
+        list[str] | None,
         typer.Option(help="One that is there; all of the layout if not given."),
     ] = None,
     probabilities: Annotated[
@@ -63,6 +64,10 @@ def predict(
     from medfl.segmentation.model_file import NOTICE
 
     data = _data(images, layout=layout, label_scheme=label_scheme, modalities=modality)
+    if out.suffix and not out.name.endswith((".nii", ".nii.gz")):
+        raise ConfigError(
+            f"--out: expected a folder, or a name ending in .nii or .nii.gz, found {out.name!r}."
+        )
     predictor = Predictor(model, device=device, mirrored=tta)
     if out.name.endswith((".nii", ".nii.gz")):
         predict_case(predictor, images, data=data, out=out, probabilities=probabilities)
@@ -97,11 +102,11 @@ def evaluate(
     layout: LayoutOption = "brats2021",
     label_scheme: SchemeOption = "brats",
     modality: Annotated[
-        list[Modality] | None,
+        list[str] | None,
         typer.Option(help="One that is there; all of the layout if not given."),
     ] = None,
     region: Annotated[
-        list[Region] | None, typer.Option(help="What to score; all that the scheme shows.")
+        list[str] | None, typer.Option(help="What to score; all that the scheme shows.")
     ] = None,
     tolerance_mm: Annotated[
         float, typer.Option(min=0.0, help="Tolerance of the surface Dice.")
@@ -122,7 +127,9 @@ def evaluate(
         found = score(
             predictions,
             data,
-            regions=region or (),
+            regions=[
+                name for name in REGION_ORDER if name in _known(region, REGION_ORDER, "region")
+            ],
             tolerance_mm=tolerance_mm,
             on_case=lambda done, total: progress.update(task, completed=done, total=total),
         )
@@ -163,7 +170,7 @@ def _data(
     *,
     layout: Layout,
     label_scheme: LabelScheme,
-    modalities: list[Modality] | None,
+    modalities: list[str] | None,
 ) -> SiteData:
     """A site file's data, or those of a folder."""
     if path.suffix == ".toml":
@@ -175,6 +182,15 @@ def _data(
         )
     from medfl.data.layout_rules import LAYOUTS
 
-    there = LAYOUTS[layout].modalities
-    chosen = tuple(name for name in MODALITY_ORDER if name in (modalities or there))
+    named = _known(modalities, MODALITY_ORDER, "modality")
+    there = named or LAYOUTS[layout].modalities
+    chosen = tuple(name for name in MODALITY_ORDER if name in there)
     return SiteData(root=path, layout=layout, label_scheme=label_scheme, modalities=chosen)
+
+
+def _known(given: Sequence[str] | None, order: Sequence[str], option: str) -> list[str]:
+    """Options that are out of a list."""
+    for name in given or ():
+        if name not in order:
+            raise ConfigError(f"--{option}: expected one of {list(order)}, found {name!r}.")
+    return list(given or ())

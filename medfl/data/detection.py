@@ -15,10 +15,11 @@ from typing import Literal
 import numpy as np
 
 from medfl.config.site import LabelScheme, Layout, Modality, SiteData
+from medfl.data.folder_walk import is_image
 from medfl.data.headers import FileFaults, read_header, read_voxels
 from medfl.data.labels import judge_labels, scheme_values
 from medfl.data.layout_rules import LAYOUTS
-from medfl.data.layouts import Survey, is_image, survey_cohort
+from medfl.data.layouts import Survey, survey_cohort
 from medfl.errors import DataError
 
 Surety = Literal["certain", "likely", "a guess"]

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from medfl.config.site import Modality, SiteData
 from medfl.data.cohort import Case, Cohort, Patient
 from medfl.data.dataset_json import DATASET, channel_contradictions, label_contradictions
+from medfl.data.folder_walk import Draft, Walk, image_stems
+from medfl.data.layout_problems import (
+    Problem,
+    doubled_case,
+    missing_folder,
+    no_patient_in,
+    no_patients,
+    wrong_count,
+)
 from medfl.data.layout_rules import LayoutRule, rule_of
 from medfl.errors import DataError
-
-_IMAGE_SUFFIXES = (".nii.gz", ".nii")
-_NOT_PATIENTS = frozenset({"__MACOSX"})  # left behind by archives made on macOS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One reason why a folder cannot be used; local text that never leaves the site.
-
-    Attributes:
-        names: Whether `value` holds names of files, folders or people; `rule` and `fix` never do.
-    """
-
-    patient_id: str
-    where: str
-    rule: str
-    value: str
-    fix: str
-    names: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.where}: expected {self.rule}, found {self.value}. {self.fix}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +71,8 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
     if problems:
         return Survey(patients=(), problems=tuple(problems))
     if not data.root.is_dir():
-        return Survey(patients=(), problems=(_missing_folder(data.root),))
-    walk = _Walk(rule, data.modalities)
+        return Survey(patients=(), problems=(missing_folder(data.root),))
+    walk = Walk(rule, data.modalities)
     walk.look(data.root)
     chosen, others = _included(data.include, walk)
     walk.problems.extend(others)
@@ -100,7 +87,7 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
     walk.problems.extend(_contradictions(data, rule))
     walk.problems.extend(_both_sets(data, rule, chosen))
     if not cases and not walk.problems:
-        walk.problems.append(_no_patients(data, rule))
+        walk.problems.append(no_patients(data, rule))
     patients = tuple(
         Patient(patient_id=patient_id, cases=tuple(cases[patient_id]))
         for patient_id in sorted(cases)
@@ -158,7 +145,7 @@ def read_case(folder: Path, *, data: SiteData) -> Case:
     rule = rule_of(data)
     problems = _unfit_settings(data, rule)
     if not problems and not folder.is_dir():
-        problems.append(_missing_folder(folder))
+        problems.append(missing_folder(folder))
     if problems:
         raise DataError(str(problems[0]))
     endings = {path.split("/")[-2:][0] for paths in rule.images.values() for path in paths}
@@ -167,7 +154,7 @@ def read_case(folder: Path, *, data: SiteData) -> Case:
             f"{folder}: expected a layout with one folder a case, found {data.layout!r}. Give the "
             "root of the whole cohort instead."
         )
-    walk = _Walk(rule, data.modalities)
+    walk = Walk(rule, data.modalities)
     walk.look_into_case(folder)
     draft = walk.drafts[folder.name]
     case, found = _case(folder.name, draft, folder.name, data, rule, masks_required=False)
@@ -177,197 +164,14 @@ def read_case(folder: Path, *, data: SiteData) -> Case:
     return case
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Branch:
-    """What is left of a path below the folder that is looked at.
-
-    Attributes:
-        modality: Whose file it leads to; None for the mask.
-        names: The rest of the path.
-        known: What stand-ins were found to be so far.
-    """
-
-    modality: Modality | None
-    names: tuple[str, ...]
-    known: Mapping[str, str]
-
-
-@dataclass(kw_only=True)
-class _Draft:
-    """The files of one case as they are found."""
-
-    known: Mapping[str, str]
-    folders: list[Path] = field(default_factory=list)
-    images: dict[Modality, list[Path]] = field(default_factory=dict)
-    masks: list[Path] = field(default_factory=list)
-
-
-class _Walk:
-    """One way through all folders below a root, along the paths of a rule.
-
-    Attributes:
-        drafts: The cases by name.
-        strays: Masks whose case has no image folder, by the case's name.
-        problems: What contradicts the rule on the way.
-    """
-
-    def __init__(self, rule: LayoutRule, modalities: Sequence[Modality]) -> None:
-        self._rule = rule
-        self._paths: list[tuple[Modality | None, str]] = [
-            (modality, path) for modality in modalities for path in rule.images[modality]
-        ]
-        self._paths += [(None, path) for path in rule.masks]
-        self.drafts: dict[str, _Draft] = {}
-        self.strays: dict[str, list[Path]] = {}
-        self.problems: list[Problem] = []
-        self._places = 0
-
-    def look(self, root: Path) -> None:
-        """Find everything below a root."""
-        self._look(
-            root,
-            [
-                _Branch(modality=modality, names=tuple(path.split("/")), known={})
-                for modality, path in self._paths
-            ],
-        )
-        self._join_masks()
-
-    def look_into_case(self, folder: Path) -> None:
-        """Find the files of one case folder, whatever it is called."""
-        known = {"case": folder.name, "patient": folder.name}
-        # Where a case folder may lie at several places, its files are called the same.
-        files = dict.fromkeys((modality, path.split("/")[-1]) for modality, path in self._paths)
-        self._look(
-            folder,
-            [_Branch(modality=modality, names=(name,), known=known) for modality, name in files],
-        )
-        self._join_masks()
-
-    def _join_masks(self) -> None:
-        for case_id in [name for name in self.strays if name in self.drafts]:
-            self.drafts[case_id].masks += self.strays.pop(case_id)
-
-    def _look(self, folder: Path, branches: list[_Branch]) -> None:
-        try:
-            entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        except OSError as error:
-            patient = next((b.known["patient"] for b in branches if "patient" in b.known), "")
-            self.problems.append(_unreadable(patient, folder, error))
-            for branch in branches:
-                self._begin(branch, folder, readable=False)
-            return
-        files = [branch for branch in branches if len(branch.names) == 1]
-        for branch in files:
-            self._begin(branch, folder)
-        if files:
-            self._match_files(entries, files)
-        deeper = [branch for branch in branches if len(branch.names) > 1]
-        if deeper:
-            for entry in entries:
-                if _may_hold_patients(entry):
-                    self._enter(entry, deeper)
-
-    def _begin(self, branch: _Branch, folder: Path, *, readable: bool = True) -> None:
-        """Note a case that a folder's name tells of, even if the folder is empty."""
-        if branch.modality is None:
-            return
-        unknown = set(re.findall(r"\{(\w+)\}", branch.names[-1])) - set(branch.known)
-        if not unknown and _identity(branch.known):
-            draft = self._draft(branch.known, folder)
-            if not readable:
-                # Said once; every missing image besides would be noise.
-                draft.folders.clear()
-
-    def _draft(self, known: Mapping[str, str], folder: Path) -> _Draft:
-        draft = self.drafts.setdefault(_identity(known), _Draft(known=known))
-        if folder not in draft.folders:
-            draft.folders.append(folder)
-            self._places += 1
-        return draft
-
-    def _match_files(self, entries: Sequence[Path], branches: Sequence[_Branch]) -> None:
-        for stem, path in _image_stems(entries):
-            found = [self._match_file(stem, path, branch) for branch in branches]
-            # Where folders name the cases, further files in them are nobody's business.
-            if not any(found) and not any(_identity(branch.known) for branch in branches):
-                self.problems.append(_unknown_file(path, branches, self._rule))
-
-    def _match_file(self, stem: str, path: Path, branch: _Branch) -> bool:
-        pattern = self._rule.pattern(branch.names[0], known=branch.known, ignore_case=True)
-        match = pattern.fullmatch(stem)
-        if match is None:
-            return False
-        known = {**branch.known, **match.groupdict()}
-        if branch.modality is None:
-            self._add_mask(known, path)
-            return True
-        # Where files name the cases, the case is all that tells where a problem is.
-        place = path.parent if _identity(branch.known) else path.parent / _identity(known)
-        images = self._draft(known, place).images.setdefault(branch.modality, [])
-        if path not in images:
-            images.append(path)
-        return True
-
-    def _add_mask(self, known: Mapping[str, str], path: Path) -> None:
-        masks = self.strays.setdefault(_identity(known), [])
-        if path not in masks:  # several paths of a rule may lead to one file
-            masks.append(path)
-
-    def _enter(self, folder: Path, branches: Sequence[_Branch]) -> None:
-        inside = []
-        for branch in branches:
-            pattern = self._rule.pattern(branch.names[0], known=branch.known, ignore_case=False)
-            match = pattern.fullmatch(folder.name)
-            if match is not None:
-                known = {**branch.known, **match.groupdict()}
-                inside.append(
-                    _Branch(modality=branch.modality, names=branch.names[1:], known=known)
-                )
-        of_images = [branch for branch in branches if branch.modality is not None]
-        if inside:
-            before = self._places, len(self.problems)
-            self._look(folder, inside)
-            named = [branch for branch in inside if branch.modality is not None and branch.known]
-            if named and before == (self._places, len(self.problems)):
-                # A person's folder without a case is a problem, not nobody.
-                self.problems.append(_empty_patient(named[0].known["patient"], folder))
-        elif of_images and folder.name not in self._rule.ignored:
-            self.problems.append(_unknown_folder(folder, of_images, self._rule))
-
-
-def _identity(known: Mapping[str, str]) -> str:
-    """Name of a case."""
-    if "case" in known:
-        return known["case"]
-    return "_".join(known[name] for name in ("patient", "session") if name in known)
-
-
-def _patient_id(case_id: str, draft: _Draft, pattern: str) -> str:
+def _patient_id(case_id: str, draft: Draft, pattern: str) -> str:
     match = re.fullmatch(pattern, case_id) if pattern else None
     return match["patient"] if match else draft.known["patient"]
 
 
-def _may_hold_patients(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".") and entry.name not in _NOT_PATIENTS
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is an image; hidden ``._`` files are none."""
-    return not name.startswith(".") and name.lower().endswith(_IMAGE_SUFFIXES)
-
-
-def _image_stems(entries: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(name without suffix, path) of every image file."""
-    for path in entries:
-        if is_image(path.name) and path.is_file():
-            length = next(len(s) for s in _IMAGE_SUFFIXES if path.name.lower().endswith(s))
-            yield path.name[:-length], path
-
-
 def _case(
     case_id: str,
-    draft: _Draft,
+    draft: Draft,
     patient_id: str,
     data: SiteData,
     rule: LayoutRule,
@@ -376,14 +180,14 @@ def _case(
 ) -> tuple[Case, list[Problem]]:
     problems: list[Problem] = []
     if len(draft.folders) > 1:
-        problems.append(_doubled_case(patient_id, *draft.folders[:2]))
+        problems.append(doubled_case(patient_id, *draft.folders[:2]))
     where = draft.folders[0] if draft.folders else data.root
     if data.patient and not re.fullmatch(data.patient, case_id):
-        problems.append(_no_patient_in(case_id, where, data.patient))
+        problems.append(no_patient_in(case_id, where, data.patient))
 
     def single(paths: Sequence[Path], what: str, *, required: bool) -> Path | None:
         if judged and (len(paths) > 1 or (required and not paths)):
-            problems.append(_wrong_count(patient_id, where, what, paths))
+            problems.append(wrong_count(patient_id, where, what, paths))
         return paths[0] if len(paths) == 1 else None
 
     # Of a doubled or unreadable case, nothing more is worth a line.
@@ -438,7 +242,7 @@ def _unfit_settings(data: SiteData, rule: LayoutRule) -> list[Problem]:
     return problems
 
 
-def _included(path: Path | None, walk: _Walk) -> tuple[list[str], list[Problem]]:
+def _included(path: Path | None, walk: Walk) -> tuple[list[str], list[Problem]]:
     """The cases of the site, and those that are listed and not there."""
     if path is None:
         return sorted(walk.drafts), []
@@ -451,7 +255,7 @@ def _included(path: Path | None, walk: _Walk) -> tuple[list[str], list[Problem]]
     return [case_id for case_id in listed if case_id in walk.drafts], problems
 
 
-def _stray_masks(walk: _Walk) -> Iterator[Problem]:
+def _stray_masks(walk: Walk) -> Iterator[Problem]:
     for case_id, paths in sorted(walk.strays.items()):
         yield Problem(
             patient_id=case_id,
@@ -507,7 +311,7 @@ def _both_sets(data: SiteData, rule: LayoutRule, cases: Sequence[str]) -> Iterat
     folder = data.root / rule.held_apart
     if not rule.held_apart or not folder.is_dir():
         return
-    stems = {re.sub(r"_\d{4}$", "", stem) for stem, _ in _image_stems(sorted(folder.iterdir()))}
+    stems = {re.sub(r"_\d{4}$", "", stem) for stem, _ in image_stems(sorted(folder.iterdir()))}
     for case_id in sorted(stems.intersection(cases)):
         yield Problem(
             patient_id=case_id,
@@ -517,112 +321,3 @@ def _both_sets(data: SiteData, rule: LayoutRule, cases: Sequence[str]) -> Iterat
             fix="Remove it from one of the two.",
             names=True,
         )
-
-
-def _missing_folder(folder: Path) -> Problem:
-    return Problem(
-        patient_id="",
-        where=str(folder),
-        rule="a folder",
-        value="a file" if folder.exists() else "nothing",
-        fix="Correct the path, or mount the disk that holds it.",
-    )
-
-
-def _unreadable(patient_id: str, folder: Path, error: OSError) -> Problem:
-    return Problem(
-        patient_id=patient_id,
-        where=str(folder),
-        rule="a readable folder",
-        value=str(error.strerror),
-        fix="Let medfl's user read the folder.",
-    )
-
-
-def _no_patients(data: SiteData, rule: LayoutRule) -> Problem:
-    paths = rule.images[data.modalities[0]]
-    return Problem(
-        patient_id="",
-        where=str(data.root),
-        rule=f"images at {' or '.join(paths[:2])} (.nii.gz), case {rule.case or rule.patient}",
-        value="none",
-        fix="Point data.root at the folder that holds the patients, or correct data.layout; "
-        "`medfl check --detect` proposes one.",
-    )
-
-
-def _no_patient_in(case_id: str, where: Path, pattern: str) -> Problem:
-    return Problem(
-        patient_id=case_id,
-        where=str(where),
-        rule=f"a case whose name matches data.patient = {pattern!r}",
-        value=repr(case_id),
-        fix="Correct data.patient in the site's file, or the name.",
-        names=True,
-    )
-
-
-def _empty_patient(patient_id: str, folder: Path) -> Problem:
-    return Problem(
-        patient_id=patient_id,
-        where=str(folder),
-        rule="a patient's images",
-        value="none",
-        fix="Add the images, or remove the folder.",
-    )
-
-
-def _unknown_folder(folder: Path, branches: Sequence[_Branch], rule: LayoutRule) -> Problem:
-    names = list(dict.fromkeys(branch.names[0] for branch in branches))
-    fixed = [name for name in names if "{" not in name and "*" not in name]
-    patterns = [
-        rule.pattern(name, known={}, ignore_case=False).pattern
-        for name in names
-        if name not in fixed and name != "*"
-    ]
-    wanted = [f"one of {fixed}"] if fixed else []
-    wanted += [f"a name that matches {pattern}" for pattern in patterns]
-    return Problem(
-        patient_id="",
-        where=str(folder),
-        rule=" or ".join(wanted),
-        value=repr(folder.name),
-        fix="Move the folder elsewhere, or correct data.layout.",
-        names=True,
-    )
-
-
-def _unknown_file(path: Path, branches: Sequence[_Branch], rule: LayoutRule) -> Problem:
-    names = dict.fromkeys(branch.names[0] for branch in branches)
-    patterns = [rule.pattern(name, known={}, ignore_case=False).pattern for name in names]
-    return Problem(
-        patient_id="",
-        where=str(path),
-        rule=" or ".join(f"a name that matches {pattern}" for pattern in patterns),
-        value=repr(path.name),
-        fix="Move the file elsewhere, rename it, or correct data.layout.",
-        names=True,
-    )
-
-
-def _doubled_case(patient_id: str, first: Path, second: Path) -> Problem:
-    return Problem(
-        patient_id=patient_id,
-        where=str(second),
-        rule="each case in one folder",
-        value=f"also {first}",
-        fix="Remove one of the two.",
-        names=True,
-    )
-
-
-def _wrong_count(patient_id: str, where: Path, what: str, paths: Sequence[Path]) -> Problem:
-    names = ", ".join(path.name for path in paths)
-    return Problem(
-        patient_id=patient_id,
-        where=str(where),
-        rule=what,
-        value=names or "none",
-        fix="Keep one of the files." if paths else "Add the file, or remove the case.",
-        names=bool(paths),
-    )

@@ -161,12 +161,13 @@ def restore_probabilities(probabilities_RDHW: Tensor, *, image: MetaTensor) -> T
         float32 of shape (R, X, Y, Z) along the source's stored axes.
     """
     resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float64)
-    restored = resample(
+    restored: MetaTensor = resample(
         MetaTensor(probabilities_RDHW.cpu().to(torch.float32), affine=image.affine),
         dst_affine=torch.as_tensor(np.asarray(image.meta["original_affine"], dtype=np.float64)),
         spatial_size=[int(size) for size in image.meta["spatial_shape"]],
     )
-    return restored.as_tensor().clamp(0, 1).to(torch.float32)
+    values: Tensor = restored.as_tensor().clamp(0, 1).to(torch.float32)
+    return values
 
 
 class PatientStore:

@@ -47,7 +47,7 @@ def predict_case(
         DataError: If the case cannot be read.
     """
     if not out.name.endswith(_SUFFIXES):
-        raise ConfigError(f"--out: expected a name ending in .nii or .nii.gz, found {out.name!r}.")
+        raise ConfigError(f"{out}: expected a name ending in .nii or .nii.gz.")
     wanted = data.model_copy(update={"modalities": predictor.modalities(data.modalities)})
     case = read_case(folder, data=wanted)
     _require_new(out, probabilities=probabilities)
