@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -16,6 +16,10 @@ from rich.table import Table
 from medfl.config import load_site
 from medfl.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from medfl.config import SiteConfig
+    from medfl.data.cache import TensorCache
+
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -23,6 +27,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(phantom)
     app.command()(check)
+    cache = typer.Typer(no_args_is_help=True, help="Prepared images of a site.")
+    cache.command("size")(size)
+    cache.command("clear")(clear)
+    app.add_typer(cache, name="cache")
 
 
 def phantom(
@@ -170,3 +178,32 @@ def _detect(root: Path, *, as_json: bool) -> None:
             f"{root}: expected folders that a known layout describes, found none. Describe them "
             "with layout = 'custom' in the site file."
         )
+
+
+def size(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+) -> None:
+    """Say how much disk the prepared images of a site take, and how much they may."""
+    from medfl.data.cache import RETENTION_DAYS
+
+    config = load_site(site)
+    cache = _cache(config)
+    typer.echo(
+        f"{config.name}: {cache.nbytes / 1e9:.2f} GB of {config.cache_gigabytes:g} GB; unread for "
+        f"{RETENTION_DAYS} days, an entry is deleted"
+    )
+
+
+def clear(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+) -> None:
+    """Delete the prepared images of a site; they are made again when they are needed."""
+    config = load_site(site)
+    typer.echo(f"{config.name}: {_cache(config).clear()} prepared cases deleted")
+
+
+def _cache(config: SiteConfig) -> TensorCache:
+    from medfl.data.cache import TensorCache
+    from medfl.federation.workplace import CACHE
+
+    return TensorCache(config.state / CACHE)

@@ -191,6 +191,7 @@ class SiteConfig(Section):
         witness: Folder apart from `state` that remembers the ledgers of this machine, so that a
             deleted or restored one is noticed, and a second one for the same patients.
         threads: CPU threads of one training process.
+        cache_gigabytes: Most disk for prepared images, in `state`; the longest unread go first.
     """
 
     name: Name
@@ -201,6 +202,7 @@ class SiteConfig(Section):
     witness: ExpandedPath = Field(default_factory=_witness_of_this_user)
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     threads: Count = 2
+    cache_gigabytes: Positive = 60.0
     data: SiteData
     privacy: SitePolicy
 

@@ -27,6 +27,7 @@ state = "."                     # keys, ledger, outbox, cache: this folder, on a
 # witness = "/srv/medfl-witness"
 device = "cpu"                  # or "cuda", "cuda:1"
 threads = 2                     # CPU threads of one training process, at most the physical cores
+cache_gigabytes = 60.0          # most disk for prepared images; `medfl cache clear` empties it
 
 [data]
 root = "/data/brats"            # EDIT: holds one folder per case; read, never written

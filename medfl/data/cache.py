@@ -1,14 +1,15 @@
 """Prepared cases on disk: private, checked, and gone when nobody reads them.
 
 A cache of prepared cases is patient data: the folder has mode 0700, its files 0600, names are
-hashes, and entries unread for 30 days are deleted. MONAI's `PersistentDataset` is not used: it
-writes pickles with the process's usual file mode, keys entries by path rather than by the file's
-size and time, and keeps them for ever.
+hashes, entries unread for 30 days are deleted, and beyond a size the longest unread go first.
+MONAI's `PersistentDataset` is not used: it writes pickles with the process's usual file mode, keys
+entries by path rather than by content, and keeps them for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import time
@@ -21,8 +22,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 RETENTION_DAYS = 30
+MAX_BYTES = 60 * 10**9
+"""500 BraTS cases of four modalities are 40 GB."""
+
 _SUFFIX = ".case"
+_DIGEST = ".sha256"
 _CHECKSUM_BYTES = 4
+_DIGEST_LENGTH = 64
 
 
 class TensorCache:
@@ -30,13 +36,49 @@ class TensorCache:
 
     Args:
         folder: Made with mode 0700 if missing; narrowed to 0700 if wider.
+        max_bytes: Most that all entries may take.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         self._folder = folder
+        self._max_bytes = max_bytes
         self._delete_unread()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all entries."""
+        return sum(size for _, size, _ in self._entries())
+
+    def clear(self) -> int:
+        """Delete every entry and return how many there were."""
+        entries = self._entries()
+        for path, _, _ in entries:
+            path.unlink(missing_ok=True)
+        return sum(path.suffix == _SUFFIX for path, _, _ in entries)
+
+    def content_digest(self, path: Path) -> str:
+        """SHA-256 of a file of images, as hexadecimal text.
+
+        It is remembered under the file's path, size and time of change, so that a large cohort is
+        hashed once, and not in every round.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        status = path.stat()
+        name = f"{path.absolute()}/{status.st_size}/{status.st_mtime_ns}"
+        remembered = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{_DIGEST}"
+        with contextlib.suppress(OSError):
+            digest = remembered.read_text(encoding="ascii")
+            if len(digest) == _DIGEST_LENGTH:
+                os.utime(remembered)
+                return digest
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._replace(remembered, digest.encode())
+        return digest
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The tensors stored under `key`, or None if there are none or they are damaged."""
@@ -58,24 +100,47 @@ class TensorCache:
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Store `tensors` under `key`; readers see the old entry or the new one, never a part."""
         body = safetensors.torch.save(dict(tensors))
+        self._make_room(len(body))
+        self._replace(self._path(key), body, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES))
+
+    def _replace(self, path: Path, *content: bytes) -> None:
         # mkstemp creates the file with mode 0600.
         handle, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         partial = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(body)
-                stream.write(zlib.crc32(body).to_bytes(_CHECKSUM_BYTES))
-            partial.replace(self._path(key))
+                for part in content:
+                    stream.write(part)
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _make_room(self, wanted: int) -> None:
+        """Delete what was unread for longest until an entry of this size fits."""
+        entries = sorted(self._entries(), key=lambda entry: entry[2])
+        total = sum(size for _, size, _ in entries)
+        for path, size, _ in entries:
+            if total + wanted <= self._max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def _entries(self) -> list[tuple[Path, int, float]]:
+        """Path, size and last use of every file of the cache."""
+        entries = []
+        for path in self._folder.iterdir():
+            # Another process may delete the same entry at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                if path.suffix in (_SUFFIX, _DIGEST, ".part"):
+                    status = path.stat()
+                    entries.append((path, status.st_size, status.st_mtime))
+        return entries
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
 
     def _delete_unread(self) -> None:
         oldest = time.time() - RETENTION_DAYS * 24 * 3600
-        for path in self._folder.iterdir():
-            # Another process may delete the same entry at the same time.
-            with contextlib.suppress(FileNotFoundError):
-                if path.suffix in (_SUFFIX, ".part") and path.stat().st_mtime < oldest:
-                    path.unlink()
+        for path, _, used in self._entries():
+            if used < oldest:
+                path.unlink(missing_ok=True)

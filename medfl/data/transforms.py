@@ -30,7 +30,7 @@ from monai.transforms import (
 from torch import Tensor
 
 from medfl.config.site import LabelScheme, Modality, Region
-from medfl.data.cache import TensorCache
+from medfl.data.cache import MAX_BYTES, TensorCache
 from medfl.data.cohort import Case, Patient
 from medfl.data.headers import FileFaults, read_header
 from medfl.data.intensity import normalise_scan
@@ -178,6 +178,7 @@ class PatientStore:
         frame: The frame to bring them to.
         cache_dir: Folder of the disk cache; made private (mode 0700).
         memory_bytes: Most memory for the cases used last.
+        cache_bytes: Most disk for prepared cases.
     """
 
     def __init__(
@@ -187,10 +188,11 @@ class PatientStore:
         cache_dir: Path,
         *,
         memory_bytes: int = _DEFAULT_MEMORY_BYTES,
+        cache_bytes: int = MAX_BYTES,
     ) -> None:
         self._patients = tuple(patients)
         self._frame = frame
-        self._cache = TensorCache(cache_dir)
+        self._cache = TensorCache(cache_dir, max_bytes=cache_bytes)
         self._memory_bytes = memory_bytes
         self._memory: OrderedDict[str, PreparedCase] = OrderedDict()
 
@@ -211,7 +213,7 @@ class PatientStore:
         return tuple(self._prepared_case(case) for case in self._patients[index].cases)
 
     def _prepared_case(self, case: Case) -> PreparedCase:
-        key = _cache_key(case, self._frame)
+        key = self._key(case)
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
@@ -223,6 +225,23 @@ class PatientStore:
         prepared = _unpacked(packed, self._frame)
         self._remember(key, prepared)
         return prepared
+
+    def _key(self, case: Case) -> str:
+        """A hash of everything that the prepared case depends on: contents, frame, preparation."""
+        paths = [case.images[key] for key in self._frame.present if key in case.images]
+        if case.mask is not None:
+            paths.append(case.mask)
+        try:
+            contents = [self._cache.content_digest(path) for path in paths]
+        except OSError as error:
+            raise DataError(f"{case.case_id}: expected readable files, found: {error}") from None
+        identity = {
+            "preparation": [_PREPARATION_VERSION, monai.__version__],
+            "frame": asdict(self._frame),
+            "channels": dict(case.channels),
+            "contents": contents,
+        }
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _remember(self, key: str, prepared: PreparedCase) -> None:
         self._memory[key] = prepared
@@ -322,24 +341,6 @@ def _thinned(indices: Tensor) -> Tensor:
     if len(indices) <= _MAX_CENTRES:
         return indices
     return indices[torch.linspace(0, len(indices) - 1, _MAX_CENTRES, dtype=torch.float64).long()]
-
-
-def _cache_key(case: Case, frame: Frame) -> str:
-    """A hash of everything that the prepared case depends on."""
-    paths = [case.images[key] for key in frame.present if key in case.images]
-    if case.mask is not None:
-        paths.append(case.mask)
-    try:
-        files = [(str(path.absolute()), path.stat()) for path in paths]
-    except OSError as error:
-        raise DataError(f"{case.case_id}: expected readable files, found: {error}") from None
-    identity = {
-        "preparation": [_PREPARATION_VERSION, monai.__version__],
-        "frame": asdict(frame),
-        "channels": dict(case.channels),
-        "files": [(path, status.st_size, status.st_mtime_ns) for path, status in files],
-    }
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def _packed(case: PreparedCase) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ from medfl.privacy.witness import Witness
 from medfl.secret_files import secret_key
 from medfl.segmentation.devices import device_named
 
+CACHE = "cache"
+"""Folder of prepared images in the state folder."""
+
 SITE_KEY = "site.key"
 """Secret of pseudonyms and of the held-out split, in the state folder."""
 
@@ -152,9 +155,15 @@ class Workplace:
         """
         frame = self.frame(study)
         if frame not in self._stores:
-            cache = self.site.state / "cache"
-            training = PatientStore(self.patients.training, frame, cache)
-            held_out = PatientStore(self.patients.held_out, frame, cache)
+            training, held_out = (
+                PatientStore(
+                    patients,
+                    frame,
+                    self.site.state / CACHE,
+                    cache_bytes=int(self.site.cache_gigabytes * 1e9),
+                )
+                for patients in (self.patients.training, self.patients.held_out)
+            )
             self._stores[frame] = (training, held_out)
         return self._stores[frame]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -100,3 +101,52 @@ def test_entries_that_nobody_reads_are_deleted(tmp_path: Path) -> None:
     assert cache.read("young") is not None
     assert cache.read("unread") is None
     assert (tmp_path / "somebody else's.txt").exists()
+
+
+def aged(folder: Path, key: str, *, days: float) -> None:
+    path = folder / f"{key}.case"
+    os.utime(path, (time.time() - days * DAY, time.time() - days * DAY))
+
+
+def test_beyond_its_size_the_longest_unread_entries_go(tmp_path: Path) -> None:
+    TensorCache(tmp_path).write("old", TENSORS)
+    one = TensorCache(tmp_path).nbytes
+    cache = TensorCache(tmp_path, max_bytes=3 * one)
+    for key in ("older", "read"):
+        cache.write(key, TENSORS)
+    for key, days in (("old", 3), ("older", 4), ("read", 5)):
+        aged(tmp_path, key, days=days)
+    assert cache.read("read") is not None  # is the youngest now
+    cache.write("new", TENSORS)
+    assert cache.read("older") is None
+    assert all(cache.read(key) is not None for key in ("old", "read", "new"))
+    assert cache.nbytes <= 3 * one
+
+
+def test_a_cache_can_be_emptied(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path / "cache")
+    for key in ("a", "b"):
+        cache.write(key, TENSORS)
+    cache.content_digest(Path(__file__))
+    (tmp_path / "cache" / "somebody else's.txt").touch()
+    assert cache.clear() == 2
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["somebody else's.txt"]
+    assert cache.nbytes == 0
+
+
+def test_a_file_is_hashed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, image = TensorCache(tmp_path / "cache"), tmp_path / "image"
+    image.write_bytes(b"one")
+    first = cache.content_digest(image)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
+        assert TensorCache(tmp_path / "cache").content_digest(image) == first
+    image.write_bytes(b"two")
+    os.utime(image, ns=(1, 1))
+    assert cache.content_digest(image) == hashlib.sha256(b"two").hexdigest()
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"cut")
+    assert cache.content_digest(image) == hashlib.sha256(b"two").hexdigest()
