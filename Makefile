@@ -21,8 +21,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -qq -c .venv/constraints.txt
 # One thread in each of two processes uses two cores better than two threads in one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-STAGES := lint types contracts test-unit test-federation test-e2e test-notebooks
+STAGES := lint types contracts test-unit test-federation test-deployment test-e2e test-notebooks
 FEDERATION_TESTS := tests/federation
+DEPLOYMENT_TESTS := tests/federation/deployment
 NOTEBOOK_TESTS := tests/test_notebooks.py
 # Text notebooks where there are any, else the .ipynb files themselves.
 NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))
@@ -69,9 +70,14 @@ contracts: .venv/.installed-all ## import-linter: who may import whom
 test-unit: .venv/.installed-all ## all tests that take seconds
 	$(call stage,test-unit,$(PYTEST) -m 'not slow' --junitxml=build/tests/unit.xml)
 
-test-federation: .venv/.installed-all ## slow tests of the federation: processes, crashes, resumption
+test-federation: .venv/.installed-all ## slow tests of the federation in a process or two: crashes, resumption
 	$(call stage,test-federation,$(PYTEST) -m slow --junitxml=build/tests/federation.xml \
-		$(FEDERATION_TESTS))
+		--ignore=$(DEPLOYMENT_TESTS) $(FEDERATION_TESTS))
+
+# One more than there are cores: these processes wait for each other for half of the time.
+test-deployment: .venv/.installed-all ## slow tests of a server and hospitals as real processes
+	$(call stage,test-deployment,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $(WORKERS) + 1 )) \
+		--dist loadfile -m slow --junitxml=build/tests/deployment.xml $(DEPLOYMENT_TESTS))
 
 test-e2e: .venv/.installed-all ## all other slow tests: whole studies, audits
 	$(call stage,test-e2e,$(PYTEST) -m slow --junitxml=build/tests/e2e.xml \

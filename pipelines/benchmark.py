@@ -2,25 +2,28 @@
 
     python pipelines/benchmark.py                     both parts
     python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
-    python pipelines/benchmark.py federation
+    python pipelines/benchmark.py federation [--way ray --sites 8 --payload 20] [--out DIR]
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
-with the same network, crops and threads. `federation` shows what a round costs beside its training,
-in this process and on Flower's simulation runtime. Everything runs in a process of its own, one at
-a time.
+with the same network, crops and threads. `federation` shows what a round costs beside its training
+and how much memory the server takes, in this process, on Flower's simulation runtime and as real
+processes. Everything runs in processes of its own, one measurement at a time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import federation_scale
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -70,28 +73,66 @@ def main(context: typer.Context) -> None:
     """Measure what medfl costs on this machine; both parts unless one is named."""
     if context.invoked_subcommand is None:
         step(crop=None, quick=False, out=None)
-        federation()
+        federation(way=None, sites=None, payload=None, out=None)
 
 
 @app.command()
-def federation() -> None:
-    """Overhead of a round: four sites with one tiny step each, and Flower between them."""
-    table = Table(title="One round of four sites, one small step each")
-    for heading in ("engine", "round s", "training s", "overhead s", "whole run s"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
-    for engine in ("inprocess", "ray"):
-        with console.status(f"federation: {engine}"):
-            cost = _child("federation_cost.py", engine)
-        training = cost["training_seconds"]
-        known = training is not None
-        table.add_row(
-            engine,
-            f"{cost['round_seconds']:.2f}",
-            f"{training:.2f}" if known else "in other processes",
-            f"{cost['round_seconds'] - training:.2f}" if known else "",
-            f"{cost['total_seconds']:.1f}",
-        )
-    console.print(table)
+def federation(
+    way: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(federation_scale.WAYS)}.")
+    ] = None,
+    sites: Annotated[list[int] | None, typer.Option(min=1, help="How many sites.")] = None,
+    payload: Annotated[
+        list[int] | None, typer.Option(help=f"Megabytes, of {federation_scale.PAYLOADS}.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for federation.json and .png.")] = None,
+) -> None:
+    """Overhead of a round and memory of the server; everything unless a part is named."""
+    ways, payloads = way or list(federation_scale.WAYS), payload or federation_scale.PAYLOADS
+    _require(ways, among=federation_scale.WAYS, option="--way")
+    _require(payloads, among=federation_scale.PAYLOADS, option="--payload")
+    wanted = federation_scale.cells(ways=ways, sites=sites or (), payloads=payloads)
+    costs: list[federation_scale.RoundCost] = []
+    failures: dict[federation_scale.Cell, str] = {}
+    for number, cell in enumerate(wanted, start=1):
+        try:
+            with console.status(f"{number}/{len(wanted)}: {cell.label}"):
+                costs.append(federation_scale.measure(cell))
+        except federation_scale.CellFailed as error:
+            failures[cell] = str(error)
+        outcome = f"failed: {failures[cell]}" if cell in failures else "measured"
+        console.print(f"{number}/{len(wanted)} {cell.label}: {outcome}", markup=False)
+        if out is not None:
+            # After each, so that nothing is lost with a later one.
+            _write_federation(costs, failures, out=out)
+    console.print(federation_scale.table(costs, failures=failures))
+    if out is not None and costs:
+        federation_scale.figure(costs).savefig(out / "federation.png", dpi=150)
+        console.print(f"Written to {out}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _require(values: Iterable[object], *, among: Collection[object], option: str) -> None:
+    strange = [value for value in values if value not in among]
+    if strange:
+        raise typer.BadParameter(f"{option}: expected some of {list(among)}, found {strange}.")
+
+
+def _write_federation(
+    costs: list[federation_scale.RoundCost],
+    failures: dict[federation_scale.Cell, str],
+    *,
+    out: Path,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    report = {
+        "environment": _environment(),
+        "definition": federation_scale.DEFINITION,
+        "rounds": [asdict(cost) for cost in costs],
+        "failures": [asdict(cell) | {"reason": reason} for cell, reason in failures.items()],
+    }
+    (out / "federation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -192,7 +233,8 @@ def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: version(name) for name in ("medfl", "torch", "monai", "opacus", "numpy")},
+        "cpus": os.cpu_count(),
+        **{name: version(name) for name in ("medfl", "torch", "monai", "opacus", "flwr", "numpy")},
     }
 
 

@@ -70,11 +70,15 @@ def export(
     Patients stand in it as keyed hashes; the key never leaves the site.
     """
     from medfl.durable import write_atomically
+    from medfl.federation.deployment.presence import require_not_left
     from medfl.federation.ledger_export import export_ledger
 
     if out.exists():
         raise ConfigError(f"{out}: expected a new file, found one that exists.")
     workplace = _workplace(site, run=run)
+    if run is None:
+        # Its keys are gone, and the export made on leaving is there.
+        require_not_left(workplace.site.state)
     with workplace.open_ledger() as ledger:
         content = export_ledger(ledger, keys=workplace.keys)
     write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Commands of a coordinator: make a server, admit hospitals, serve, run a study."""
+"""Commands of a coordinator: make a server, bring hospitals in and out, serve, run a study."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import typer
 from rich.console import Console
 
 from medfl.cli.plan import StudyFile
+from medfl.cli.status import status
 from medfl.config import load_study
+from medfl.durable import write_atomically
 
 ServerFolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The server's folder, as `medfl server init` made it.")
 ]
+HospitalName = Annotated[str, typer.Argument(metavar="NAME", help="The hospital's name.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Run a federation of hospitals, as coordinator.")
-    group.command("init")(init)
-    group.command("admit")(admit)
-    group.command("start")(start)
-    group.command("run")(run)
+    for command in (init, invite, admit, revoke, renew, start, run, status):
+        group.command(command.__name__)(command)
     app.add_typer(group, name="server")
 
 
@@ -39,13 +40,40 @@ def init(
         ),
     ] = "localhost",
     port: Annotated[int, typer.Option(help="TCP port.")] = 8443,
+    federation: Annotated[
+        str, typer.Option("--name", help="The federation's name, as hospitals read it.")
+    ] = "medfl federation",
 ) -> None:
     """Make a server: its certificate authority, certificate, secrets, and a study to start from."""
     from medfl.federation.deployment.server_folder import ServerFolder
 
-    server = ServerFolder.create(folder, host=host, port=port)
+    server = ServerFolder.create(folder, host=host, port=port, federation=federation)
     typer.echo(f"Server: {server.path} (keep it secret, and keep a copy)")
-    typer.echo(f"For the hospitals: {server.authority}, and the address {host}:{port}")
+    typer.echo(
+        f"For each hospital: `medfl server invite {folder} NAME`, or {server.authority} and the "
+        f"address {server.address}"
+    )
+
+
+def invite(
+    folder: ServerFolderArgument,
+    name: HospitalName,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where NAME.invite goes.")
+    ] = Path(),
+) -> None:
+    """Reserve a hospital's name and write the file to send: address, certificate, versions.
+
+    The file holds nothing secret and lets nobody in: `medfl server admit` does, by the keys in the
+    hospital's site.pub. Inviting again makes the earlier file void.
+    """
+    from medfl.federation.deployment.server_folder import ServerFolder
+
+    invitation = ServerFolder(folder).invite(name)
+    path = out / invitation.file_name
+    write_atomically(path, invitation.text.encode())
+    typer.echo(f"To send: {path} (invitation {invitation.code})")
+    typer.echo(f"Compare by telephone, of its certificate: {invitation.authority_fingerprint}")
 
 
 def admit(
@@ -53,18 +81,55 @@ def admit(
     bundle: Annotated[
         Path, typer.Argument(metavar="SITE.pub", help="What the hospital's `site init` wrote.")
     ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The hospital's name.")],
+    name: HospitalName,
 ) -> None:
     """Let a hospital take part: bind the keys in its site.pub to its name.
 
-    Check on another way, for example by telephone, that the file came from the hospital.
+    Ask the hospital by telephone for the fingerprint: the file may have been changed on its way. A
+    hospital that is admitted already may bring new keys that its old ones have signed.
     """
     from medfl.federation.deployment.admission import read_bundle
     from medfl.federation.deployment.server_folder import ServerFolder
 
-    server, site = ServerFolder(folder), read_bundle(bundle)
-    server.admit(site, name=name)
-    typer.echo(f"Admitted {name}: event key {site.event_key[:16]}...")
+    received = read_bundle(bundle)
+    hospital = ServerFolder(folder).admit(received, name=name)
+    if len(hospital.admissions) > 1:
+        old = hospital.admissions[-2].site.fingerprint
+        typer.echo(f"New keys of {name}, signed by its old ones ({old}), which are shut out.")
+    elif received.invitation:
+        typer.echo(f"Admitted {name}, which answered its invitation {received.invitation}.")
+    else:
+        typer.echo(f"Admitted {name}; its site.pub names no invitation.")
+    typer.echo(f"Compare by telephone, of its keys: {received.site.fingerprint}")
+
+
+def revoke(
+    folder: ServerFolderArgument,
+    name: HospitalName,
+    reason: Annotated[str, typer.Option("--reason", help="For the record.")],
+) -> None:
+    """Shut a hospital out for ever; its name stays reserved and its history stays."""
+    from medfl.federation.deployment.server_folder import ServerFolder
+
+    ServerFolder(folder).revoke(name, reason=reason)
+    typer.echo(
+        f"Revoked {name}. A running server shuts it out within seconds, one that does not run when "
+        "it starts. To take part again it needs new keys and a new name."
+    )
+
+
+def renew(folder: ServerFolderArgument) -> None:
+    """Make a new server certificate under the same authority; hospitals change nothing.
+
+    The old one and its key stay beside it as .old. A running server shows the new one after a
+    restart, which a run under way survives.
+    """
+    from medfl.federation.deployment.server_folder import ServerFolder
+
+    server = ServerFolder(folder)
+    certificate = server.renew_certificate()
+    typer.echo(f"New certificate: {server.certificate}, valid until {certificate.end:%Y-%m-%d}")
+    typer.echo("Restart the server to use it.")
 
 
 def start(folder: ServerFolderArgument) -> None:
@@ -73,7 +138,14 @@ def start(folder: ServerFolderArgument) -> None:
     from medfl.federation.deployment.server_folder import ServerFolder
 
     server = ServerFolder(folder)
-    serve(server, on_ready=lambda: typer.echo(f"Serving {server.host}:{server.port}."))
+    certificate = server.require_usable_certificate()
+    if certificate.expires_soon:
+        typer.echo(
+            f"warning: the server's certificate ends in {certificate.days_left} days; renew it "
+            f"with `medfl server renew {folder}` and restart.",
+            err=True,
+        )
+    serve(server, on_ready=lambda: typer.echo(f"Serving {server.address}."))
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Commands of a hospital: make and exchange a site's keys, and run it."""
+"""Commands of a hospital: make and exchange a site's keys, run it, pause it, and leave."""
 
 from __future__ import annotations
 
@@ -10,34 +10,60 @@ import typer
 SiteFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The site's state folder, as in its site file.")
 ]
+SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        no_args_is_help=True, help="Make and exchange the keys of a site, and run it."
+        no_args_is_help=True, help="Make and exchange the keys of a site, run it, pause and leave."
     )
     group.command("init")(init)
     group.command("rotate")(rotate)
     group.command("start")(start)
+    group.command("pause")(pause)
+    group.command("resume")(resume)
+    group.command("leave")(leave)
+    group.command("clean")(clean)
     app.add_typer(group, name="site")
 
 
-def init(folder: SiteFolder) -> None:
+def init(
+    folder: SiteFolder,
+    invite: Annotated[
+        Path | None,
+        typer.Option("--invite", metavar="NAME.invite", help="What the coordinator sent."),
+    ] = None,
+) -> None:
     """Make a site's keys, site.pub for the coordinator, and a commented site file to edit.
 
     The keys (DIR/keys) stay at the site: a node key with which it joins the federation, and an
     event key that signs what its ledger was charged for. Back them up where the ledger is.
     """
     from medfl.config.site_template import SITE_FILE, write_site_template
+    from medfl.durable import write_atomically
+    from medfl.federation.deployment.invitation import read_invitation
+    from medfl.federation.deployment.presence import require_not_left
     from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
 
-    if write_site_template(folder / SITE_FILE, name=folder.resolve().name):
+    require_not_left(folder)
+    invitation = read_invitation(invite) if invite is not None else None
+    if invitation is not None:
+        invitation.require_same_versions()
+    name = folder.resolve().name if invitation is None else invitation.name
+    if write_site_template(folder / SITE_FILE, name=name):
         typer.echo(f"To edit: {folder / SITE_FILE}")
     keys = SiteKeys.create(folder / KEYS)
-    keys.write_public(folder / PUBLIC, folder=folder / KEYS)
+    code = "" if invitation is None else invitation.code
+    keys.write_public(folder / PUBLIC, folder=folder / KEYS, invitation=code)
     typer.echo(f"Keys: {folder / KEYS} (keep them secret, and keep a copy)")
-    typer.echo(f"For the coordinator: {folder / PUBLIC}")
+    _echo_public(folder / PUBLIC)
+    if invitation is not None:
+        write_atomically(folder / "ca.crt", invitation.certificate.encode())
+        typer.echo(
+            f"Server: {invitation.server}, trusted by {folder / 'ca.crt'} (fingerprint "
+            f"{invitation.authority_fingerprint}: compare it by telephone)"
+        )
 
 
 def rotate(folder: SiteFolder) -> None:
@@ -46,16 +72,19 @@ def rotate(folder: SiteFolder) -> None:
     The old event key signs the new one and is then deleted; what it signed can still be verified.
     The coordinator needs the new site.pub.
     """
+    from medfl.federation.deployment.presence import require_not_left
     from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
 
+    require_not_left(folder)
     keys = SiteKeys.read(folder / KEYS).rotate(folder / KEYS)
     keys.write_public(folder / PUBLIC, folder=folder / KEYS)
     typer.echo(f"New keys: {folder / KEYS} (exchange {len(keys.rotations)})")
-    typer.echo(f"For the coordinator: {folder / PUBLIC}")
+    _echo_public(folder / PUBLIC)
+    typer.echo("Once the coordinator has admitted it, start the site again.")
 
 
 def start(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+    site: SiteFile,
     server: Annotated[
         str, typer.Option("--server", metavar="HOST:PORT", help="The coordinator's server.")
     ],
@@ -71,3 +100,79 @@ def start(
     from medfl.federation.deployment.site_node import run_site
 
     run_site(site, server=server, authority=authority)
+
+
+def pause(site: SiteFile) -> None:
+    """Refuse every proposal and task until `medfl site resume`, also after a restart.
+
+    The site stays connected, and nothing is charged. A round under way ends: it is paid for.
+    """
+    from medfl.federation.deployment.hospital import load_hospital
+    from medfl.federation.deployment.presence import pause as pause_site
+    from medfl.federation.deployment.presence import require_not_left
+
+    config = load_hospital(site)
+    require_not_left(config.state)
+    pause_site(config.state)
+    typer.echo(f"Paused: {config.name} refuses every message until `medfl site resume`.")
+
+
+def resume(site: SiteFile) -> None:
+    """Take part again after `medfl site pause`."""
+    from medfl.federation.deployment.hospital import load_hospital
+    from medfl.federation.deployment.presence import require_not_left
+    from medfl.federation.deployment.presence import resume as resume_site
+
+    config = load_hospital(site)
+    require_not_left(config.state)
+    resume_site(config.state)
+    typer.echo(f"Resumed: {config.name} takes part.")
+
+
+def leave(
+    site: SiteFile,
+    reason: Annotated[str, typer.Option(help="Why, in your words; it is kept at the site.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Leave for good: ends the running site and deletes its private keys; this can't be undone.
+
+    Ledger, witness and paid updates stay, and so does a last signed export of the ledger. What the
+    patients have spent stays spent, wherever they take part next.
+    """
+    from medfl.federation.deployment.departure import leave as leave_for_good
+    from medfl.federation.deployment.hospital import load_hospital
+
+    config = load_hospital(site)
+    if not yes:
+        typer.confirm(f"Delete the private keys of {config.name} and leave for good?", abort=True)
+    export = leave_for_good(config, reason=reason)
+    typer.echo(f"Left: the private keys of {config.name} are deleted; delete their backup too.")
+    typer.echo(f"The ledger, for an auditor: {export}")
+    typer.echo("Tell the coordinator, who takes the site off the list of hospitals.")
+
+
+def clean(
+    site: SiteFile,
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="DAYS", min=0, help="Age of what is deleted.")
+    ] = 30.0,
+) -> None:
+    """Delete sent updates that no server should ask for any more; the ledger stays.
+
+    If one is asked for all the same, its round is computed and charged again: that costs budget,
+    never privacy.
+    """
+    from medfl.federation.deployment.hospital import load_hospital
+    from medfl.federation.workplace import hospital_workplace
+
+    workplace = hospital_workplace(load_hospital(site))
+    typer.echo(f"Deleted: {workplace.prune_outbox(older_than_days=older_than)} updates.")
+
+
+def _echo_public(path: Path) -> None:
+    from medfl.federation.deployment.admission import read_bundle
+
+    typer.echo(
+        f"For the coordinator: {path} (fingerprint {read_bundle(path).site.fingerprint}: compare "
+        "it by telephone)"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from flwr.app import Message, RecordDict
@@ -13,6 +14,8 @@ from medfl.federation.exchange import ask, wait_for_nodes
 from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import Declaration, Proposal, read_body, refusal_code, to_record
 from medfl.privacy.accountant import Charge, epsilon
+
+logger = logging.getLogger(__name__)
 
 # A site's noise is rounded up, so that a recomputed epsilon can only be lower than the target.
 EPSILON_TOLERANCE = 1e-6
@@ -75,6 +78,8 @@ def agree(
         else:
             declarations[declaration.site] = declaration
             by_site[declaration.site] = node
+    if problems:
+        logger.warning("Left out of the run: %s.", "; ".join(problems))
     if len(declarations) < settings.min_sites:
         raise QuorumError(
             f"Expected at least {settings.min_sites} sites that agree to the study, found "

@@ -1,7 +1,7 @@
 """The ClientApp: Flower's messages in, the site's answers out.
 
-A failure leaves the site as a fixed code; its text, which may name folders or patients, goes to the
-site's own log. Flower would otherwise send the exception's text to the server.
+A failure leaves the site as a fixed code, and one line about it goes to the site's own log. Flower
+would otherwise send the exception's text, which may name folders or patients, to the server.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from medfl.errors import MedflError
+from medfl.errors import MessageError
+from medfl.federation.failures import code_of, told
 from medfl.federation.messages import (
     EvaluateTask,
     Proposal,
@@ -35,6 +35,9 @@ WorkplaceOf = Callable[[Context], Workplace]
 ObserverOf = Callable[[str], StepObserver]
 """Progress of the site with this name."""
 
+KINDS = frozenset({"query", "train", "evaluate"})
+"""Flower's types of the messages that a site answers."""
+
 
 def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> ClientApp:
     """The app that every site runs.
@@ -43,7 +46,7 @@ def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> Cl
         workplace_of: Finds the site's files.
         observer_of: Where the site's progress is shown.
     """
-    app = ClientApp()
+    app = _SiteApp()
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -60,6 +63,7 @@ def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> Cl
                 workplace,
                 read_body(record, TrainTask),
                 read_weights(record),
+                expires=message.metadata.created_at + message.metadata.ttl,
                 on_step=observer_of(workplace.site.name),
             )
             return to_record(update, weights=weights)
@@ -84,16 +88,26 @@ def ignore_steps(done: int, total: int) -> None:
     """An observer that shows nothing."""
 
 
+class _SiteApp(ClientApp):
+    """Refuses a kind of message that it does not know; Flower would raise and send a text."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type in KINDS:
+            return super().__call__(message, context)
+        return _answer(message, _refuse_kind)
+
+
+def _refuse_kind(_: RecordDict) -> RecordDict:
+    raise MessageError(
+        f"Expected a message of a kind among {sorted(KINDS)}, found another.", code="message-kind"
+    )
+
+
 def _answer(message: Message, work: Callable[[RecordDict], RecordDict]) -> Message:
     try:
         content = work(message.content)
-    except MedflError as error:
-        logger.warning("Refused with code %s: %s", error.code, error)
-        content = refusal(error.code)
-    except (MemoryError, torch.OutOfMemoryError):
-        logger.exception("Out of memory.")
-        content = refusal("out-of-memory")
-    except Exception:  # the text of an unforeseen failure must not leave the site either
-        logger.exception("Failed.")
-        content = refusal("internal")
+    except Exception as error:  # noqa: BLE001  an unforeseen failure's text must not leave either
+        code = code_of(error)
+        logger.warning("Refused with code %s: %s", code, told(error))
+        content = refusal(code)
     return Message(content, reply_to=message)

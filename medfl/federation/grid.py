@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,12 +17,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from medfl.federation.exchange import release
+
 _SERVER_NODE = 1
 _RUN = 1
 
 
 class InProcessGrid(Grid):
-    """Delivers each message at once and keeps the reply.
+    """Delivers each message when its reply is pulled, so that one reply is in memory at a time.
 
     Args:
         client_app: The sites' app.
@@ -43,7 +45,7 @@ class InProcessGrid(Grid):
             )
             for node, config in node_configs.items()
         }
-        self._replies: dict[str, Message] = {}
+        self._sent: dict[str, Message] = {}
         self._numbers = itertools.count(1)
         self._run = Run.create_empty(_RUN)
 
@@ -72,16 +74,15 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver messages and let each node answer before the next one is called."""
+        """Take messages; a node gets its own when its reply is pulled (Flower's interface)."""
         identifiers = []
         for message in messages:
             identifier = f"message-{next(self._numbers)}"
-            # A copy, so that no node shares memory with the server or with another node.
-            delivered = copy.deepcopy(message)
-            delivered.metadata.__dict__["_message_id"] = identifier
-            reply = self.deliver(delivered)
-            if reply is not None:
-                self._replies[identifier] = copy.deepcopy(reply)
+            # A copy, so that no node shares memory with the server or with another node; the bytes
+            # of arrays never change, and copies share them.
+            sent = copy.deepcopy(message)
+            sent.metadata.__dict__["_message_id"] = identifier
+            self._sent[identifier] = sent
             identifiers.append(identifier)
         return identifiers
 
@@ -89,16 +90,26 @@ class InProcessGrid(Grid):
         """Call one node's app; None if the node stays silent."""
         return self._client_app(message, self._contexts[message.metadata.dst_node_id])
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have come, each handed out once (Flower's interface)."""
-        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Let each node answer when its reply is wanted, and never two of them at once.
+
+        Every reply is handed out once (Flower's interface).
+        """
+        for name in list(message_ids):
+            message = self._sent.pop(name, None)
+            if message is None:
+                continue
+            reply = copy.deepcopy(self.deliver(message))
+            release(message)
+            if reply is not None:
+                yield reply
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push, then pull (Flower's interface); replies are there at once or never."""
         del timeout
-        return self.pull_messages(self.push_messages(messages))
+        return list(self.pull_messages(self.push_messages(messages)))
 
 
 def run_in_process(server_app: ServerApp, grid: InProcessGrid) -> None:

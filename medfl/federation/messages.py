@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import tokenize
 from collections.abc import Mapping
 from typing import Annotated, Self, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from medfl.config import StudyConfig
@@ -30,11 +31,12 @@ Weights = dict[str, torch.Tensor]
 """Trainable parameters by name, float32 on the CPU."""
 
 MAX_BODY_BYTES = 1_000_000
+MAX_WEIGHT_BYTES = 2**30
 _ARRAYS = "arrays"
 _BODY = "body"
 _ERROR = "error"
-_METRICS = "metrics"
-_WEIGHT = "num-examples"  # the key Flower's strategies weigh by
+_CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_MAX_CODE = 40
 # What numpy's parser of headers raises for text that it cannot read.
 _UNREADABLE = (
     EOFError,
@@ -239,8 +241,15 @@ def from_arrays(arrays: ArrayRecord) -> Weights:
     """Flower's arrays as weights.
 
     Raises:
-        MessageError: If one is no float32 array of exactly its declared shape.
+        MessageError: If one is no float32 array of exactly its declared shape, or all together are
+            larger than `MAX_WEIGHT_BYTES`.
     """
+    size = sum(len(array.data) for array in arrays.values())
+    if size > MAX_WEIGHT_BYTES:
+        raise MessageError(
+            f"Expected weights of at most {MAX_WEIGHT_BYTES} bytes, found {size}.",
+            code="message-size",
+        )
     return {name: _tensor(array) for name, array in arrays.items()}
 
 
@@ -250,16 +259,6 @@ def weights_digest(weights: Weights) -> str:
     for name in sorted(weights):
         digest.update(name.encode() + b"\0" + weights[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def for_aggregation(weights: Weights, *, weight: float) -> RecordDict:
-    """An admitted update in the form that Flower's strategies aggregate.
-
-    Args:
-        weights: The screened weights.
-        weight: The declared public weight of the site, never a number from a reply.
-    """
-    return RecordDict({_ARRAYS: to_arrays(weights), _METRICS: MetricRecord({_WEIGHT: weight})})
 
 
 def expect(holds: bool, code: str, rule: str) -> None:
@@ -282,8 +281,9 @@ def refusal_code(record: RecordDict) -> str:
     if _ERROR not in record.config_records:
         return ""
     code = record.config_records[_ERROR].get("code")
-    if not isinstance(code, str) or not code.replace("-", "").isalnum() or len(code) > 40:
-        raise MessageError("Expected a code of at most 40 letters.", code="refusal-code")
+    # What a site puts here is shown to the coordinator: a word, and never a text in disguise.
+    if not isinstance(code, str) or len(code) > _MAX_CODE or not _CODE.fullmatch(code):
+        raise MessageError(f"Expected a code of at most {_MAX_CODE} letters.", code="refusal-code")
     return code
 
 

@@ -6,9 +6,12 @@ same bytes; anything computed again would be a new charge.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from medfl.durable import write_atomically
+from medfl.durable import sync_folder, write_atomically
 from medfl.errors import FederationError
+
+_SECONDS_A_DAY = 24 * 3600
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,41 @@ class Outbox:
             )
         return StoredUpdate(body=body, weights=weights, digest=hashlib.sha256(content).hexdigest())
 
+    def prune(self, *, released: Collection[str], older_than_days: float) -> int:
+        """Delete old updates, which a server asks for again only when it resumes a run.
+
+        A site is not told when a run has ended, so age decides. If a deleted update is asked for
+        after all, the round is computed and charged anew: deleting costs budget, never privacy.
+
+        Args:
+            released: Digests of the updates that the ledger knows as released; any other one is
+                kept, since it was paid for and never left.
+            older_than_days: Least age in days, at least 0, counted from when it was stored.
+
+        Returns:
+            The number of deleted updates.
+
+        Raises:
+            ValueError: If the age is negative or not finite.
+        """
+        if not 0 <= older_than_days < math.inf:
+            raise ValueError(f"Expected an age >= 0 in days, found {older_than_days!r}.")
+        oldest = time.time() - older_than_days * _SECONDS_A_DAY
+        deleted = 0
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            # Another process may delete the same one at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime <= oldest and _digest(path) in released:
+                    path.unlink()
+                    deleted += 1
+        sync_folder(self._folder)
+        return deleted
+
     def _path(self, message_id: str) -> Path:
         # Hashed, since the id comes from the server and must not choose a path.
-        return self._folder / f"{hashlib.sha256(message_id.encode()).hexdigest()}.safetensors"
+        return self._folder / f"{hashlib.sha256(message_id.encode()).hexdigest()}{_SUFFIX}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -26,8 +26,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from medfl.data.checks import Finding, Severity
+from medfl.federation.deployment.certificates import EXPIRES_SOON
 
-EXPIRES_SOON = timedelta(days=30)
 CLOCK_SECONDS = 2.0
 TIMEOUT_SECONDS = 10.0
 

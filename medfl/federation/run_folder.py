@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from medfl.json_text import to_json
 
 METRIC_COLUMNS = ("variant", "round", "site", "patient", "region", "dice", "hd95_mm")
 ROUND_COLUMNS = ("round", "site", "outcome", "code", "epsilon", "budget", "steps")
+
+_UPDATES = "updates"
+_WAITING = "waiting.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,20 @@ class RunFolder:
         """Write one JSON file; infinite values as the text ``inf``."""
         text = to_json(value, indent=2)
         write_atomically(self.path / name, (text + "\n").encode())
+
+    def updates(self, round_number: int) -> Path:
+        """Where the updates of a round lie until they are averaged; nothing outlives the round."""
+        return self.path / _UPDATES / str(round_number)
+
+    def write_waiting(self, value: Mapping[str, Any]) -> None:
+        """Write down whom the current round waits for; see `medfl.federation.waiting`."""
+        self.write_json(_WAITING, value)
+
+    def forget_round(self) -> None:
+        """Remove what is here for the current round only."""
+        (self.path / _WAITING).unlink(missing_ok=True)
+        if (self.path / _UPDATES).exists():
+            shutil.rmtree(self.path / _UPDATES)
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Append one line to the federation ledger, durable before this returns."""

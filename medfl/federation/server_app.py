@@ -7,16 +7,16 @@ round and a federation ledger, and it goes on when a site fails.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from medfl.config import StudyConfig
 from medfl.errors import MedflError, QuorumError
 from medfl.federation.agreement import Doorkeeper, agree, content_of, welcome_all
-from medfl.federation.exchange import ask
+from medfl.federation.exchange import answers, release
 from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import (
     Declaration,
@@ -31,8 +31,10 @@ from medfl.federation.messages import (
 )
 from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RoundRecord, RunFolder, ServerState, SiteOutcome
+from medfl.federation.spool import Spool
 from medfl.federation.strategy import Aggregator, admit, exponential_average
 from medfl.federation.study_model import study_model_bytes
+from medfl.federation.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ def run_study(grid: Grid, run: Run) -> None:
     """
     study, folder = run.study, run.folder
     state = folder.read_state(study=study)
+    folder.forget_round()  # an interrupted one is asked again
     ledger = FederationLedger(folder)
     declarations, nodes = agree(
         grid, study, run=run.run, private=run.private, ledger=ledger, welcome=run.welcome
@@ -123,21 +126,19 @@ class _Server:
 
     def round(self, state: ServerState, number: int) -> ServerState:
         """Train, admit, aggregate, record."""
+        try:
+            return self._round(state, number)
+        finally:
+            self._run.folder.forget_round()
+
+    def _round(self, state: ServerState, number: int) -> ServerState:
         begin = time.monotonic()
         study, run = self._run.study, self._run
-        tasks = {site: self._task(site, number) for site in self._nodes}
-        questions = {site: to_record(task, weights=state.weights) for site, task in tasks.items()}
-        answers = self._ask(questions, kind="train", group=str(number))
-        updates: dict[str, tuple[Message, Weights]] = {}
-        outcomes: dict[str, SiteOutcome] = {}
-        for site, task in tasks.items():
-            reply = answers.get(site)
-            weights, outcomes[site] = self._receive(reply, task, start=state.weights, site=site)
-            if reply is not None and weights is not None:
-                updates[site] = (reply, weights)
+        spool = Spool(run.folder.updates(number))
+        outcomes = self._collect(state, number, spool=spool)
         _require_quorum(outcomes, needed=study.aggregation.min_sites, number=number)
         new = self.aggregator.aggregate(
-            updates,
+            spool.updates,
             start=state.weights,
             site_weights={site: d.weight for site, d in self._declarations.items()},
             round_number=number,
@@ -156,6 +157,30 @@ class _Server:
             moments=self.aggregator.state(),
         )
 
+    def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteOutcome]:
+        """Ask every site; each answer is screened, recorded and put away before the next one."""
+        tasks = {site: self._task(site, number) for site in self._nodes}
+        waiting = Waiting(
+            self._run.folder,
+            round_number=number,
+            asked=tasks,
+            timeout=self._run.study.aggregation.round_timeout_seconds,
+        )
+        outcomes: dict[str, SiteOutcome] = {}
+        questions = _questions(tasks, weights=state.weights)
+        for site, reply in self._answers(questions, kind="train", group=str(number)):
+            weights, outcomes[site] = self._receive(
+                reply, tasks[site], start=state.weights, site=site
+            )
+            release(reply)
+            if weights is not None:
+                spool.put(site, weights)
+            waiting.heard(site)
+        for site, task in tasks.items():
+            if site not in outcomes:
+                outcomes[site] = self._lost(site, "silent", task, code="silent")
+        return {site: outcomes[site] for site in tasks}
+
     def score(self, state: ServerState) -> None:
         """Ask sites with open data for scores; hospitals share none and are not asked."""
         study = self._run.study
@@ -166,17 +191,20 @@ class _Server:
         )
         question = to_record(task, weights=state.average)
         asked = [site for site, d in self._declarations.items() if d.purpose == "open-data"]
-        answers = self._ask(dict.fromkeys(asked, question), kind="evaluate", group=str(state.round))
-        scores = []
-        for site, reply in answers.items():
+        questions = dict.fromkeys(asked, question)
+        scores = {}
+        for site, reply in self._answers(questions, kind="evaluate", group=str(state.round)):
             try:
                 answer = read_body(content_of(reply), Scores)
             except MedflError:
                 continue
             if answer.site == site:
-                scores.append(answer)
-        self._run.folder.append_scores(scores, variant=self._run.variant, round_number=state.round)
-        self._run.progress.scored(state.round, scores)
+                scores[site] = answer
+        in_order = [scores[site] for site in asked if site in scores]
+        self._run.folder.append_scores(
+            in_order, variant=self._run.variant, round_number=state.round
+        )
+        self._run.progress.scored(state.round, in_order)
 
     def model_file(self, state: ServerState) -> bytes:
         """The averaged model after a round, as a file."""
@@ -196,24 +224,24 @@ class _Server:
             mechanism=self._declarations[site].mechanism,
         )
 
-    def _ask(
+    def _answers(
         self, questions: Mapping[str, RecordDict], *, kind: str, group: str
-    ) -> dict[str, Message]:
-        answers = ask(
+    ) -> Iterator[tuple[str, Message]]:
+        """Site and answer, in the order in which they come."""
+        sites = {self._nodes[site]: site for site in questions}
+        found = answers(
             self._grid,
-            {self._nodes[site]: content for site, content in questions.items()},
+            {node: questions[site] for node, site in sites.items()},
             kind=kind,
             group=group,
             timeout=self._run.study.aggregation.round_timeout_seconds,
         )
-        return {site: answers[node] for site, node in self._nodes.items() if node in answers}
+        return ((sites[node], reply) for node, reply in found)
 
     def _receive(
-        self, reply: Message | None, task: TrainTask, *, start: Weights, site: str
+        self, reply: Message, task: TrainTask, *, start: Weights, site: str
     ) -> tuple[Weights | None, SiteOutcome]:
-        """Screen one answer; what the site spent counts even if it is rejected or never came."""
-        if reply is None:
-            return None, self._lost(site, "silent", task, code="silent")
+        """Screen one answer; what the site spent counts even if it is rejected."""
         try:
             content = content_of(reply)
         except MedflError as error:
@@ -253,6 +281,13 @@ class _Server:
             budget=self._declarations[site].epsilon_budget,
             steps=steps,
         )
+
+
+def _questions(tasks: Mapping[str, TrainTask], *, weights: Weights) -> dict[str, RecordDict]:
+    """The tasks, with one record of the model that all of them share."""
+    first = to_record(next(iter(tasks.values())), weights=weights)
+    model = {name: part for name, part in first.items() if isinstance(part, ArrayRecord)}
+    return {site: RecordDict({**to_record(task), **model}) for site, task in tasks.items()}
 
 
 def _require_quorum(outcomes: Mapping[str, SiteOutcome], *, needed: int, number: int) -> None:

@@ -24,6 +24,7 @@ from medfl.federation.progress import Progress
 from medfl.federation.ray_engine import run_on_ray
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.server_app import Run, make_server_app
+from medfl.federation.versions import require_same_versions, write_versions
 from medfl.federation.workplace import Workplace, simulated_workplace
 from medfl.privacy.engine import StepObserver
 
@@ -165,7 +166,7 @@ def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
         resume: Go on from the last checkpoint in `out`.
 
     Raises:
-        ConfigError: If the folder does not fit.
+        ConfigError: If the folder does not fit, or another minor version began the run.
     """
     if resume:
         begun = RunFolder(out).study_digest() if out.is_dir() else ""
@@ -174,11 +175,13 @@ def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
                 f"{out}: expected a run of this very study to resume, found "
                 f"{'another study' if begun else 'no run'}."
             )
+        require_same_versions(out)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"{out}: expected a new or empty folder, found files; use --resume to go on with a run."
         )
+    write_versions(out)
     RunFolder(out).begin(
         run=f"{study.id}-{time.strftime('%Y%m%d')}-{secrets.token_hex(6)}", study=study
     )

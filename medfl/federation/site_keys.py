@@ -3,13 +3,15 @@
 Both are made at the site and only their public halves, `site.pub`, ever leave it. Whoever holds a
 copy of the folder can speak for the site, so a backup belongs where the ledger's does. A rotation
 replaces both keys; the old event key signs the new one, so that a server which knew the old one can
-follow, and is then forgotten: what it signed can still be verified.
+follow, and is then forgotten: what it signed can still be verified. The event key also vouches for
+the node key, so that nobody can put another one beside it in a `site.pub` on its way.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from medfl.durable import write_atomically
+from medfl.durable import sync_folder, write_atomically
 from medfl.errors import ConfigError
 from medfl.secret_files import require_owner_only
 
@@ -31,6 +33,7 @@ EVENT_KEY = "event.json"
 PUBLIC = "site.pub"
 
 _ROTATION = b"medfl rotation\0"
+_NODE = b"medfl node\0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +75,14 @@ class SiteKeys:
         # `parents` would make the state folder with the umask's mode.
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        _write_node_key(folder)
+        _write_node_key(folder / NODE_KEY)
         keys = cls(Ed25519PrivateKey.generate(), rotations=())
         keys._write(folder)
         return keys
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the keys of a site.
+        """Read the keys of a site, and finish a rotation that a crash cut short.
 
         Raises:
             ConfigError: If they are missing or damaged, or if others may read them.
@@ -101,6 +104,7 @@ class SiteKeys:
         # A damaged OpenSSH file may load as a key, but of another public half.
         if not isinstance(event, Ed25519PrivateKey) or _hex(event.public_key()) != public:
             raise ConfigError(f"{path}: expected an Ed25519 key, found a damaged file.")
+        _take_next_node_key(folder, event_key=public)
         return cls(event, rotations=rotations)
 
     @property
@@ -113,23 +117,31 @@ class SiteKeys:
         return self._event.sign(content).hex()
 
     def rotate(self, folder: Path) -> SiteKeys:
-        """Replace both keys in `folder` and return the new ones."""
+        """Replace both keys in `folder` and return the new ones.
+
+        The new event key is the turning point: a crash before it leaves the old pair, and one after
+        it the new pair, whose node key `read` then puts into its place.
+        """
+        for left in folder.glob(f"{NODE_KEY}.*"):
+            left.unlink()
         event = Ed25519PrivateKey.generate()
         new = _hex(event.public_key())
         rotation = Rotation(
             old=self.event_key, new=new, signature=self.sign(_ROTATION + new.encode())
         )
         keys = SiteKeys(event, rotations=[*self.rotations, rotation])
-        _write_node_key(folder)
+        _write_node_key(_next_node_key(folder, event_key=new))
         keys._write(folder)
+        _take_next_node_key(folder, event_key=new)
         return keys
 
-    def write_public(self, path: Path, *, folder: Path) -> None:
+    def write_public(self, path: Path, *, folder: Path, invitation: str = "") -> None:
         """Write `site.pub`: what a coordinator registers, and nothing secret.
 
         Args:
             path: Where to.
             folder: Folder of the keys.
+            invitation: Code of the coordinator's invitation that this answers; empty for none.
         """
         node = serialization.load_ssh_private_key((folder / NODE_KEY).read_bytes(), password=None)
         public = node.public_key().public_bytes(
@@ -138,8 +150,11 @@ class SiteKeys:
         bundle = {
             "node": public.decode(),
             "event": self.event_key,
+            "node_signature": self.sign(_NODE + public),
             "rotations": [asdict(rotation) for rotation in self.rotations],
         }
+        if invitation:
+            bundle["invitation"] = invitation
         write_atomically(path, (json.dumps(bundle, indent=2) + "\n").encode())
 
     def _write(self, folder: Path) -> None:
@@ -190,10 +205,33 @@ def is_successor(new: str, *, of: str, rotations: Sequence[Rotation]) -> bool:
     return current == new
 
 
-def _write_node_key(folder: Path) -> None:
+def is_vouched_for(node_key: str, *, signature: str, event_key: str) -> bool:
+    """Whether the holder of an event key signed this node key as its own.
+
+    Args:
+        node_key: Public key as OpenSSH text without a comment.
+        signature: Hexadecimal text.
+        event_key: Public key, hexadecimal text.
+    """
+    return is_signed(_NODE + node_key.encode(), signature=signature, event_key=event_key)
+
+
+def _write_node_key(path: Path) -> None:
     # The curve that Flower's node authentication asks for.
     key = ec.generate_private_key(ec.SECP384R1())
-    write_atomically(folder / NODE_KEY, _openssh(key), mode=0o600)
+    write_atomically(path, _openssh(key), mode=0o600)
+
+
+def _next_node_key(folder: Path, *, event_key: str) -> Path:
+    """Where the node key waits until the event key that it belongs to is in its place."""
+    return folder / f"{NODE_KEY}.{event_key}"
+
+
+def _take_next_node_key(folder: Path, *, event_key: str) -> None:
+    # Another process that reads the keys may have been faster.
+    with suppress(FileNotFoundError):
+        _next_node_key(folder, event_key=event_key).replace(folder / NODE_KEY)
+        sync_folder(folder)
 
 
 def _openssh(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from statistics import fmean
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from medfl.config import StudyConfig
 from medfl.data.cohort import pseudonym
-from medfl.errors import PolicyRefused
+from medfl.errors import MessageError, PolicyRefused
 from medfl.federation.messages import (
     Declaration,
     EvaluateTask,
@@ -33,6 +34,7 @@ from medfl.federation.workplace import Workplace
 from medfl.privacy.charges import Charge
 from medfl.privacy.engine import StepObserver, local_optimizer, train_round
 from medfl.privacy.ledger import Agreement, Permit
+from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.planner import plan_site
 from medfl.privacy.policy import check_proposal
@@ -41,6 +43,9 @@ from medfl.segmentation.metrics import RegionScore, score
 from medfl.segmentation.networks import load_trainable, trainable_state
 
 logger = logging.getLogger(__name__)
+
+# Far above any model that trains; beyond it a step's change would be lost in float32's rounding.
+MAX_WEIGHTS_NORM = 1e6
 
 
 def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
@@ -59,6 +64,7 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
     with workplace.open_ledger() as ledger:
         agreement = ledger.agreement(proposal.run)
         if agreement is None:
+            _require_within_policy(proposal, workplace)
             workplace.require_declared_patients()
             mechanism = plan_site(
                 study, site, history=ledger.history(), private=proposal.private
@@ -108,7 +114,12 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
 
 
 def train_update(
-    workplace: Workplace, task: TrainTask, weights: Weights, *, on_step: StepObserver
+    workplace: Workplace,
+    task: TrainTask,
+    weights: Weights,
+    *,
+    expires: float,
+    on_step: StepObserver,
 ) -> tuple[SiteUpdate, Weights]:
     """One round at one site: charge, compute, store, release.
 
@@ -116,6 +127,7 @@ def train_update(
         workplace: The site.
         task: The server's request.
         weights: The global model.
+        expires: When the server stops waiting, in seconds since 1970 by its clock.
         on_step: Progress.
 
     Returns:
@@ -123,6 +135,8 @@ def train_update(
 
     Raises:
         PolicyRefused: If the task is weaker than the site's policy; nothing was charged.
+        MessageError: If the weights are beyond any model, or nobody waits for the update any more;
+            nothing was charged.
         BudgetExceeded: If the charge does not fit; nothing was charged.
         MedflError: If the round cannot be computed; what was charged stays charged.
     """
@@ -132,6 +146,7 @@ def train_update(
             f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
             code="policy-rounds",
         )
+    _require_bounded(weights)
     request = _digest(task, weights)
     stored = workplace.outbox.get(task.message_id, request=request)
     if stored is not None:
@@ -154,6 +169,7 @@ def train_update(
         patients = workplace.training_patients(
             task.study, network, round_number=task.round, members=agreement.members
         )
+        _require_in_time(expires)
         permit = ledger.charge(
             study=task.study.id,
             run=task.run,
@@ -220,6 +236,42 @@ def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scor
         ]
         scores.extend(_over_cases(name, by_case))
     return Scores(site=workplace.site.name, scores=tuple(scores))
+
+
+def _require_within_policy(proposal: Proposal, workplace: Workplace) -> None:
+    """Check what the study fixes by itself; absurd numbers would keep the planner for hours."""
+    study, site = proposal.study, workplace.site
+    proposed = Mechanism(
+        sampling_prob=study.privacy.sampling_prob,
+        noise_multiplier=max(site.privacy.min_noise_multiplier, 1.0) if proposal.private else 0.0,
+        clip_norm=study.privacy.clip_norm,
+        clipping=study.privacy.clipping,
+        local_steps=study.training.local_steps,
+        declared_patients=site.declared_patients,
+        noise_origin=study.privacy.noise,
+    )
+    check_proposal(proposed, rounds=study.training.rounds, site=site)
+
+
+def _require_bounded(weights: Weights) -> None:
+    norms = [value.double().norm() for value in weights.values()]
+    norm = float(torch.stack(norms).norm()) if norms else 0.0
+    # What is not finite is refused with the model's own code.
+    if math.isfinite(norm) and norm > MAX_WEIGHTS_NORM:
+        raise MessageError(
+            f"Expected weights with a norm <= {MAX_WEIGHTS_NORM:g}, found {norm:g}.",
+            code="message-norm",
+        )
+
+
+def _require_in_time(expires: float) -> None:
+    """Refuse a round that is over: it would cost like any other, and be thrown away."""
+    late = time.time() - expires
+    if late >= 0:
+        raise MessageError(
+            f"Expected a task that the server waits for, found one that ended {late:.0f} s ago.",
+            code="message-late",
+        )
 
 
 def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:

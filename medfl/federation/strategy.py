@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from medfl.config import StudyConfig
@@ -22,13 +22,15 @@ from medfl.federation.messages import (
     TrainTask,
     Weights,
     expect,
-    for_aggregation,
     to_arrays,
     weights_digest,
 )
 
 # Far above any update of a working study; an accident or attack beyond it would wreck the model.
 MAX_UPDATE_NORM = 1e4
+
+# Aggregation asks for no sender.
+_NO_NODE = 0
 
 
 def admit(
@@ -78,7 +80,7 @@ class Aggregator:
 
     def aggregate(
         self,
-        updates: Mapping[str, tuple[Message, Weights]],
+        updates: Mapping[str, ArrayRecord],
         *,
         start: Weights,
         site_weights: Mapping[str, float],
@@ -87,7 +89,7 @@ class Aggregator:
         """The next global model.
 
         Args:
-            updates: Reply and admitted weights by site.
+            updates: Admitted weights by site, read array by array as they are summed.
             start: The global model that was sent.
             site_weights: Declared public weight by site.
             round_number: 1 for the first round.
@@ -101,12 +103,10 @@ class Aggregator:
         if not updates:
             raise QuorumError("Expected at least one admitted update, found none.")
         self._begin(start)
-        replies = []
         # Sorted, so that floating-point sums do not depend on who answered first.
-        for site in sorted(updates):
-            reply, weights = updates[site]
-            reply.content = for_aggregation(weights, weight=site_weights[site])
-            replies.append(reply)
+        replies = [
+            self._reply(updates[site], weight=site_weights[site]) for site in sorted(updates)
+        ]
         arrays, _ = self._strategy.aggregate_train(round_number, replies)
         if arrays is None:
             raise QuorumError("Expected an aggregated model, found none.")
@@ -137,6 +137,12 @@ class Aggregator:
             self._strategy.momentum_vector = [
                 tensors[f"momentum.{index}"].numpy() for index in range(len(tensors))
             ]
+
+    def _reply(self, arrays: ArrayRecord, *, weight: float) -> Message:
+        # The form that Flower aggregates, with the declared weight and no number from a reply.
+        metrics = MetricRecord({self._strategy.weighted_by_key: weight})
+        content = RecordDict({self._strategy.arrayrecord_key: arrays, "metrics": metrics})
+        return Message(content, _NO_NODE, "train")
 
     def _begin(self, start: Weights) -> None:
         # What the strategies' own `configure_train` would note before it draws nodes.

@@ -93,6 +93,25 @@ class Workplace:
         """Updates that were paid for."""
         return Outbox(self._folder / "outbox")
 
+    def prune_outbox(self, *, older_than_days: float) -> int:
+        """Delete released updates of at least this age; see `Outbox.prune`.
+
+        Args:
+            older_than_days: Least age in days.
+
+        Returns:
+            The number of deleted updates.
+
+        Raises:
+            LedgerError: If the ledger, which knows what was released, cannot be trusted.
+            ValueError: If the age is out of range.
+        """
+        with self.open_ledger() as ledger:
+            released = {
+                entry.content["digest"] for entry in ledger.entries() if entry.kind == "release"
+            }
+        return self.outbox.prune(released=released, older_than_days=older_than_days)
+
     @cached_property
     def keys(self) -> SiteKeys:
         """Keys that sign what this site says; for open data they are made at first use.

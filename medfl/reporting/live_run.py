@@ -13,6 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from medfl.errors import ReportError
+from medfl.reporting.waiting import Waiting, read_waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,10 @@ class LiveRun:
         study: Name of the study.
         rounds: Planned rounds.
         done: Finished rounds.
-        seconds_a_round: Median of the finished ones; 0 before the first.
+        seconds: Of each finished round.
         seconds_since: Since the last round ended, or since the run began.
+        pretraining: Steps done and in total, while the first model is made; None at other times.
+        waiting: The round under way; None where the server says nothing, as between two rounds.
         sites: After the last finished round, by name.
         epsilon: By site, after each finished round.
         dice: Mean by region after each scored round, of the federated model; empty where no scores
@@ -54,17 +57,36 @@ class LiveRun:
     study: str
     rounds: int
     done: int
-    seconds_a_round: float
+    seconds: tuple[float, ...]
     seconds_since: float
+    pretraining: tuple[int, int] | None
+    waiting: Waiting | None
     sites: tuple[LiveSite, ...]
     epsilon: Mapping[str, tuple[float, ...]]
     dice: Mapping[str, tuple[tuple[int, float], ...]]
     finished: bool
 
     @property
+    def seconds_a_round(self) -> float:
+        """Median of the finished ones; 0 before the first."""
+        return median(self.seconds) if self.seconds else 0.0
+
+    @property
+    def seconds_under_way(self) -> float:
+        """How long the round under way takes already."""
+        return self.seconds_since if self.waiting is None else self.waiting.seconds
+
+    @property
     def late(self) -> bool:
         """Whether the round under way takes three times as long as rounds did so far."""
-        return self.done < self.rounds and 0 < 3 * self.seconds_a_round < self.seconds_since
+        if self.waiting is not None and self.waiting.overdue:
+            return True
+        return self.done < self.rounds and 0 < 3 * self.seconds_a_round < self.seconds_under_way
+
+    @property
+    def late_sites(self) -> tuple[str, ...]:
+        """Who was asked, has not answered, and keeps a late round waiting."""
+        return self.waiting.missing if self.waiting is not None and self.late else ()
 
 
 def read_live(folder: Path) -> LiveRun:
@@ -84,6 +106,8 @@ def read_live(folder: Path) -> LiveRun:
         sites = tuple(
             _site(rows, name) for name in sorted({n for row in rows for n in row["sites"]})
         )
+        done = int(rows[-1]["round"]) if rows else 0
+        finished = (folder / "summary.json").exists()
         epsilon = {
             site.name: tuple(
                 float(row["sites"][site.name]["epsilon"])
@@ -96,18 +120,34 @@ def read_live(folder: Path) -> LiveRun:
         return LiveRun(
             study=name,
             rounds=planned,
-            done=int(rows[-1]["round"]) if rows else 0,
-            seconds_a_round=median(float(row["seconds"]) for row in rows) if rows else 0.0,
+            done=done,
+            seconds=tuple(float(row["seconds"]) for row in rows),
             seconds_since=max(0.0, time.time() - (newest if rows else path).stat().st_mtime),
+            pretraining=None if rows or finished else _pretraining(folder / "pretraining.json"),
+            waiting=_under_way(folder, after=done),
             sites=sites,
             epsilon=epsilon,
             dice=_dice(folder / "metrics.csv"),
-            finished=(folder / "summary.json").exists(),
+            finished=finished,
         )
     except (OSError, KeyError, TypeError, ValueError):
         raise ReportError(
             f"{folder}: expected a run folder, found none or a damaged one."
         ) from None
+
+
+def _pretraining(path: Path) -> tuple[int, int] | None:
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    done, total = int(values["done"]), int(values["total"])
+    return (done, total) if done < total else None
+
+
+def _under_way(folder: Path, *, after: int) -> Waiting | None:
+    """The round under way, not one whose file a crash has left."""
+    waiting = read_waiting(folder)
+    return waiting if waiting is not None and waiting.round > after else None
 
 
 def _site(rows: list[dict[str, Any]], name: str) -> LiveSite:

@@ -160,7 +160,12 @@ class EventMechanism(Record):
 
 
 class Event(Record):
-    """One line of `federation_ledger.jsonl`."""
+    """One line of `federation_ledger.jsonl`.
+
+    Attributes:
+        presumed: Why no update came; the steps are then taken to have been charged, until the site
+            says otherwise. Empty for an update.
+    """
 
     sequence: Count
     round: Count
@@ -169,6 +174,7 @@ class Event(Record):
     mechanism: EventMechanism
     steps: Count
     admitted: bool
+    presumed: str = ""
 
 
 class SitePrivacy(Record):

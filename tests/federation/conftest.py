@@ -5,13 +5,18 @@ Tests ask for the fixture `federation`. A whole run in this process takes about 
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -320,3 +325,105 @@ def shared_federation(
 ) -> Federation:
     """The same for runs that several tests compare with; each needs a name of its own."""
     return Federation(files=hospital_files, scratch=tmp_path_factory.mktemp("shared"))
+
+
+class Canary:
+    """A patient's identifier, planted in the data of a hospital, and the search for it elsewhere.
+
+    It is looked for as it is, in UTF-16, in base64 at any offset, as hexadecimal digits, and inside
+    whatever zlib or gzip have compressed; in databases also row by row, since a long value is split
+    over pages.
+    """
+
+    IDENTIFIER = "195001010777"
+    PLACES = ("path", "file", "desc", "auxf", "dbna", "inte", "exte", "side")
+    """Folder of the data, file names, five strings of a NIfTI header, and a sidecar in JSON."""
+
+    def plant(self, root: Path, folder: Path) -> Path:
+        """Copy the patients of a site with the identifier in every place, and return their root."""
+        planted = folder / self._word("path") / "patients"
+        for source in sorted(path for path in root.rglob("*") if path.is_file()):
+            case = source.parent.name.replace("BraTS2021_", f"BraTS2021_{self.IDENTIFIER}")
+            name = source.name.replace("BraTS2021_", f"BraTS2021_{self.IDENTIFIER}")
+            target = planted / case / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.name.endswith(".nii.gz"):
+                self._write_image(source, target)
+                sidecar = target.with_name(name.replace(".nii.gz", ".json"))
+                sidecar.write_text(json.dumps({"PatientName": self._word("side")}))
+        return planted
+
+    def found_in(self, *places: Path) -> list[str]:
+        """Every file with the identifier in its name or content, and how it is written there."""
+        found = []
+        for place in places:
+            for path in [place, *place.rglob("*")]:
+                if self.IDENTIFIER in path.name:
+                    found.append(f"{path}: name")
+                if path.is_file():
+                    found += [f"{path}: {form}" for form in self.forms_in(path.read_bytes())]
+                    found += [f"{path}: {form} in a row" for form in self._forms_in_rows(path)]
+        return found
+
+    def forms_in(self, content: bytes) -> list[str]:
+        """How the identifier is written in some bytes; nothing if it is not."""
+        forms = [form for form, word in self._forms().items() if word in content]
+        for inflated in _inflated(content):
+            forms += [f"compressed {f}" for f, word in self._forms().items() if word in inflated]
+        return forms
+
+    def _word(self, place: str) -> str:
+        return self.IDENTIFIER + place
+
+    def _forms(self) -> dict[str, bytes]:
+        word = self.IDENTIFIER.encode()
+        # Characters at the edges depend on their neighbours.
+        shifted = [base64.b64encode(bytes(shift) + word)[4:-4] for shift in range(3)]
+        return {
+            "plain": word,
+            "UTF-16": self.IDENTIFIER.encode("utf-16-le")[:-1],
+            "hexadecimal": word.hex().encode(),
+            **{f"base64 at {shift}": text for shift, text in enumerate(shifted)},
+        }
+
+    def _forms_in_rows(self, path: Path) -> list[str]:
+        if path.read_bytes()[:15] != b"SQLite format 3":
+            return []
+        forms = set()
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            database.text_factory = bytes
+            tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            for (table,) in tables.fetchall():
+                for row in database.execute(f'SELECT * FROM "{table.decode()}"'):  # noqa: S608
+                    for value in row:
+                        forms.update(self.forms_in(value) if isinstance(value, bytes) else ())
+        return sorted(forms)
+
+    def _write_image(self, source: Path, target: Path) -> None:
+        image = nibabel.load(source)
+        header = image.header
+        for field_name, place in (("descrip", "desc"), ("aux_file", "auxf"), ("db_name", "dbna")):
+            header[field_name] = self._word(place)
+        header["intent_name"] = self._word("inte")
+        comment = nibabel.nifti1.Nifti1Extension("comment", self._word("exte").encode())
+        header.extensions.append(comment)
+        nibabel.save(image, target)
+
+
+def _inflated(content: bytes) -> Iterable[bytes]:
+    """Whatever zlib or gzip can read at any place."""
+    view = memoryview(content)
+    for magic, window in ((b"\x78", 15), (b"\x1f\x8b\x08", 31)):
+        start = content.find(magic)
+        while start >= 0:
+            if window == 31 or int.from_bytes(content[start : start + 2], "big") % 31 == 0:
+                reader = zlib.decompressobj(window)
+                with suppress(zlib.error):
+                    yield reader.decompress(view[start:], 2**26)
+            start = content.find(magic, start + 1)
+
+
+@pytest.fixture(scope="session")
+def canary() -> Canary:
+    """A patient's identifier that may be found nowhere but in a hospital's own data."""
+    return Canary()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.metadata
 import inspect
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,7 @@ def test_the_private_parts_of_flower_do_what_is_expected_of_them() -> None:
         # Flower notes who runs in a place of its own; a message cannot be made without it.
         message = given.create_message(numbers([1.0]), "train", 3, "1", ttl=5.0)
         (identifier,) = given.push_messages([message])
+        list(given.pull_messages([identifier]))
         return message.metadata, identifier, given.run.run_id
 
     metadata, identifier, run = served(InProcessGrid(app_that(look), node_configs=NODES), work)
@@ -89,7 +92,8 @@ def test_the_private_parts_of_flower_do_what_is_expected_of_them() -> None:
 
 def test_private_names_of_flower_are_imported_by_few_modules_only() -> None:
     root = Path(module.__file__).parents[1]
-    deployment = {"app_pin.py", "control.py", "site_node.py", "superlink.py"}
+    deployment = {"app_pin.py", "child.py", "control.py", "supernode.py", "superlink.py"}
+    deployment |= {"task_processes.py"}
     public = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
     public |= {"flwr.simulation"}
     for file in root.rglob("*.py"):
@@ -111,7 +115,7 @@ def test_the_grid_implements_flowers_whole_interface() -> None:
         assert list(found.parameters) == list(inspect.signature(expected).parameters), name
 
 
-def test_nodes_answer_in_the_order_of_their_ids() -> None:
+def test_nodes_answer_in_the_order_in_which_they_are_asked() -> None:
     called: list[int] = []
 
     def remember(message: Message, context: Context) -> Message:
@@ -120,7 +124,7 @@ def test_nodes_answer_in_the_order_of_their_ids() -> None:
 
     grid = InProcessGrid(app_that(remember), node_configs=NODES)
     answers = asked(grid, {7: numbers([7.0]), 3: numbers([3.0])})
-    assert called == [3, 7]
+    assert called == [7, 3]
     assert {node: values_of(reply.content) for node, reply in answers.items()} == {
         3: [3.0],
         7: [7.0],
@@ -168,17 +172,59 @@ def test_a_reply_that_a_node_keeps_and_changes_stays_as_it_was_sent() -> None:
         kept.append(numbers([1.0]))
         return Message(kept[-1], reply_to=message)
 
-    grid = InProcessGrid(app_that(keep), node_configs={3: {}})
+    answers = asked(InProcessGrid(app_that(keep), node_configs={3: {}}), {3: numbers([0.0])})
+    kept[-1]["arrays"] = numbers([9.0])["arrays"]
+    assert values_of(answers[3].content) == [1.0]
+
+
+def test_a_message_that_the_server_changes_after_sending_arrives_as_it_was_sent() -> None:
+    question = numbers([1.0])
+    grid = InProcessGrid(app_that(echo), node_configs={3: {}})
 
     def work(given: Grid) -> Any:
-        identifiers = given.push_messages(
-            [given.create_message(numbers([0.0]), "train", 3, "1", ttl=5.0)]
-        )
-        kept[-1]["arrays"] = numbers([9.0])["arrays"]
+        message = given.create_message(question, "train", 3, "1", ttl=5.0)
+        identifiers = given.push_messages([message])
+        question["arrays"] = numbers([9.0])["arrays"]
         return list(given.pull_messages(identifiers))
 
     (reply,) = served(grid, work)
     assert values_of(reply.content) == [1.0]
+
+
+def test_a_node_works_when_its_reply_is_pulled_and_not_before() -> None:
+    called: list[int] = []
+
+    def remember(message: Message, context: Context) -> Message:
+        called.append(context.node_id)
+        return echo(message, context)
+
+    def work(given: Grid) -> Any:
+        messages = [
+            given.create_message(numbers([0.0]), "train", node, "1", ttl=5.0) for node in (3, 7)
+        ]
+        replies = iter(given.pull_messages(given.push_messages(messages)))
+        before = list(called)
+        next(replies)
+        return before, list(called)
+
+    grid = InProcessGrid(app_that(remember), node_configs=NODES)
+    assert served(grid, work) == ([], [3])
+
+
+def test_what_a_node_was_sent_is_let_go_of_with_its_answer() -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    def read(message: Message, context: Context) -> Message:
+        kept.append(weakref.ref(message.content.array_records["arrays"]["w"]))
+        return Message(numbers([1.0]), reply_to=message)
+
+    # What only the garbage collector would free may stay for many rounds.
+    gc.disable()
+    try:
+        asked(InProcessGrid(app_that(read), node_configs=NODES), {3: numbers([0.0])})
+        assert [reference() for reference in kept] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_reply_is_handed_out_once_and_names_its_question() -> None:

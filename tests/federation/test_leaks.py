@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import logging
+import sqlite3
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,10 @@ import torch
 from flwr.app import Message
 
 from medfl.federation import site_round
+from medfl.federation.messages import refusal
+from medfl.federation.progress import Silent
+from medfl.federation.study_run import finish_run
+from medfl.reporting.report import write_report
 
 Answer = Callable[[], Message]
 BAD = "north"
@@ -155,3 +163,134 @@ def test_a_damaged_image_header_is_not_told(federation: Any) -> None:
         assert b"MUELLER" not in content
     for file in finished.path.rglob("*"):
         assert not file.is_file() or b"MUELLER" not in file.read_bytes()
+
+
+# --- an identifier in eight places
+
+
+def sinks(finished: Any, *others: Path, log: str) -> list[Path]:
+    """Everything that is written or sent somewhere, as files."""
+    sent = finished.path.with_name("sent")
+    sent.mkdir()
+    (sent / "site.log").write_text(log)
+    for number, reply in enumerate(finished.replies):
+        (sent / str(number)).write_bytes(reply)
+    return [finished.path, sent, *others]
+
+
+def planted_sites(federation: Any, canary: Any) -> list[Any]:
+    """A hospital and open data whose patients carry the identifier, and another site."""
+    roots = {
+        name: canary.plant(
+            Path(federation.site(name).data.root), federation.scratch / "data" / name
+        )
+        for name in ("east", "north")
+    }
+    return [
+        federation.hospital("east", data={"root": str(roots["east"])}),
+        federation.site(
+            "north", data={"root": str(roots["north"])}, privacy={"share_metrics": True}
+        ),
+        federation.site("south"),
+    ]
+
+
+def test_an_identifier_in_eight_places_reaches_nothing_that_a_simulation_writes_or_sends(
+    federation: Any, canary: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    sites = planted_sites(federation, canary)
+    study = federation.study(**HOSPITAL_NOISE, evaluation={"every": 1})
+    finished = federation.run(study, sites)
+    assert {name for name, _ in finished.outcomes().values()} == {"admitted"}
+    finish_run(finished.folder, study, minutes=1.0, command="", progress=Silent())
+    write_report(finished.path)
+    assert {row["site"] for row in finished.folder.metric_rows()} == {"north"}
+    assert canary.found_in(*sinks(finished, sites[0].state, log=caplog.text)) == []
+
+
+def test_an_identifier_reaches_nothing_where_every_image_is_damaged(
+    federation: Any, canary: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    sites = planted_sites(federation, canary)
+    for site in sites[:2]:
+        for file in Path(site.data.root).rglob("*.nii.gz"):
+            file.write_bytes(file.read_bytes()[:200])
+    # Steps enough that somebody is drawn.
+    study = federation.study(
+        **HOSPITAL_NOISE,
+        training={"rounds": 1, "local_steps": 6},
+        aggregation={"min_sites": 1},
+    )
+    finished = federation.run(study, sites)
+    assert finished.outcomes()["east"] == ("refused", "data")
+    assert canary.found_in(*sinks(finished, sites[0].state, log=caplog.text)) == []
+
+
+def test_the_search_finds_the_identifier_in_all_eight_places(
+    federation: Any, canary: Any, tmp_path: Path
+) -> None:
+    root = canary.plant(Path(federation.site("east").data.root), tmp_path)
+    found = "\n".join(canary.found_in(tmp_path))
+    assert "195001010777path: name" in found
+    assert "_flair.nii.gz: name" in found
+    assert "_flair.json: plain" in found
+    (image, *_) = sorted(root.rglob("*_flair.nii.gz"))
+    content = gzip.decompress(image.read_bytes())
+    for place in ("desc", "auxf", "dbna", "inte", "exte"):
+        assert b"195001010777" + place.encode() in content
+    assert canary.forms_in(image.read_bytes()) == ["compressed plain"]
+
+
+WRITTEN: dict[str, Callable[[bytes], bytes]] = {
+    "plain": lambda word: b"ab" + word + b"cd",
+    "UTF-16": lambda word: word.decode().encode("utf-16"),
+    "UTF-16, big-endian": lambda word: word.decode().encode("utf-16-be"),
+    "base64": lambda word: base64.b64encode(b"x" + word + b"y"),
+    "base64, shifted": lambda word: base64.b64encode(b"xy" + word),
+    "zlib": lambda word: b"ab" + zlib.compress(b"x" * 50 + word) + b"cd",
+    "gzip": lambda word: gzip.compress(word),
+    "cut off": lambda word: zlib.compress(b"x" * 50 + word + bytes(range(256)) * 9)[:-20],
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_the_search_finds_every_way_of_writing(form: str, canary: Any, tmp_path: Path) -> None:
+    (tmp_path / "sink").write_bytes(WRITTEN[form](canary.IDENTIFIER.encode()))
+    assert canary.found_in(tmp_path / "sink") != []
+    (tmp_path / "other").write_bytes(WRITTEN[form](b"195001990777"))
+    assert canary.found_in(tmp_path / "other") == []
+
+
+def test_the_search_reads_a_database_row_by_row(canary: Any, tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE object (content BLOB)")
+        for shift in range(20):  # some of them lie across the edge of a page
+            value = b"x" * (4096 * 3 - 10 - shift) + canary.IDENTIFIER.encode() + b"x" * 4096
+            database.execute("INSERT INTO object VALUES (?)", (value,))
+    database.close()
+    assert f"{path}: plain in a row" in canary.found_in(path)
+
+
+def test_a_site_that_leaks_on_purpose_is_found_out(
+    federation: Any, canary: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The search would see a leak: here a site puts a folder's name into a code."""
+    sites = planted_sites(federation, canary)
+
+    def leaks(site: str, message: Message, answer: Answer) -> Message:
+        reply = answer()
+        if site == BAD and message.metadata.message_type == "train":
+            folder = Path(sites[1].data.root).parent.name
+            reply.content = refusal(folder)
+        return reply
+
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
+    finished = federation.run(study, sites, fault=leaks)
+    found = canary.found_in(*sinks(finished, log=caplog.text))
+    assert {line.rpartition("/")[2] for line in found} >= {
+        "rounds.jsonl: plain",
+        "federation_ledger.jsonl: plain",
+    }

@@ -249,7 +249,7 @@ def test_the_public_file_holds_nothing_secret(keys: SiteKeys, folder: Path, tmp_
     path = tmp_path / "site.pub"
     rotated.write_public(path, folder=folder)
     content = json.loads(path.read_text())
-    assert set(content) == {"node", "event", "rotations"}
+    assert set(content) == {"node", "event", "node_signature", "rotations"}
     assert content["event"] == rotated.event_key
     assert [Rotation(**rotation) for rotation in content["rotations"]] == [*rotated.rotations]
     node = serialization.load_ssh_private_key((folder / "node").read_bytes(), password=None)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message, RecordDict
 
 from medfl.errors import MessageError, QuorumError
-from medfl.federation.messages import Declaration, SiteUpdate, TrainTask
+from medfl.federation.messages import Declaration, SiteUpdate, TrainTask, to_arrays
 from medfl.federation.strategy import MAX_UPDATE_NORM, Aggregator, admit, exponential_average
 from medfl.privacy.mechanism import Mechanism
 
@@ -49,12 +48,9 @@ def aggregator(federation: Any, strategy: str) -> Aggregator:
 def aggregate(
     server: Aggregator, updates: Mapping[str, Arrays], *, start: Arrays, number: int = 1
 ) -> Arrays:
-    replies = {
-        site: (Message(RecordDict(), 2, "train"), tensors(arrays))
-        for site, arrays in updates.items()
-    }
+    records = {site: to_arrays(tensors(arrays)) for site, arrays in updates.items()}
     result = server.aggregate(
-        replies, start=tensors(start), site_weights=WEIGHTS, round_number=number
+        records, start=tensors(start), site_weights=WEIGHTS, round_number=number
     )
     return {name: value.numpy() for name, value in result.items()}
 
@@ -174,6 +170,19 @@ def test_the_order_of_the_answers_does_not_change_a_bit(federation: Any) -> None
     one = aggregate(aggregator(federation, "fedavg"), updates, start=random_arrays(0))
     two = aggregate(aggregator(federation, "fedavg"), backwards, start=random_arrays(0))
     assert all(np.array_equal(one[name], two[name]) for name in SHAPES)
+
+
+def test_the_average_is_the_float32_sum_in_the_order_of_the_sites_bit_for_bit(
+    federation: Any,
+) -> None:
+    updates = site_updates(1)
+    found = aggregate(aggregator(federation, "fedavg"), updates, start=random_arrays(0))
+    total = sum(WEIGHTS[site] for site in WEIGHTS)
+    for name in SHAPES:
+        expected = np.zeros(SHAPES[name], np.float32)
+        for site in sorted(WEIGHTS):
+            expected = expected + updates[site][name] * np.float32(WEIGHTS[site] / total)
+        assert found[name].tobytes() == np.asarray(expected).tobytes()
 
 
 def test_missing_sites_leave_the_weights_of_the_others(federation: Any) -> None:

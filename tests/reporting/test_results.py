@@ -352,6 +352,20 @@ def test_files_that_contradict_each_other_are_refused(build_run: RunBuilder, nam
         read_run(folder)
 
 
+def test_a_round_that_an_absent_site_did_not_pay_for_is_no_contradiction(
+    build_run: RunBuilder,
+) -> None:
+    run = build_run()
+    events = (run / "federation_ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    number = next(n for n, line in enumerate(events) if json.loads(line)["site"] == "North")
+    absent = {"admitted": False, "presumed": "silent"}
+    edit_line(run / "federation_ledger.jsonl", number, lambda row: row.update(absent))
+    silent = {"outcome": "silent", "code": "silent", "epsilon": 99.0, "steps": 0}
+    edit_line(run / "rounds.jsonl", 0, lambda row: row["sites"]["North"].update(silent))
+    edit_json(run / "privacy.json", lambda losses: _set(losses[0], "steps", 49))
+    assert read_run(run).privacy["North"].steps == 49
+
+
 def test_a_noisy_run_is_guaranteed(build_run: RunBuilder) -> None:
     run = read_run(build_run(pictures=0))
     assert run.guarantee == "given"

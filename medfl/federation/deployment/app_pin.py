@@ -23,6 +23,7 @@ from flwr.supercore.object_store import ObjectStore
 from flwr.supercore.run import Run
 from flwr.supernode.nodestate import NodeState
 
+from medfl import __version__
 from medfl.errors import PolicyRefused
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ def pin_app(digest: str) -> None:
             answer = receive()
             if answer is not None:
                 received.append(answer[0])
+                # The server chose the type's text.
+                metadata = answer[0].metadata
+                logger.info("A message of run %d: %.20r.", metadata.run_id, metadata.message_type)
             return answer
 
         def permitted_run(run_id: int) -> Run:
@@ -97,7 +101,8 @@ def require_permitted_run(run: Run, *, digest: str) -> None:
     Raises:
         PolicyRefused: If it does.
     """
-    _expect(run.fab_hash == digest, "policy-app", "the app of this version of medfl")
+    pinned = f"the app of medfl {__version__}, which this site runs"
+    _expect(run.fab_hash == digest, "policy-app", pinned)
     _expect(run.primary_task_type == TaskType.SERVER_APP, "policy-app", "a run of a ServerApp")
     _expect(not run.override_config, "policy-run-config", "no settings of the run")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 
 from medfl.federation.client_app import ignore_steps, make_client_app
 from medfl.federation.deployment.hospital import load_hospital
+from medfl.federation.deployment.presence import require_taking_part
 from medfl.federation.workplace import Workplace, hospital_workplace
 
 SITE_FILE = "site-file"
@@ -15,7 +17,11 @@ SITE_FILE = "site-file"
 
 
 def _workplace_of(context: Context) -> Workplace:
-    return hospital_workplace(load_hospital(Path(str(context.node_config[SITE_FILE]))))
+    # The file as it is now: an edit counts from the next message on.
+    site = load_hospital(Path(str(context.node_config[SITE_FILE])))
+    require_taking_part(site.state)
+    torch.set_num_threads(site.threads)
+    return hospital_workplace(site)
 
 
 app = make_client_app(_workplace_of, observer_of=lambda _: ignore_steps)

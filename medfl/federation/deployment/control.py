@@ -7,6 +7,7 @@ requests need neither. Private names of Flower's: its client of the control path
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Self
 
 import httpx
@@ -17,8 +18,11 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
@@ -48,6 +52,19 @@ class RunState:
     details: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Whether a registered node is there.
+
+    Attributes:
+        connected: Whether it has been heard of lately.
+        since: Since when it is there, or away; None if it never was there.
+    """
+
+    connected: bool
+    since: datetime | None
+
+
 class Control:
     """A connection to the SuperLink on this machine.
 
@@ -74,8 +91,11 @@ class Control:
 
     def nodes(self) -> dict[bytes, int]:
         """Identifiers of the registered nodes by their public key (PEM)."""
-        listed = self._client.ListNodes(ListNodesRequest()).nodes_info
-        return {node.public_key: node.node_id for node in listed}
+        return {node.public_key: node.node_id for node in self._registered()}
+
+    def connections(self) -> dict[bytes, Connection]:
+        """Whether each registered node is there, by its public key (PEM)."""
+        return {node.public_key: _connection(node) for node in self._registered()}
 
     def register(self, site: AdmittedSite, *, name: str) -> None:
         """Let the node of a site join.
@@ -89,6 +109,19 @@ class Control:
             raise FederationError(
                 f"Expected the server to register the node of {name!r}, found HTTP "
                 f"{error.response.status_code}."
+            ) from None
+
+    def unregister(self, node: int) -> None:
+        """Shut a node out for ever: Flower takes its key never again.
+
+        Raises:
+            FederationError: If the server does not know it.
+        """
+        try:
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
+        except httpx.HTTPStatusError as error:
+            raise FederationError(
+                f"Expected the server to let a node go, found HTTP {error.response.status_code}."
             ) from None
 
     def open_fleet(self) -> None:
@@ -138,6 +171,17 @@ class Control:
             self._client.StopRun(StopRunRequest(run_id=run))
         except httpx.HTTPError:
             return
+
+    def _registered(self) -> list[NodeInfo]:
+        # Flower keeps what was unregistered in its list.
+        listed = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return [node for node in listed if node.status != NodeStatus.UNREGISTERED]
+
+
+def _connection(node: NodeInfo) -> Connection:
+    connected = node.status == NodeStatus.ONLINE
+    since = node.last_activated_at if connected else node.last_deactivated_at
+    return Connection(connected=connected, since=datetime.fromisoformat(since) if since else None)
 
 
 class _Secret:

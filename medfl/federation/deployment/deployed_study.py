@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from medfl.config import StudyConfig
 from medfl.errors import ConfigError, FederationError
 from medfl.federation.deployment.control import Control, RunState, Unreachable
 from medfl.federation.deployment.follower import Follower
-from medfl.federation.deployment.job import ExpectedSite, Job, job_path
-from medfl.federation.deployment.lock import exclusive
+from medfl.federation.deployment.job import RUN_LOCK, ExpectedSite, Job
+from medfl.federation.deployment.lock import exclusive, is_held
 from medfl.federation.deployment.server_folder import ServerFolder
 from medfl.federation.deployment.thin_app import THIN_APP, ThinApp
 from medfl.federation.progress import Progress
@@ -27,6 +28,16 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 # A server that is started again goes on with its run.
 PATIENCE_SECONDS = 300.0
+# Flower misses a killed ServerApp only after a minute; one that came to its end says so within
+# seconds.
+GONE_SECONDS = 30.0
+
+
+class RunStates(Protocol):
+    """Where it can be asked how far Flower is: the SuperLink's control path."""
+
+    def state(self, run: int) -> RunState:
+        """How far a run is."""
 
 
 def run_deployed_study(
@@ -63,6 +74,7 @@ def run_deployed_study(
     with exclusive(folder.path / "study.lock", noun="a server"), Control(folder) as control:
         job = _job(study, folder=folder, control=control, out=out)
         prepare_folder(out, study=study, resume=resume)
+        folder.note_run(out)
         with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
             state = _federate(job, folder=folder, control=control, app=app, progress=watched)
     if not state.completed:
@@ -119,22 +131,40 @@ def _federate(
     follower = Follower(RunFolder(job.out), rounds=job.study.training.rounds, progress=progress)
     progress.phase("waiting for the sites")
     run = control.start(app)
-    path = job_path(folder.jobs, run)
     try:
-        job.write(path)
-        state = _follow(control, run, follower)
+        with job.left(folder.jobs, run=run):
+            return follow(control, run, follower, lock=job.out / RUN_LOCK)
     except BaseException:  # also Ctrl-C: nothing goes on that nobody watches
         control.stop(run)
         raise
-    finally:
-        path.unlink(missing_ok=True)
-    return state
 
 
-def _follow(control: Control, run: int, follower: Follower) -> RunState:
+def follow(control: RunStates, run: int, follower: Follower, *, lock: Path) -> RunState:
+    """Follow a run to its end.
+
+    Args:
+        control: Says how far Flower is.
+        run: Flower's number of the run.
+        follower: Tells the progress.
+        lock: Held by the ServerApp while it works.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        FederationError: If the ServerApp ended without a word, or the server is silent for long.
+    """
     heard = time.monotonic()
+    worked = math.inf  # when the ServerApp was last seen at work
     while True:
         follower.look()
+        if is_held(lock):
+            worked = time.monotonic()
+        elif time.monotonic() - worked > GONE_SECONDS:
+            raise FederationError(
+                "Expected the server's process of this run to go on, found that it ended; see the "
+                "server's logs. Go on with --resume."
+            )
         try:
             state = control.state(run)
         except Unreachable:

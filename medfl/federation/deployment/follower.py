@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medfl.errors import FederationError
+from medfl.federation.pretraining_progress import read_progress
 from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RoundRecord, RunFolder, SiteOutcome
 
@@ -24,7 +25,8 @@ class Follower:
         self._progress = progress
         self._told = max((line["round"] for line in folder.rounds()), default=0)
         self._declared = len(folder.declarations())
-        self._joined = False
+        self._phase = ""
+        self._pretrained = read_progress(folder.path)
 
     def look(self) -> None:
         """Tell what came since the last look."""
@@ -35,15 +37,32 @@ class Follower:
             return  # a line is being written; the next look finds it whole
         new = [declaration for _, declaration in declarations[self._declared :]]
         if new:
-            if not self._joined:
-                self._progress.phase("rounds")
-                self._joined = True
             self._declared = len(declarations)
             self._progress.planned(new, rounds=self._rounds)
+        if new or self._phase:
+            self._look_at_first_model()
+        # A resumed run does again what came after its checkpoint.
+        self._told = min(self._told, max((line["round"] for line in lines), default=0))
         for line in lines:
             if line["round"] > self._told:
                 self._told = line["round"]
                 self._progress.round_finished(_record(line))
+
+    def _look_at_first_model(self) -> None:
+        """It is made when the sites have agreed, perhaps by a pretraining; then rounds begin."""
+        if (self._folder.path / "checkpoints" / "initial.safetensors").exists():
+            self._enter("rounds")
+            return
+        self._enter("first model")
+        pretrained = read_progress(self._folder.path)
+        if pretrained is not None and pretrained != self._pretrained:
+            self._pretrained = pretrained
+            self._progress.advanced(*pretrained)
+
+    def _enter(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._progress.phase(phase)
 
 
 def _record(line: dict[str, Any]) -> RoundRecord:

@@ -2,13 +2,16 @@
 
 Flower would carry settings of a run to every site. Paths of the server and the sites' keys concern
 no site, so they wait in the server's folder under the number of the run; a run that nobody left a
-job for does nothing.
+job for does nothing. Beside the job lies a lock, which the command holds for as long as it follows
+the run. A ServerApp that nobody follows ends: no privacy is spent for a run that nobody wants.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +21,15 @@ from medfl.config import StudyConfig
 from medfl.config.files import Section
 from medfl.durable import write_atomically
 from medfl.errors import FederationError, MessageError
+from medfl.federation.deployment.lock import exclusive
 from medfl.federation.messages import Declaration
 from medfl.federation.site_keys import is_successor
 
 FOLDER_VARIABLE = "MEDFL_SERVER_FOLDER"
 """Environment variable that names the server's folder to the ServerApp."""
+
+RUN_LOCK = "run.lock"
+"""Held in the run folder by the ServerApp that works on it."""
 
 WAIT_SECONDS = 30.0
 
@@ -52,9 +59,24 @@ class Job(Section):
     out: Path
     sites: dict[str, ExpectedSite]
 
-    def write(self, path: Path) -> None:
-        """Leave the job for the ServerApp."""
-        write_atomically(path, self.model_dump_json().encode(), mode=0o600)
+    @contextmanager
+    def left(self, folder: Path, *, run: int) -> Iterator[None]:
+        """Leave the job for the ServerApp, which works on it within this `with` block only.
+
+        Args:
+            folder: The server's folder for jobs; only one command at a time may use it.
+            run: Flower's number of the run.
+        """
+        for old in folder.iterdir():  # of a command that was killed
+            old.unlink()
+        path, lock = job_path(folder, run), lock_path(folder, run)
+        try:
+            with exclusive(lock, noun="a job"):
+                write_atomically(path, self.model_dump_json().encode(), mode=0o600)
+                yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
     def welcome(self, declaration: Declaration, node: int) -> None:
         """Accept a declaration only from the node and the key that were admitted under its name.
@@ -90,13 +112,28 @@ def job_path(folder: Path, run: int) -> Path:
     return folder / f"{run}.json"
 
 
+def lock_path(folder: Path, run: int) -> Path:
+    """The lock that is held for as long as somebody follows a run.
+
+    Args:
+        folder: The server's folder for jobs.
+        run: Flower's number of the run.
+    """
+    return folder / f"{run}.lock"
+
+
+def jobs_folder() -> Path:
+    """The server's folder for jobs, as the ServerApp finds it."""
+    return Path(os.environ.get(FOLDER_VARIABLE, "")) / "jobs"
+
+
 def read_job(run: int) -> Job:
     """The job of a run, which is written just after the run was started.
 
     Raises:
         FederationError: If there is none.
     """
-    path = job_path(Path(os.environ.get(FOLDER_VARIABLE, "")) / "jobs", run)
+    path = job_path(jobs_folder(), run)
     deadline = time.monotonic() + WAIT_SECONDS
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 STOP_SECONDS = 15.0
@@ -45,6 +48,23 @@ def free_port() -> int:
     return port
 
 
+def is_free(port: int, *, address: str) -> bool:
+    """Whether a server can listen on a TCP port.
+
+    Args:
+        port: The port.
+        address: IP address of this machine, or all of them.
+    """
+    with socket.socket() as server:
+        # As servers do, so that connections that have just ended do not count.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process: politely, then for certain."""
     process.terminate()
@@ -69,3 +89,16 @@ def start(
         return subprocess.Popen(  # noqa: S603
             command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Within a `with` block, SIGTERM and SIGINT set an event instead of ending this process."""
+    stopped = threading.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in signals}
+    try:
+        yield stopped
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

@@ -1,28 +1,35 @@
 """`ServerFolder`: everything that a coordinator's server keeps, under fixed names.
 
-The folder is private (mode 0700, keys 0600). Hospitals get a copy of `ca.crt` and nothing else.
+The folder is private (mode 0700, keys 0600). Hospitals get an invitation, which holds a copy of
+`ca.crt`, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from medfl.config.files import Section
-from medfl.config.site import Name
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError
-from medfl.federation.deployment.admission import AdmittedSite
-from medfl.federation.deployment.certificates import write_certificates
-from medfl.federation.deployment.lock import exclusive
+from medfl.federation.deployment.admission import AdmittedSite, Bundle
+from medfl.federation.deployment.certificates import (
+    Certificate,
+    read_certificate,
+    renew_certificate,
+    write_certificates,
+)
+from medfl.federation.deployment.invitation import FederationName, Invitation, new_code
+from medfl.federation.deployment.lock import exclusive, is_held
+from medfl.federation.deployment.roster import Hospital, Roster
 
 LOOPBACK = "127.0.0.1"
+FEDERATION = "medfl federation"
 
 STUDY_TEMPLATE = """\
 # What is proposed to every hospital. All of it is public; each site decides by its own policy.
@@ -63,6 +70,7 @@ round_timeout_seconds = 3600.0
 class _Settings(Section):
     host: str
     port: Annotated[int, Field(ge=1, le=65535)]
+    federation: FederationName = FEDERATION
 
 
 class ServerFolder:
@@ -87,36 +95,34 @@ class ServerFolder:
             ) from None
 
     @classmethod
-    def create(cls, path: Path, *, host: str, port: int) -> Self:
+    def create(cls, path: Path, *, host: str, port: int, federation: str = FEDERATION) -> Self:
         """Make a server's folder, with new keys.
 
         Args:
             path: Must be new or empty.
             host: Name or address under which hospitals reach the server.
             port: TCP port.
+            federation: Name of the federation, as hospitals read it in their invitation.
 
         Raises:
-            ConfigError: If there is something already, or host or port cannot be.
+            ConfigError: If there is something already, or host, port or name cannot be.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
                 f"{path}: expected a new or empty folder, found files; they are never replaced."
             )
         try:
-            settings = _Settings(host=host, port=port)
+            settings = _Settings(host=host, port=port, federation=federation)
         except ValidationError:
-            raise ConfigError(f"Expected a port from 1 to 65535, found {port}.") from None
+            raise ConfigError(
+                "Expected a port from 1 to 65535 and a federation's name of 1 to 60 letters, "
+                f"digits, spaces, '.', '-' or '_', found {port} and {federation!r}."
+            ) from None
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
         for name in ("state", "jobs", "logs", "flower"):
             (path / name).mkdir(mode=0o700)
-        write_certificates(
-            host=host,
-            authority=path / "ca.crt",
-            server=path / "server.crt",
-            authority_key=path / "ca.key",
-            server_key=path / "server.key",
-        )
+        write_certificates(host=host, **_certificate_paths(path))
         for name in ("superexec.secret", "control.secret"):
             write_atomically(path / name, secrets.token_hex(32).encode(), mode=0o600)
         write_atomically(path / "study.toml", STUDY_TEMPLATE.encode())
@@ -133,6 +139,16 @@ class ServerFolder:
     def port(self) -> int:
         """TCP port."""
         return self._settings.port
+
+    @property
+    def federation(self) -> str:
+        """Name of the federation."""
+        return self._settings.federation
+
+    @property
+    def address(self) -> str:
+        """Address and port at which hospitals reach the server."""
+        return f"{self.host}:{self.port}"
 
     @property
     def listening_address(self) -> str:
@@ -189,52 +205,124 @@ class ServerFolder:
         """Where Flower installs the app."""
         return self.path / "flower"
 
+    def roster(self) -> Roster:
+        """Every hospital that was ever invited, admitted or revoked.
+
+        Raises:
+            ConfigError: If the list is damaged.
+        """
+        return Roster.read(self.path / "sites.json")
+
     def sites(self) -> dict[str, AdmittedSite]:
         """The admitted sites by name.
 
         Raises:
             ConfigError: If the list is damaged.
         """
-        path = self.path / "sites.json"
-        if not path.exists():
-            return {}
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return {name: AdmittedSite(**site) for name, site in values.items()}
-        except (AttributeError, TypeError, ValueError):
-            raise ConfigError(f"{path}: expected admitted sites, found a damaged file.") from None
+        return self.roster().admitted()
 
-    def admit(self, site: AdmittedSite, *, name: str) -> None:
-        """Bind a site's keys to a hospital's name.
+    def invite(self, name: str) -> Invitation:
+        """Reserve a hospital's name, and say how to join; it makes earlier invitations void.
 
         Raises:
-            ConfigError: If the name or one of the keys is taken, or the name cannot be.
+            ConfigError: If the name is admitted or revoked, or cannot be.
         """
-        _require_name(name)
-        with exclusive(self.path / "sites.lock", noun="a list of sites"):
-            sites = self.sites()
-            _require_new(site, name=name, known=sites)
-            listed = {**sites, name: site}
-            text = json.dumps({key: asdict(listed[key]) for key in sorted(listed)}, indent=2)
-            write_atomically(self.path / "sites.json", (text + "\n").encode(), mode=0o600)
+        code = new_code()
+        self._change(lambda roster: roster.invite(name, code=code))
+        return Invitation.of_this_version(
+            federation=self.federation,
+            name=name,
+            server=self.address,
+            code=code,
+            certificate=self.authority.read_text(encoding="ascii"),
+        )
 
+    def admit(self, bundle: Bundle, *, name: str) -> Hospital:
+        """Bind a site's keys to a hospital's name, or follow a rotation of its keys.
 
-def _require_name(name: str) -> None:
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError:
-        raise ConfigError(
-            "Expected a site's name of 1 to 40 letters, digits, '-' or '_', starting with no sign, "
-            f"found {name!r}."
-        ) from None
+        Raises:
+            ConfigError: If `Roster.admit` refuses them.
+        """
+        return self._change(lambda roster: roster.admit(bundle, name=name))[name]
 
+    def revoke(self, name: str, *, reason: str) -> Hospital:
+        """Let a hospital go for ever; its name and its history stay.
 
-def _require_new(site: AdmittedSite, *, name: str, known: Mapping[str, AdmittedSite]) -> None:
-    if name in known:
-        raise ConfigError(f"Expected a new name, found {name!r}, which is admitted already.")
-    for other, keys in known.items():
-        if site.node_key == keys.node_key or site.event_key == keys.event_key:
+        Raises:
+            ConfigError: If `Roster.revoke` refuses it.
+        """
+        return self._change(lambda roster: roster.revoke(name, reason=reason))[name]
+
+    def read_certificate(self) -> Certificate:
+        """The server's certificate as it is on disk.
+
+        Raises:
+            ConfigError: If it is missing or damaged.
+        """
+        return read_certificate(self.certificate, key=self.certificate_key)
+
+    def require_usable_certificate(self) -> Certificate:
+        """The server's certificate, if hospitals will accept it.
+
+        Raises:
+            ConfigError: If it is damaged, at its end, or another key's.
+        """
+        certificate = self.read_certificate()
+        fix = f"make a new one with `medfl server renew {self.path}`; hospitals change nothing."
+        if certificate.left.total_seconds() <= 0:
             raise ConfigError(
-                f"Expected keys of its own for {name!r}, found one of {other!r}: every hospital "
-                "makes its keys with `medfl site init`."
+                f"{self.certificate}: expected a certificate that is still valid, found its end on "
+                f"{certificate.end:%Y-%m-%d}: {fix}"
             )
+        if not certificate.fits_key:
+            raise ConfigError(
+                f"{self.certificate}: expected the certificate of {self.certificate_key.name}, "
+                f"found another key's: {fix}"
+            )
+        return certificate
+
+    def renew_certificate(self) -> Certificate:
+        """Replace the server's certificate and key under the same authority.
+
+        Raises:
+            ConfigError: If the authority is missing, damaged or at its end.
+        """
+        with exclusive(self.path / "sites.lock", noun="a list of sites"):
+            return renew_certificate(host=self.host, **_certificate_paths(self.path))
+
+    def note_run(self, out: Path) -> None:
+        """Remember where the newest run is, for `last_run`."""
+        write_atomically(self.path / "last_run.json", json.dumps({"out": str(out)}).encode())
+
+    def run_under_way(self) -> Path | None:
+        """Run folder of the run that `medfl server run` follows now; None without one."""
+        for job in self.jobs.glob("*.json"):
+            if is_held(job.with_suffix(".lock")):  # else its command was killed
+                return _out(job)
+        return None
+
+    def last_run(self) -> Path | None:
+        """Run folder of the newest run; None where none is known."""
+        return _out(self.path / "last_run.json")
+
+    def _change(self, change: Callable[[Roster], Roster]) -> Roster:
+        with exclusive(self.path / "sites.lock", noun="a list of sites"):
+            roster = change(self.roster())
+            roster.write(self.path / "sites.json")
+        return roster
+
+
+def _certificate_paths(path: Path) -> dict[str, Path]:
+    return {
+        "authority": path / "ca.crt",
+        "server": path / "server.crt",
+        "authority_key": path / "ca.key",
+        "server_key": path / "server.key",
+    }
+
+
+def _out(path: Path) -> Path | None:
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["out"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None  # taken away in this moment, or never written

@@ -14,18 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from medfl.config import SiteConfig, load_site
 from medfl.federation.deployment.control import Control
 from medfl.federation.deployment.processes import free_port
 from medfl.federation.deployment.server_folder import ServerFolder
+from medfl.federation.federation_ledger import FederationLedger
+from medfl.federation.run_folder import RunFolder
 from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
-from medfl.federation.workplace import create_ledger
+from medfl.federation.workplace import create_ledger, hospital_workplace
 
 MEDFL = Path(sys.executable).parent / "medfl"
 SEEDED = Path(__file__).parent / "seeded"
-FATAL = "killed/south/2"
 PATIENTS = {"east": 4, "north": 5, "south": 4}
 
 SITE = """
@@ -47,6 +49,40 @@ modalities = {modalities}
 epsilon = 40.0
 delta = 1e-5
 min_noise_multiplier = 0.1
+"""
+
+STUDY = """
+id = "{id}"
+seed = 3
+
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["WT", "ET"]
+crop_size = [16, 16, 16]
+
+[network]
+name = "SegResNet"
+arguments = {{ init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }}
+
+[privacy]
+epsilon = 8.0
+sampling_prob = 0.5
+
+[training]
+rounds = {rounds}
+local_steps = 1
+optimizer = "sgd"
+learning_rate = 0.5
+
+[aggregation]
+strategy = "fedadam"
+server_learning_rate = 0.01
+min_sites = {min_sites}
+round_timeout_seconds = {timeout}
+
+[evaluation]
+every = 10
+pictures = 0
 """
 
 
@@ -73,20 +109,34 @@ class Deployment:
     scratch: Path
     server: ServerFolder
     sites: dict[str, Path]
+    holds: Path
     command: str = str(MEDFL)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @staticmethod
+    def child(process: subprocess.Popen[bytes], *, word: str) -> psutil.Process | None:
+        """The process below another one whose command line has a word in it."""
+        for found in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if any(word in argument for argument in found.cmdline()):
+                    return found
+            except psutil.NoSuchProcess:
+                continue
+        return None
 
     def log(self, name: str) -> Path:
         """Where a process writes."""
         return self.scratch / f"{name}.log"
 
-    def start(self, name: str, *arguments: object, **variables: str) -> None:
+    def start(self, name: str, *arguments: object) -> None:
         """Start a medfl command in a process group of its own."""
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
-            **variables,
+            # Noise is seeded, and processes can be held: see `seeded/sitecustomize.py`.
+            "PYTHONPATH": os.pathsep.join([str(SEEDED), os.environ.get("PYTHONPATH", "")]),
+            "MEDFL_TEST_HOLDS": str(self.holds),
         }
         with self.log(name).open("ab") as log:
             self.running[name] = subprocess.Popen(
@@ -98,14 +148,25 @@ class Deployment:
                 start_new_session=True,
             )
 
-    def start_site(self, name: str, **variables: str) -> None:
-        """Start a hospital whose noise is seeded."""
+    def start_server(self) -> None:
+        """Start the server, until it serves."""
+        log = self.log("server")
+        served = log.read_text().count("Serving") if log.exists() else 0
+        self.start("server", "server", "start", self.server.path)
+
+        def serves() -> bool:
+            ended = self.running["server"].poll()
+            assert ended is None, log.read_text()[-3000:]
+            return log.read_text().count("Serving") > served
+
+        wait_for(serves, seconds=120, what="a server")
+
+    def start_site(self, name: str) -> None:
+        """Start a hospital."""
         self.start(
             name,
             *("site", "start", self.sites[name], "--server", self.server.local_address),
             *("--ca", self.server.authority),
-            PYTHONPATH=str(SEEDED),
-            **variables,
         )
 
     def restart_site(self, name: str) -> None:
@@ -120,8 +181,24 @@ class Deployment:
             return name in self.online() and self.running[name].poll() is None
 
         # Flower may show the killed node as connected for that minute.
-        wait_for(lambda: name not in self.online(), seconds=90, what=f"{name} to be missed")
-        wait_for(is_back, seconds=90, what=f"{name} to be back")
+        wait_for(lambda: name not in self.online(), seconds=120, what=f"{name} to be missed")
+        wait_for(is_back, seconds=120, what=f"{name} to be back")
+
+    def hold(self, *points: str) -> None:
+        """Let the next process that reaches a point wait there; see `seeded/sitecustomize.py`."""
+        for point in points:
+            (self.holds / point).touch()
+
+    def held(self, point: str, *, seconds: float = 150) -> int:
+        """Wait until a process is held, and return its number."""
+        file = self.holds / f"{point}.reached"
+        wait_for(file.exists, seconds=seconds, what=f"a process at {point}")
+        return int(file.read_text())
+
+    def release(self, *points: str) -> None:
+        """Let processes that are held go on."""
+        for point in points:
+            (self.holds / f"{point}.reached").unlink()
 
     def finished(self, name: str, *, seconds: float) -> int:
         """Wait for the end of a process and return its exit code."""
@@ -130,6 +207,24 @@ class Deployment:
     def site(self, name: str) -> SiteConfig:
         """A hospital's file."""
         return load_site(self.sites[name])
+
+    def study(self, name: str, *, rounds: int, timeout: float, min_sites: int = 3) -> Path:
+        """Write a study."""
+        path = self.scratch / f"{name}.toml"
+        text = STUDY.format(id=name, rounds=rounds, timeout=timeout, min_sites=min_sites)
+        path.write_text(text)
+        return path
+
+    def spent(self, name: str) -> Any:
+        """A hospital's account, after every total was counted again."""
+        with hospital_workplace(self.site(name)).open_ledger() as ledger:
+            ledger.recount()
+            return ledger.spent()
+
+    def run_of(self, name: str, *, study: str) -> Any:
+        """What a hospital was charged for the run of a study."""
+        (run,) = [run for run in self.spent(name).by_run if run.study == study]
+        return run
 
     def online(self) -> set[str]:
         """Names of the sites whose nodes are connected."""
@@ -220,15 +315,35 @@ def deployment(
             key=name.encode() * 8,
         )
         run_medfl("server", "admit", place, state / PUBLIC, name)
-    running = Deployment(scratch=scratch, server=server, sites=sites)
+    holds = scratch / "holds"
+    holds.mkdir()
+    running = Deployment(scratch=scratch, server=server, sites=sites, holds=holds)
     try:
-        running.start("server", "server", "start", server.path)
         for name in sites:
-            running.start_site(name, MEDFL_TEST_FATAL=FATAL)
-        wait_for(
-            lambda: "Serving" in running.log("server").read_text(), seconds=90, what="a server"
-        )
-        wait_for(lambda: running.online() == set(PATIENTS), seconds=60, what="three sites")
+            running.start_site(name)
+        running.start_server()
+        wait_for(lambda: running.online() == set(PATIENTS), seconds=120, what="three sites")
         yield running
     finally:
         running.end()
+
+
+@pytest.fixture
+def require_balanced(deployment: Any) -> Any:
+    """Checks the ledgers of a finished study, and returns charges and releases by site."""
+
+    def require(study: str, *, out: Path, rounds: int) -> dict[str, tuple[int, int]]:
+        folder = RunFolder(out)
+        assert [line["round"] for line in folder.rounds()] == list(range(1, rounds + 1))
+        assert (out / "report.html").exists()
+        federation = FederationLedger(folder)
+        counted = {}
+        for name in PATIENTS:
+            run = deployment.run_of(name, study=study)
+            known = sum(charge.steps for charge in federation.charges(name))
+            assert run.released <= run.charges <= known
+            assert run.run == folder.run_id()
+            counted[name] = (run.charges, run.released)
+        return counted
+
+    return require

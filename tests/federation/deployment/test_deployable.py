@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socketserver
+import ssl
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,13 @@ from typing import Any
 import pytest
 
 from medfl.errors import ConfigError, FederationError, MessageError, QuorumError
+from medfl.federation.deployment import certificates
 from medfl.federation.deployment.deployed_study import check_deployable
 from medfl.federation.deployment.hospital import load_hospital
 from medfl.federation.deployment.job import FOLDER_VARIABLE, ExpectedSite, Job, read_job
 from medfl.federation.deployment.lock import exclusive
+from medfl.federation.deployment.server_folder import ServerFolder
+from medfl.federation.deployment.site_node import require_trusted
 from medfl.federation.grid import run_in_process
 from medfl.federation.pretraining import initial_weights
 from medfl.federation.progress import Silent
@@ -149,3 +155,28 @@ def test_two_processes_do_not_work_on_the_same_thing(tmp_path: Path) -> None:
         pass
     with exclusive(path, noun="a thing"):
         pass
+
+
+class Quiet(socketserver.TCPServer):
+    """Says nothing of clients that hang up, as those do that refuse its certificate."""
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+def test_a_site_says_in_one_sentence_that_the_servers_certificate_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "SERVER_DAYS", -0.01)
+    folder = ServerFolder.create(tmp_path / "server", host="localhost", port=8443)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder.certificate, folder.certificate_key)
+    server = Quiet(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ConfigError, match=r"found another \(certificate has expired\)\.$"):
+            require_trusted(f"127.0.0.1:{server.server_address[1]}", authority=folder.authority)
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -11,6 +11,7 @@ import pytest
 
 from medfl.federation.deployment.follower import Follower
 from medfl.federation.messages import Declaration
+from medfl.federation.pretraining_progress import write_progress
 from medfl.federation.progress import Silent
 from medfl.federation.run_folder import RoundRecord, RunFolder, SiteOutcome
 from medfl.privacy.mechanism import Mechanism
@@ -77,6 +78,52 @@ def test_what_a_resumed_run_had_done_before_is_not_told_again(
     folder.append_round(record(2))
     follower.look()
     assert seen.told == [record(2)]
+
+
+def test_a_round_that_a_resumed_run_does_again_is_told_again(folder: RunFolder) -> None:
+    folder.append_round(record(1))
+    folder.append_round(record(2))
+    seen = Seen()
+    follower = Follower(folder, rounds=9, progress=seen)
+    folder.truncate_tables(after_round=1, variant="federated")
+    follower.look()
+    assert seen.told == []
+    folder.append_round(record(2))
+    follower.look()
+    assert seen.told == [record(2)]
+
+
+class Heard(Silent):
+    """Keeps phases and steps."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def phase(self, name: str) -> None:
+        self.told.append(name)
+
+    def advanced(self, done: int, total: int) -> None:
+        self.told.append((done, total))
+
+
+def test_a_pretraining_is_shown_until_the_first_model_is_there(
+    folder: RunFolder, declaration: Declaration
+) -> None:
+    write_progress(folder.path)(9, 9)  # of an earlier try
+    heard = Heard()
+    follower = Follower(folder, rounds=9, progress=heard)
+    follower.look()
+    assert heard.told == []
+    folder.append_declaration(declaration, after_events=0)
+    follower.look()
+    write_progress(folder.path)(2, 9)
+    follower.look()
+    follower.look()
+    assert heard.told == ["first model", (2, 9)]
+    folder.write_checkpoint("initial", b"a model")
+    follower.look()
+    follower.look()
+    assert heard.told == ["first model", (2, 9), "rounds"]
 
 
 def test_a_line_that_is_being_written_is_told_when_it_is_whole(folder: RunFolder) -> None:

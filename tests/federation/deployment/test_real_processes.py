@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
+import os
 import signal
 import ssl
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medfl.config import StudyConfig, load_site
+from medfl.config import load_site, load_study
 from medfl.errors import FederationError
 from medfl.federation import site_round
 from medfl.federation.deployment.deployed_study import run_deployed_study
@@ -27,74 +28,16 @@ from medfl.federation.deployment.thin_app import THIN_APP, ThinApp
 from medfl.federation.progress import Silent
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.simulation import prepare_folder, simulate
-from medfl.federation.workplace import hospital_workplace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
 
 SITES = ("east", "north", "south")
-STUDY = """
-id = "{id}"
-seed = 3
-
-[input]
-modalities = ["t1c", "t2f"]
-regions = ["WT", "ET"]
-crop_size = [16, 16, 16]
-
-[network]
-name = "SegResNet"
-arguments = {{ init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }}
-
-[privacy]
-epsilon = 8.0
-sampling_prob = 0.5
-
-[training]
-rounds = {rounds}
-local_steps = 1
-optimizer = "sgd"
-learning_rate = 0.5
-
-[aggregation]
-strategy = "fedadam"
-server_learning_rate = 0.01
-min_sites = 3
-round_timeout_seconds = {timeout}
-
-[evaluation]
-every = 10
-pictures = 0
-"""
-
-
-def study_file(folder: Path, **values: Any) -> Path:
-    path = folder / f"{values['id']}.toml"
-    path.write_text(STUDY.format(**values))
-    return path
-
-
-def loaded(path: Path) -> StudyConfig:
-    from medfl.config import load_study
-
-    return load_study(path)
-
-
-def ledger_of(site: Any) -> Any:
-    """A hospital's account, after every total was counted again."""
-    with hospital_workplace(site).open_ledger() as ledger:
-        ledger.recount()
-        return ledger.spent()
-
-
-def run_of(spent: Any, *, study: str) -> Any:
-    (run,) = [run for run in spent.by_run if run.study == study]
-    return run
 
 
 @pytest.fixture(scope="module")
 def trained(deployment: Any) -> Path:
     """The run folder of three rounds, by the commands that a coordinator uses."""
-    study = study_file(deployment.scratch, id="three-rounds", rounds=3, timeout=120.0)
+    study = deployment.study("three-rounds", rounds=3, timeout=120.0)
     out: Path = deployment.scratch / "run"
     deployment.start("run", "server", "run", deployment.server.path, study, "--out", out)
     code = deployment.finished("run", seconds=240)
@@ -121,7 +64,7 @@ def test_real_processes_train_to_the_model_of_a_simulation(
         load_site(write_hospital(tmp_path, name=name, state=tmp_path / "state" / name))
         for name in SITES
     ]
-    study = loaded(deployment.scratch / "three-rounds.toml")
+    study = load_study(deployment.scratch / "three-rounds.toml")
     prepare_folder(tmp_path / "run", study=study, resume=False)
     simulate(study, sites, out=tmp_path / "run", engine="inprocess", progress=Silent())
     here = load_file(tmp_path / "run" / "checkpoints" / "final.safetensors")
@@ -138,7 +81,7 @@ def test_every_ledger_agrees_with_the_server(trained: Path, deployment: Any) -> 
     privacy = {entry["site"]: entry for entry in json.loads((trained / "privacy.json").read_text())}
     assert sorted(privacy) == list(SITES)
     for name in SITES:
-        run = run_of(ledger_of(deployment.site(name)), study="three-rounds")
+        run = deployment.run_of(name, study="three-rounds")
         assert (run.charges, run.steps, run.released) == (3, 3, 3)
         assert run.run == folder.run_id()
         assert sum(event["steps"] for event in events if event["site"] == name) == run.steps
@@ -208,8 +151,8 @@ def test_a_site_refuses_a_server_of_another_authority(deployment: Any, tmp_path:
 
 
 def test_sites_refuse_an_app_that_they_did_not_pin(deployment: Any, tmp_path: Path) -> None:
-    before = {name: ledger_of(deployment.site(name)) for name in SITES}
-    study = loaded(study_file(tmp_path, id="other-app", rounds=1, timeout=60.0))
+    before = {name: deployment.spent(name) for name in SITES}
+    study = load_study(deployment.study("other-app", rounds=1, timeout=60.0))
     app = ThinApp(server=THIN_APP.server, client="os:getcwd")
     with pytest.raises(FederationError, match="site 1: node-error; site 2: node-error"):
         run_deployed_study(
@@ -222,18 +165,21 @@ def test_sites_refuse_an_app_that_they_did_not_pin(deployment: Any, tmp_path: Pa
         )
     for name in SITES:
         assert "policy-app" in deployment.log(name).read_text()
-        assert ledger_of(deployment.site(name)) == before[name]
+        assert deployment.spent(name) == before[name]
 
 
 def test_a_study_goes_on_after_a_site_was_killed_between_charge_and_first_step(
     deployment: Any,
 ) -> None:
-    study = study_file(deployment.scratch, id="killed", rounds=2, timeout=45.0)
+    study = deployment.study("killed", rounds=2, timeout=45.0)
     out = deployment.scratch / "killed"
     command = ("server", "run", deployment.server.path, study, "--out", out)
+    deployment.hold("south-killed-2-charged")
     deployment.start("killed", *command)
+    deployment.held("south-killed-2-charged")
+    os.killpg(deployment.running["south"].pid, signal.SIGKILL)
     assert deployment.finished("south", seconds=120) == -signal.SIGKILL
-    lost = run_of(ledger_of(deployment.site("south")), study="killed")
+    lost = deployment.run_of("south", study="killed")
     assert (lost.charges, lost.released) == (2, 1)
     deployment.restart_site("south")
     assert deployment.finished("killed", seconds=90) == 1
@@ -245,7 +191,7 @@ def test_a_study_goes_on_after_a_site_was_killed_between_charge_and_first_step(
     assert [line["round"] for line in folder.rounds()] == [1, 2]
     privacy = {entry["site"]: entry for entry in json.loads((out / "privacy.json").read_text())}
     for name in SITES:
-        run = run_of(ledger_of(deployment.site(name)), study="killed")
+        run = deployment.run_of(name, study="killed")
         # Who had answered sends the same bytes again, free of charge; who was killed pays again.
         assert (run.charges, run.released) == (3 if name == "south" else 2, 2)
         assert run.run == folder.run_id()

@@ -1,9 +1,10 @@
-"""A server's folder: made once, readable by its owner only, with one name for every key."""
+"""A server's folder: made once, readable by its owner only, with one hospital for every key."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from medfl.errors import ConfigError
-from medfl.federation.deployment.admission import AdmittedSite, read_bundle
+from medfl.federation.deployment.admission import AdmittedSite, Bundle, read_bundle
+from medfl.federation.deployment.lock import exclusive
 from medfl.federation.deployment.server_folder import ServerFolder
 from medfl.federation.site_keys import SiteKeys
 
@@ -121,20 +123,20 @@ def test_an_admitted_site_keeps_its_keys(server: ServerFolder, tmp_path: Path) -
 def test_a_name_or_a_key_is_admitted_once(taken: str, server: ServerFolder, tmp_path: Path) -> None:
     north, south = (read_bundle(bundle(tmp_path / name)) for name in ("north", "south"))
     server.admit(north, name="north")
-    keys = {"node_key": south.node_key, "event_key": south.event_key}
+    keys = {"node_key": south.site.node_key, "event_key": south.site.event_key}
     if taken != "name":
-        keys[taken] = getattr(north, taken)
-    with pytest.raises(ConfigError, match=r"admitted already|one of|one of 'north'"):
-        server.admit(AdmittedSite(**keys), name="north" if taken == "name" else "south")
-    assert server.sites() == {"north": north}
+        keys[taken] = getattr(north.site, taken)
+    second = Bundle(site=AdmittedSite(**keys), rotations=(), invitation="")
+    with pytest.raises(ConfigError, match=r"proves neither|one of 'north'"):
+        server.admit(second, name="north" if taken == "name" else "south")
+    assert server.sites() == {"north": north.site}
 
 
 def test_a_key_under_another_comment_is_the_same_key(server: ServerFolder, tmp_path: Path) -> None:
     path = bundle(tmp_path / "north")
     server.admit(read_bundle(path), name="north")
     values = json.loads(path.read_text())
-    other = json.loads(bundle(tmp_path / "south").read_text())
-    path.write_text(json.dumps({**other, "node": values["node"] + " somebody@else"}))
+    path.write_text(json.dumps({**values, "node": values["node"] + " somebody@else"}))
     with pytest.raises(ConfigError, match="one of 'north'"):
         server.admit(read_bundle(path), name="south")
 
@@ -149,11 +151,59 @@ def test_a_name_that_no_site_can_have_is_refused(
 
 @pytest.mark.parametrize(
     "change",
-    [{"node": "no key"}, {"node": 3}, {"node": None}, {"event": "0"}],
-    ids=["text", "number", "null", "event"],
+    [
+        {"node": "no key"},
+        {"node": 3},
+        {"node": None},
+        {"event": "0"},
+        {"rotations": 3},
+        {"rotations": [{"old": 1, "new": 2, "signature": 3}]},
+        {"rotations": [{"old": ""}]},
+    ],
+    ids=["text", "number", "null", "event", "rotations", "numbers", "halves"],
 )
 def test_a_damaged_bundle_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     path = bundle(tmp_path / "north")
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ConfigError, match=r"expected a site\.pub"):
         read_bundle(path)
+
+
+def test_a_node_key_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path, other = bundle(tmp_path / "north"), bundle(tmp_path / "thief")
+    thief = json.loads(other.read_text())
+    changes = (
+        {"node": thief["node"]},
+        {"node_signature": thief["node_signature"]},
+        {"node_signature": None},
+    )
+    for change in changes:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(ConfigError, match="has signed"):
+            read_bundle(path)
+
+
+def test_a_fingerprint_is_of_both_keys_and_easy_to_say(tmp_path: Path) -> None:
+    north, south = (read_bundle(bundle(tmp_path / name)).site for name in ("north", "south"))
+    mixed = AdmittedSite(node_key=south.node_key, event_key=north.event_key)
+    assert len({north.fingerprint, south.fingerprint, mixed.fingerprint}) == 3
+    assert re.fullmatch(r"([A-Z2-7]{4}-){3}[A-Z2-7]{4}", north.fingerprint)
+
+
+def test_the_run_under_way_is_the_one_that_somebody_follows(
+    server: ServerFolder, tmp_path: Path
+) -> None:
+    assert server.run_under_way() is None
+    job = server.jobs / "17.json"
+    job.write_text(json.dumps({"study": {}, "out": str(tmp_path / "run"), "sites": {}}))
+    assert server.run_under_way() is None
+    with exclusive(server.jobs / "17.lock", noun="a job"):
+        assert server.run_under_way() == tmp_path / "run"
+    assert server.run_under_way() is None
+
+
+def test_the_last_run_is_remembered(server: ServerFolder, tmp_path: Path) -> None:
+    assert server.last_run() is None
+    for name in ("first", "second"):
+        server.note_run(tmp_path / name)
+        assert ServerFolder(server.path).last_run() == tmp_path / name

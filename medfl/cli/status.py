@@ -1,0 +1,89 @@
+"""`medfl server status`: a server, its hospitals and its run, once or as they change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from medfl.cli.status_view import View, one_line, render, report, view
+from medfl.errors import ConfigError
+from medfl.json_text import to_json
+
+WATCH_SECONDS = 2.0
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")],
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN_DIR", help="A run folder; else the run under way, or the last."
+        ),
+    ] = None,
+    *,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Go on until Ctrl-C; where this is no terminal, a line a change."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show the server, its hospitals, and the run under way: who is connected, who is late.
+
+    Reads the server's folder and the run folder, and asks the server if it runs. Changes nothing.
+    """
+    if watch and as_json:
+        raise ConfigError("Expected --watch or --json, found both.")
+    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.federation.deployment.status import read_status
+
+    server = ServerFolder(folder)
+
+    def look() -> View:
+        under_way = server.run_under_way()
+        folder = run_dir or under_way or server.last_run()
+        followed = folder is not None and folder.resolve() == under_way
+        return view(read_status(server), run_dir=folder, under_way=followed)
+
+    console = Console()
+    if as_json:
+        typer.echo(to_json(report(look()), indent=2))
+    elif watch:
+        with suppress(KeyboardInterrupt):
+            keep_showing(look, console, wait=time.sleep)
+    else:
+        console.print(render(look()))
+
+
+def keep_showing(
+    look: Callable[[], View], console: Console, *, wait: Callable[[float], object]
+) -> None:
+    """Show every moment until `wait` raises: in place on a terminal, else a line for each change.
+
+    Args:
+        look: Reads a moment.
+        console: Where to show it.
+        wait: Called between two moments, with seconds.
+    """
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, screen=False) as live:
+            while True:
+                live.update(render(look()), refresh=True)
+                wait(WATCH_SECONDS)
+    before = ""
+    while True:
+        line = one_line(look())
+        if line != before:
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            console.print(f"{now} {line}", soft_wrap=True, highlight=False, markup=False)
+            before = line
+        wait(WATCH_SECONDS)

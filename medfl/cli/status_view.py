@@ -1,0 +1,272 @@
+"""`View`: a server, its hospitals and its run at one moment, as tables, as a line, as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from medfl.errors import ReportError
+from medfl.reporting.live_run import LiveRun, read_live, shown
+from medfl.reporting.waiting import Waiting
+
+if TYPE_CHECKING:
+    from medfl.federation.deployment.status import ServerStatus, SiteStatus
+
+LAST_ROUNDS = 5
+
+_STYLES = {"admitted": "", "invited": "dim", "revoked": "dim"}
+_ALARM = "bold red"
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is shown at one moment.
+
+    Attributes:
+        server: The server and its hospitals.
+        run: The run; None where there is none yet.
+        run_dir: Its folder; None where none is known.
+        under_way: Whether `medfl server run` follows it now.
+        problem: Why the run cannot be shown; empty if it can, or if there is none.
+    """
+
+    server: ServerStatus
+    run: LiveRun | None
+    run_dir: Path | None
+    under_way: bool
+    problem: str
+
+
+def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool) -> View:
+    """A moment.
+
+    Args:
+        server: The server and its hospitals.
+        run_dir: The run folder to read; None where none is known.
+        under_way: Whether `medfl server run` follows it now.
+    """
+    run, problem = None, ""
+    if run_dir is not None:
+        try:
+            run = read_live(run_dir)
+        except ReportError as error:
+            problem = str(error)
+    going_on = under_way and run is not None and not run.finished
+    return View(server=server, run=run, run_dir=run_dir, under_way=going_on, problem=problem)
+
+
+def report(moment: View) -> dict[str, Any]:
+    """A moment as JSON types."""
+    server, run = moment.server, moment.run
+    return {
+        "server": {
+            "federation": server.federation,
+            "address": server.address,
+            "running": server.running,
+            "certificate_end": server.certificate.end.isoformat(),
+            "certificate_days_left": server.certificate.days_left,
+        },
+        "sites": [
+            {
+                "name": site.name,
+                "state": site.state,
+                "since": site.since.isoformat(),
+                "reason": site.reason,
+                "fingerprint": site.fingerprint,
+                "connected": site.connected,
+                "connection_since": _iso(site.connection_since),
+            }
+            for site in server.sites
+        ],
+        "run_dir": str(moment.run_dir) if moment.run_dir else None,
+        "problem": moment.problem,
+        "run": _run_report(run, under_way=moment.under_way) if run else None,
+    }
+
+
+def _run_report(run: LiveRun, *, under_way: bool) -> dict[str, Any]:
+    waiting = run.waiting if under_way else None
+    return {
+        "study": run.study,
+        "rounds": run.rounds,
+        "done": run.done,
+        "finished": run.finished,
+        "under_way": under_way,
+        "seconds_of_last_rounds": run.seconds[-LAST_ROUNDS:],
+        "pretraining": run.pretraining,
+        "late": run.late and under_way,
+        "sites": [
+            {
+                "name": site.name,
+                "epsilon": site.epsilon,
+                "budget": site.budget,
+                "outcome": site.outcome,
+                "code": site.code,
+                "missed": site.missed,
+            }
+            for site in run.sites
+        ],
+        "waiting": None if waiting is None else json.loads(waiting.model_dump_json()),
+        "late_sites": run.late_sites if under_way else (),
+    }
+
+
+def one_line(moment: View) -> str:
+    """A moment in one line, the same as long as nothing happens."""
+    server, run = moment.server, moment.run
+    admitted = [site for site in server.sites if site.state == "admitted"]
+    there = sorted(site.name for site in admitted if site.connected)
+    parts = [
+        "server answers" if server.running else "server does not answer",
+        f"connected {len(there)} of {len(admitted)}: {', '.join(there) or 'nobody'}",
+    ]
+    if run is not None:
+        parts.append(f"{run.study}: {_progress(moment, run)}")
+        if run.waiting is not None and moment.under_way:
+            parts.append(f"waiting for {', '.join(run.waiting.missing) or 'nobody'}")
+        if run.late_sites and moment.under_way:
+            parts.append(f"late: {', '.join(run.late_sites)}")
+        if run.sites:
+            spent = (f"{site.name} {shown(site.epsilon)}/{site.budget:g}" for site in run.sites)
+            parts.append("epsilon " + " ".join(spent))
+    elif moment.problem:
+        parts.append("run not readable")
+    return "; ".join(parts)
+
+
+def render(moment: View) -> RenderableType:
+    """A moment as tables."""
+    parts: list[RenderableType] = [*_server_lines(moment.server), _sites_table(moment.server)]
+    if moment.run is not None:
+        parts += [*_run_lines(moment, moment.run), _run_table(moment, moment.run)]
+    else:
+        parts.append(Text(moment.problem or "No run yet: `medfl server run` begins one."))
+    return Group(*parts)
+
+
+def _server_lines(server: ServerStatus) -> list[Text]:
+    state = "answers" if server.running else "does not answer: `medfl server start` starts it"
+    lines = [Text(f"{server.federation} at {server.address}: the server {state}")]
+    certificate = server.certificate
+    days = max(certificate.days_left, 0)
+    text = f"Certificate: {days} days left, until {certificate.end:%Y-%m-%d}"
+    if certificate.expires_soon:
+        lines.append(Text(f"{text}. Renew it with `medfl server renew`.", style=_ALARM))
+    else:
+        lines.append(Text(text))
+    return lines
+
+
+def _sites_table(server: ServerStatus) -> Table:
+    table = _table("site", "state", "connected", "fingerprint of its keys")
+    for site in server.sites:
+        cells = (
+            site.name,
+            f"{site.state} {site.since:%Y-%m-%d}" + (f": {site.reason}" if site.reason else ""),
+            _connected(site, server),
+            site.fingerprint or "none yet",
+        )
+        table.add_row(*map(escape, cells), style=_STYLES[site.state])
+    if not server.sites:
+        table.add_row("nobody yet", "", "", "")
+    return table
+
+
+def _connected(site: SiteStatus, server: ServerStatus) -> str:
+    if site.state != "admitted":
+        return ""
+    if not server.running or site.connected is None:
+        return "unknown"
+    since = f", {_ago(site.connection_since)}" if site.connection_since else ""
+    return ("yes" if site.connected else "no" if since else "never") + since
+
+
+def _run_lines(moment: View, run: LiveRun) -> list[Text]:
+    lines = [Text(f"Study {run.study} in {moment.run_dir}: {_progress(moment, run)}")]
+    if run.seconds:
+        seconds = "  ".join(f"{value:.1f}" for value in run.seconds[-LAST_ROUNDS:])
+        lines.append(Text(f"Seconds of the last rounds: {seconds}"))
+    if not moment.under_way:
+        return lines
+    waiting = run.waiting
+    if waiting is not None:
+        lines.append(
+            Text(
+                f"Round {waiting.round}: asked {_ago(waiting.since)} ago, goes on without the "
+                f"silent at {waiting.deadline.astimezone(UTC):%H:%M:%S} UTC"
+            )
+        )
+    if run.late:
+        lines.append(Text(f"Late: {', '.join(run.late_sites) or 'somebody'}", style=_ALARM))
+    return lines
+
+
+def _run_table(moment: View, run: LiveRun) -> Table:
+    table = _table("site", "epsilon", "budget", "last round", "missed", "this round")
+    last = {site.name: site for site in run.sites}
+    waiting = run.waiting if moment.under_way else None
+    asked = waiting.asked if waiting is not None else ()
+    late = run.late_sites if moment.under_way else ()
+    for name in sorted({*last, *asked}):
+        site = last.get(name)
+        if site is None:
+            cells = (name, "", "", "", "", _this_round(waiting, name))
+        else:
+            why = f": {site.code}" if site.code and site.code != site.outcome else ""
+            cells = (
+                name,
+                shown(site.epsilon),
+                shown(site.budget),
+                site.outcome + why,
+                str(site.missed),
+                _this_round(waiting, name),
+            )
+        lost = site is not None and site.outcome != "admitted"
+        table.add_row(*map(escape, cells), style=_ALARM if lost or name in late else "")
+    return table
+
+
+def _this_round(waiting: Waiting | None, name: str) -> str:
+    if waiting is None or name not in waiting.asked:
+        return ""
+    if name in waiting.answered:
+        return "answered"
+    return f"not answered for {_ago(waiting.since)}"
+
+
+def _progress(moment: View, run: LiveRun) -> str:
+    if run.finished:
+        return f"finished, {run.done} of {run.rounds} rounds"
+    if not moment.under_way:
+        return f"{run.done} of {run.rounds} rounds done, not under way"
+    if run.pretraining:
+        return f"pretraining, {run.pretraining[0]} of {run.pretraining[1]} steps"
+    return f"{run.done} of {run.rounds} rounds done"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        right = heading in ("epsilon", "budget", "missed")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _ago(moment: datetime) -> str:
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    unit, size = next(entry for entry in _UNITS if seconds >= entry[1] or entry[1] == 1)
+    return f"{seconds // size} {unit}"
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment is not None else None

@@ -1,0 +1,74 @@
+"""A site's SuperNode, as a process of its own: the connection to the server, and the pinned app.
+
+It hands its messages out over loopback, and only to who knows the secret that both processes of the
+site got from their parent. Private names of Flower's: the command that is run in this process, and
+the failures after which it tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import httpx
+from flwr.supercore.retry import http_retry
+from flwr.supernode.cli import flower_supernode
+
+from medfl.federation.deployment.app_pin import pin_app
+from medfl.federation.deployment.child import as_file, log_to_parent, read_secret
+from medfl.federation.deployment.hospital import load_hospital
+from medfl.federation.deployment.thin_app import THIN_APP
+from medfl.federation.site_keys import KEYS, NODE_KEY
+
+LOCAL = "127.0.0.1"
+
+
+def arguments(
+    site_file: Path, *, server: str, authority: Path, port: int, secret: str
+) -> list[str]:
+    """What Flower's own command would be given.
+
+    Args:
+        site_file: The site's file.
+        server: ``HOST:PORT`` of the coordinator's server.
+        authority: Certificate of the coordinator's authority.
+        port: Where the ClientApps reach the node, on this machine.
+        secret: File that holds the secret of whoever starts ClientApps.
+    """
+    keys = load_hospital(site_file).state / KEYS
+    return [
+        *("--superlink", server, "--root-certificates", str(authority)),
+        *("--auth-supernode-private-key", str(keys / NODE_KEY)),
+        *("--host", LOCAL, "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", secret),
+        *("--node-config", f'site-file="{site_file}"'),
+    ]
+
+
+def wait_behind_proxies() -> None:
+    """Let the node try again where a proxy says that the server is not there, as without one."""
+    known = http_retry._RETRYABLE_TRANSPORT_ERRORS
+    http_retry._RETRYABLE_TRANSPORT_ERRORS = (*known, httpx.ProxyError)
+
+
+def main() -> None:
+    """Run until a signal comes or the parent process is gone.
+
+    Reads the site file, the server, its authority and the port from the command line.
+    """
+    site_file, server, authority, port = sys.argv[1:]
+    secret = as_file(read_secret())
+    log_to_parent()
+    wait_behind_proxies()
+    pin_app(THIN_APP.digest)
+    given = arguments(
+        Path(site_file), server=server, authority=Path(authority), port=int(port), secret=secret
+    )
+    sys.argv = ["flower-supernode", *given]
+    logging.getLogger(__name__).info("Connecting to %s.", server)
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What leaves a site that fails is a code, and what its log says is one line that names nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+
+from medfl.errors import BudgetExceeded, ConfigError, DataError
+from medfl.federation.failures import MAX_CHARACTERS, code_of, told
+from medfl.federation.messages import Proposal, refusal_code, to_record
+from medfl.federation.workplace import Workplace
+from medfl.privacy.engine import PatientOptimizer
+
+PATIENT = "BraTS2021_00002"
+SITE_LOG = "medfl.federation.client_app"
+BAD = "north"
+
+
+def raised(action: Callable[[], Any]) -> Exception:
+    """What an action raises."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001
+        return error
+    raise AssertionError("Expected an exception, found none.")
+
+
+def fails_with(error: Exception) -> Callable[..., Any]:
+    """A function that always raises this."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+OUT_OF_MEMORY: dict[str, Callable[[], Any]] = {
+    "python": fails_with(MemoryError()),
+    "numpy": lambda: np.empty(2**50),
+    "torch on a CPU": lambda: torch.empty(2**50),
+    "torch on a GPU": fails_with(torch.OutOfMemoryError("CUDA out of memory.")),
+    "cuDNN": fails_with(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+}
+
+
+@pytest.mark.parametrize("where", OUT_OF_MEMORY)
+def test_every_lack_of_memory_has_one_code_and_a_fix(where: str) -> None:
+    error = raised(OUT_OF_MEMORY[where])
+    assert code_of(error) == "out-of-memory"
+    for fix in ("device = 'cpu'", "smaller patients at once", "what was charged stays"):
+        assert fix in told(error)
+
+
+def test_another_failure_of_torch_is_no_lack_of_memory() -> None:
+    error = raised(lambda: torch.ones(2) @ torch.ones(3))
+    assert isinstance(error, RuntimeError)
+    assert code_of(error) == "internal"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError(f"/images/{PATIENT}/{PATIENT}_flair.nii.gz: expected a scan, found none."),
+        FileNotFoundError(2, "No such file", f"/images/{PATIENT}"),
+        KeyError(PATIENT),
+        ValueError(f"{PATIENT}\n  in the header"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_text_that_may_name_a_patient_is_not_told(error: Exception) -> None:
+    line = told(raised(fails_with(error)))
+    assert PATIENT not in line
+    assert "/images" not in line
+    assert line.isprintable()
+
+
+def test_an_unforeseen_failure_is_told_by_its_kind_and_place() -> None:
+    line = told(raised(fails_with(ZeroDivisionError("secret"))))
+    assert line.startswith("Expected no failure, found ZeroDivisionError at ")
+    assert "test_failures.py:" in line
+    assert "secret" not in line
+
+
+def test_a_rule_that_was_broken_is_told_in_full() -> None:
+    text = "Expected a lifetime epsilon <= 8, found 8.1."
+    assert told(BudgetExceeded(text)) == text
+
+
+def test_a_text_that_a_server_chose_stays_short_and_on_one_line() -> None:
+    line = told(ConfigError("Expected a\tword, found\n\x1b[2J\u202e'" + "x" * 100_000 + "'."))
+    assert line.startswith("Expected a word, found [2J '")
+    assert line.isprintable()
+    assert len(line) == MAX_CHARACTERS
+
+
+def test_a_site_out_of_memory_in_a_step_lives_on_and_has_paid(
+    federation: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = federation.study(
+        training={"local_steps": 2}, aggregation={"round_timeout_seconds": 0.5}
+    )
+    add_patient = PatientOptimizer.add_patient
+    calls = iter(range(1000))
+
+    def full_device(self: PatientOptimizer, loss: torch.Tensor) -> bool:
+        if next(calls) == 1:  # in the middle of a step: one patient is in the sum already
+            raise torch.OutOfMemoryError(f"CUDA out of memory at {PATIENT}")
+        return add_patient(self, loss)
+
+    def first_round(site: str, message: Message) -> bool:
+        return (
+            site == BAD
+            and message.metadata.message_type == "train"
+            and message.metadata.group_id == "1"
+        )
+
+    def runs_out(site: str, message: Message, answer: Callable[[], Message]) -> Message:
+        with monkeypatch.context() as patch:
+            if first_round(site, message):
+                patch.setattr(PatientOptimizer, "add_patient", full_device)
+            return answer()
+
+    finished = federation.run(study, federation.sites(), fault=runs_out)
+    assert next(calls) == 2
+    assert finished.outcomes(1)[BAD] == ("refused", "out-of-memory")
+    assert finished.outcomes(2)[BAD] == ("admitted", "")
+    assert finished.charges(BAD) == 2
+    lines = [r.getMessage() for r in caplog.records if r.name == SITE_LOG]
+    (line,) = [line for line in lines if "out-of-memory" in line]
+    assert "device = 'cpu'" in line
+    assert PATIENT not in line
+
+    # What the failed step left behind has no effect: the same model as if it had never begun.
+    def silent(site: str, message: Message, answer: Callable[[], Message]) -> Message | None:
+        return None if first_round(site, message) else answer()
+
+    other = federation.run(study, federation.sites(), fault=silent, name="silent")
+    assert all(torch.equal(value, other.weights[name]) for name, value in finished.weights.items())
+
+
+def test_a_site_out_of_memory_before_the_charge_pays_nothing(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace = federation.workplace(federation.hospital("east"))
+    with workplace.open_ledger() as ledger:
+        before = ledger.head()
+    study = federation.study(privacy={"noise": "operating-system"})
+    question = to_record(Proposal(study=study, run="first", private=True))
+    with monkeypatch.context() as patch:
+        failure = torch.OutOfMemoryError("CUDA out of memory")
+        patch.setattr(Workplace, "network", fails_with(failure))
+        reply = federation.ask(workplace, question, kind="query")
+    assert refusal_code(reply) == "out-of-memory"
+    with workplace.open_ledger() as ledger:
+        assert ledger.head() == before
+    assert refusal_code(federation.ask(workplace, question, kind="query")) == ""
+
+
+def test_a_damaged_image_is_told_without_its_name(
+    federation: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hospital = federation.hospital(BAD, copy_patients=True)
+    for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
+        file.write_bytes(file.read_bytes()[:200])
+    study = federation.study(
+        privacy={"noise": "operating-system"}, training={"rounds": 1, "local_steps": 6}
+    )
+    finished = federation.run(study, [*federation.sites("east", "south"), hospital])
+    assert finished.outcomes()[BAD] == ("refused", "data")
+    lines = [r.getMessage() for r in caplog.records if r.name == SITE_LOG]
+    (line,) = [line for line in lines if "code data" in line]
+    assert "`medfl check` names the file" in line
+    assert "BraTS2021" not in caplog.text
+    assert str(hospital.data.root) not in caplog.text
