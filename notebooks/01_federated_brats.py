@@ -50,10 +50,11 @@ from medfl.data.cohort import pseudonym
 from medfl.data.crops import draw_crops
 from medfl.data.synthetic_hospitals import write_hospitals
 from medfl.errors import ConfigError
-from medfl.federation.prediction import predict_case
 from medfl.federation.progress import Silent
 from medfl.federation.study_run import plan_study, run_whole_study
 from medfl.federation.workplace import simulated_workplace
+from medfl.prediction.cohort import predict_case
+from medfl.prediction.predictor import Predictor
 from medfl.privacy.accountant import Charge, epsilon, noise_multiplier_for
 from medfl.reporting import figures, utility_tables, wording
 from medfl.reporting.estimates import in_region
@@ -538,17 +539,11 @@ ranked = sorted(
 chosen = {"worst": ranked[0], "middle": ranked[len(ranked) // 2], "best": ranked[-1]}
 
 picture, panels = plt.subplots(2, 3, figsize=(6.0, 4.7), layout="constrained")
+predictor = Predictor(run / "checkpoints" / "final.safetensors", device="cpu")
 for column, (rank, (dice, site, patient)) in enumerate(chosen.items()):
     case = held_out[site, patient].cases[0]
     mask = Path(f"{rank}.nii.gz")
-    predict_case(
-        case.mask.parent,
-        model=run / "checkpoints" / "final.safetensors",
-        out=mask,
-        layout="brats2021",
-        label_scheme="brats",
-        device="cpu",
-    )
+    predict_case(predictor, case.mask.parent, data=sites[0].data, out=mask)
     truth, predicted = read_volume(case.mask), read_volume(mask)
     depth = largest_slice(truth)
     image = read_volume(case.images["t2f"])[:, :, depth]

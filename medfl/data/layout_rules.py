@@ -64,6 +64,11 @@ class LayoutRule:
         """Those that the layout has, in the fixed order."""
         return tuple(modality for modality in MODALITY_ORDER if modality in self.images)
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of its paths."""
+        return (*(path for paths in self.images.values() for path in paths), *self.masks)
+
     def pattern(self, name: str, *, known: Mapping[str, str], ignore_case: bool) -> re.Pattern[str]:
         """A pattern of one name of a path.
 

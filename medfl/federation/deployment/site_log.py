@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TextIO
 
 from medfl.config.site import SiteData
-from medfl.data.layout_rules import LAYOUTS
+from medfl.data.layout_rules import rule_of
+from medfl.data.layouts import survey_cohort
 from medfl.federation.deployment.child import OWN
 
 LOGS = "logs"
@@ -89,16 +90,24 @@ class Redaction:
     """
 
     def __init__(self, data: SiteData) -> None:
-        rule = LAYOUTS[data.layout]
-        parents = [data.root / group for group in rule.groups] or [data.root]
-        readable = [parent for parent in parents if os.access(parent, os.R_OK)]
-        names = {path.name for parent in readable for path in parent.iterdir()}
+        rule = rule_of(data)
+        survey = survey_cohort(data)
+        names = {problem.patient_id for problem in survey.problems if problem.patient_id}
+        for patient in survey.patients:
+            names |= {patient.patient_id, *(case.case_id for case in patient.cases)}
+        # And folders that the layout does not know; its own, as `imagesTr`, are nobody.
+        own = {name for path in rule.paths for name in path.split("/")}
+        for parent in (data.root, *(data.root / name for name in own)):
+            if os.access(parent, os.R_OK) and parent.is_dir():
+                names |= {path.name for path in parent.iterdir() if path.is_dir()} - own
         # The longest first: a name may begin with another one.
         listed = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-        pattern = rule.case_folder
-        self._patients = re.compile(
-            rf"{pattern}|(?<![A-Za-z0-9])(?:{listed})(?![A-Za-z0-9])" if listed else pattern
-        )
+        patterns = [rf"(?<![A-Za-z0-9])(?:{listed})(?![A-Za-z0-9])"] if listed else []
+        general = rule.case or rule.patient
+        # A name that is any word cannot be told from one.
+        if not re.fullmatch(general, "word"):
+            patterns.append(general)
+        self._patients = re.compile("|".join(patterns) or r"(?!)")
         roots = "|".join(re.escape(str(root)) for root in {data.root, data.root.resolve()})
         self._files = re.compile(rf"({roots})/[^\s'\"]*")
 
