@@ -1,13 +1,15 @@
 """Benchmarks of medfl on this machine.
 
-    python pipelines/benchmark.py                     both parts
+    python pipelines/benchmark.py                     all parts
     python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
     python pipelines/benchmark.py federation [--way ray --sites 8 --payload 20] [--out DIR]
+    python pipelines/benchmark.py data
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
 with the same network, crops and threads. `federation` shows what a round costs beside its training
 and how much memory the server takes, in this process, on Flower's simulation runtime and as real
-processes. Everything runs in processes of its own, one measurement at a time.
+processes. `data` checks cohorts of growing size and shows how long training waits for patients.
+Everything runs in processes of its own, one measurement at a time.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ WAYS = {
     "opacus_ghost": "Opacus ghost clipping (DP, per crop)",
 }
 TIMED_SECONDS = 8.0
+PREFLIGHT_CASES = (250, 500, 1000)
 # The two whose ratio matters are measured in turns, and the least disturbed turn of each counts.
 TURNS = 3
 
@@ -70,10 +73,11 @@ class StepCost:
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
-    """Measure what medfl costs on this machine; both parts unless one is named."""
+    """Measure what medfl costs on this machine; all parts unless one is named."""
     if context.invoked_subcommand is None:
         step(crop=None, quick=False, out=None)
         federation(way=None, sites=None, payload=None, out=None)
+        data()
 
 
 @app.command()
@@ -111,6 +115,33 @@ def federation(
         console.print(f"Written to {out}")
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def data() -> None:
+    """A preflight of growing cohorts, and the part of training that waits for patients."""
+    table = Table(title="Preflight of small cases, twelve of them broken")
+    for heading in ("cases", "seconds", "ms a case", "peak MB", "broken found"):
+        table.add_column(heading, justify="right")
+    for cases in PREFLIGHT_CASES:
+        with console.status(f"preflight of {cases} cases"):
+            cost = _child("data_cost.py", "preflight", str(cases))
+        table.add_row(
+            str(cases),
+            f"{cost['seconds']:.1f}",
+            f"{1000 * cost['seconds'] / cases:.1f}",
+            f"{cost['peak_bytes'] / 1e6:.0f}",
+            str(cost["broken"]),
+        )
+    console.print(table)
+    with console.status("waiting for patients"):
+        cost = _child("data_cost.py", "reading")
+    source = "LGG, site DU" if cost["real"] else "synthetic, in the size of LGG"
+    console.print(
+        f"Training on {cost['patients']} patients ({source}): {cost['waiting_share']:.1%} of a "
+        f"step of {cost['step_seconds']:.2f} s waits for data; preparing a patient once takes "
+        f"{cost['prepare_seconds_a_patient']:.2f} s.\n"
+    )
 
 
 def _require(values: Iterable[object], *, among: Collection[object], option: str) -> None:
