@@ -28,6 +28,8 @@ from medfl.privacy.accountant import Charge, epsilon
 from medfl.privacy.mechanism import Mechanism
 from medfl.segmentation.networks import trainable_state
 
+pytestmark = pytest.mark.slow
+
 OWN_PATIENTS = 3  # of each of the small hospitals
 
 Audit = Callable[..., CanaryAudit]

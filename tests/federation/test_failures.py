@@ -17,6 +17,8 @@ from medfl.federation.messages import Proposal, refusal_code, to_record
 from medfl.federation.workplace import Workplace
 from medfl.privacy.engine import PatientOptimizer
 
+pytestmark = pytest.mark.slow
+
 PATIENT = "BraTS2021_00002"
 SITE_LOG = "medfl.federation.client_app"
 BAD = "north"

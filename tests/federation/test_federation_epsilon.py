@@ -22,6 +22,8 @@ from medfl.federation.study_run import run_whole_study
 from medfl.privacy.charges import Charge
 from medfl.privacy.mechanism import Mechanism
 
+pytestmark = pytest.mark.slow
+
 NOISE = {"CS": 2.6, "DU": 2.0, "HT": 2.2}
 DELTAS = {"CS": 1e-5, "DU": 1e-5, "HT": 2e-5}
 STEPS, PROBABILITY = 10, 0.3

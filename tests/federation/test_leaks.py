@@ -21,6 +21,8 @@ from medfl.federation.progress import Silent
 from medfl.federation.study_run import finish_run
 from medfl.reporting.report import write_report
 
+pytestmark = pytest.mark.slow
+
 Answer = Callable[[], Message]
 BAD = "north"
 HOSPITAL_NOISE: dict[str, Any] = {"privacy": {"noise": "operating-system"}}

@@ -372,7 +372,7 @@ def test_prepared_cases_take_no_more_disk_than_was_said(
     training, _ = workplace.stores(study)
     for index in range(len(training)):
         training.prepared(index)
-    held = sum(path.stat().st_size for path in (workplace.site.state / "cache").iterdir())
+    held = sum(path.stat().st_size for path in (workplace.site.state / "cache").glob("*.case"))
     assert held > 0
     # What is there already is not needed once more.
     assert need_of(workplace, study).disk_bytes == before - held

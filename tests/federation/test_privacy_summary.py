@@ -16,6 +16,8 @@ from medfl.federation.privacy_summary import privacy_summary
 from medfl.federation.run_folder import RoundRecord, RunFolder, SiteOutcome
 from medfl.privacy.mechanism import Mechanism
 
+pytestmark = pytest.mark.slow
+
 ROUNDS, STEPS, DELTA = 4, 5, 1e-5
 MECHANISM = Mechanism(
     sampling_prob=0.3,

@@ -31,6 +31,8 @@ from medfl.federation.messages import (
 )
 from medfl.federation.site_keys import SiteKeys
 
+pytestmark = pytest.mark.slow
+
 BAD = "north"
 RUN = "screening"
 ONE_ROUND: dict[str, Any] = {"training": {"rounds": 1}}

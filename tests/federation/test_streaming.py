@@ -18,6 +18,8 @@ from medfl.errors import QuorumError
 from medfl.federation import server_app
 from medfl.federation.grid import InProcessGrid
 
+pytestmark = pytest.mark.slow
+
 Answer = Callable[[], Message]
 
 MANY = 8

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.slow
+
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 PAYLOAD_BYTES = {1: 900_000, 20: 18_000_000}
 

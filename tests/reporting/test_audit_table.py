@@ -15,6 +15,8 @@ from medfl.reporting.audit_table import audit_table
 from medfl.reporting.report import write_report
 from medfl.reporting.results import read_run
 
+pytestmark = pytest.mark.slow
+
 RunBuilder = Callable[..., Path]
 
 FIGURE = {"found": 1.02, "promised": 1.0, "standard_error": 0.018}

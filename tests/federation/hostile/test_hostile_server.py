@@ -20,6 +20,8 @@ from medfl.federation import messages
 from medfl.federation.messages import Declaration, Proposal, TrainTask, read_body, to_record
 from medfl.segmentation.networks import trainable_state
 
+pytestmark = pytest.mark.slow
+
 STUDY: dict[str, Any] = {"privacy": {"noise": "operating-system", "epsilon": 1.0}}
 POLICY: dict[str, Any] = {
     "min_noise_multiplier": 1.0,

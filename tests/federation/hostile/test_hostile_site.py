@@ -22,6 +22,8 @@ from medfl.errors import MessageError
 from medfl.federation.messages import Declaration, SiteUpdate, refusal, refusal_code
 from medfl.federation.site_keys import SiteKeys
 
+pytestmark = pytest.mark.slow
+
 BAD = "north"
 RUN = "hostile"
 MARK = "MUELLER^ANNA 1950"
