@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -153,6 +154,52 @@ def test_a_run_stopped_while_the_server_writes_goes_on_to_the_same_model(
     assert_same_run(finished, unbroken)
     # Sites that had answered sent the same bytes again.
     assert [finished.charges(site) for site in SITES] == [3, 3]
+
+
+def test_a_run_goes_on_after_the_servers_disk_was_full(
+    federation: Any, unbroken: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, writes = federation.study(**STUDY), 0
+    original = RunFolder.write_state
+
+    def full(self: RunFolder, *arguments: Any, **keywords: Any) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_state", full)
+        with pytest.raises(OSError, match="No space left"):
+            federation.run(study, sites(federation), run_id=RUN)
+    finished = federation.run(study, sites(federation), resume=True, run_id=RUN)
+    assert_same_run(finished, unbroken)
+    assert [finished.charges(site) for site in SITES] == [3, 3]
+
+
+def test_a_checkpoint_older_than_the_ledgers_costs_nothing_twice(
+    federation: Any, unbroken: Finished
+) -> None:
+    study = federation.study(**STUDY)
+    states: list[bytes] = []
+
+    def keep(site: str, message: Message, answer: Answer) -> Message:
+        path = federation.scratch / "run" / "checkpoints" / "state.safetensors"
+        if path.exists():
+            states.append(path.read_bytes())
+        return answer()
+
+    finished = federation.run(study, sites(federation), fault=keep, run_id=RUN)
+    # The backup of a server, from before the first round.
+    (finished.path / "checkpoints" / "state.safetensors").write_bytes(states[0])
+    again = federation.run(study, sites(federation), resume=True, run_id=RUN)
+    for file in sorted((unbroken.path / "checkpoints").iterdir()):
+        assert content(again.path / "checkpoints" / file.name) == content(file)
+    assert [again.charges(site) for site in SITES] == [3, 3]
+    # The server has not forgotten what was spent: the repeated rounds show all of it.
+    spent = {row["epsilon"] for row in rows(again, "rounds.csv")}
+    assert spent == {rows(unbroken, "rounds.csv")[-1]["epsilon"]}
 
 
 def test_a_run_may_be_stopped_again_and_again(federation: Any, unbroken: Finished) -> None:
