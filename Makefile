@@ -74,10 +74,9 @@ test-federation: .venv/.installed-all ## slow tests of the federation in a proce
 	$(call stage,test-federation,$(PYTEST) -m slow --junitxml=build/tests/federation.xml \
 		--ignore=$(DEPLOYMENT_TESTS) $(FEDERATION_TESTS))
 
-# One more than there are cores: these processes wait for each other for half of the time.
 test-deployment: .venv/.installed-all ## slow tests of a server and hospitals as real processes
-	$(call stage,test-deployment,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $(WORKERS) + 1 )) \
-		--dist loadfile -m slow --junitxml=build/tests/deployment.xml $(DEPLOYMENT_TESTS))
+	$(call stage,test-deployment,$(PYTEST) -m slow --junitxml=build/tests/deployment.xml \
+		$(DEPLOYMENT_TESTS))
 
 test-e2e: .venv/.installed-all ## all other slow tests: whole studies, audits
 	$(call stage,test-e2e,$(PYTEST) -m slow --junitxml=build/tests/e2e.xml \

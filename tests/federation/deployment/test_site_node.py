@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,19 @@ import httpx
 import pytest
 from flwr.supercore.retry import http_retry
 from flwr.supercore.retry.http_retry import make_simple_http_retry_invoker
+from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_supernode_lifespan_config
 
 from medfl.errors import ConfigError
 from medfl.federation.deployment.certificates import write_certificates
 from medfl.federation.deployment.child import SECRET_BYTES, as_file
 from medfl.federation.deployment.site_node import require_trusted
-from medfl.federation.deployment.supernode import arguments, wait_behind_proxies
+from medfl.federation.deployment.supernode import (
+    ASK_SECONDS,
+    arguments,
+    ask_often,
+    wait_behind_proxies,
+)
 
 
 @pytest.fixture
@@ -126,3 +133,17 @@ def test_a_node_tries_again_where_a_proxy_says_that_the_server_is_away(
     invoker = make_simple_http_retry_invoker()
     monkeypatch.setattr(invoker, "wait_function", lambda _: None)
     assert invoker.invoke(call) == 7
+
+
+def test_a_node_asks_for_messages_every_second_and_not_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Flower's own module looks up its clock by this name.
+    assert start_client_internal.time is time  # type: ignore[attr-defined]
+    monkeypatch.setattr(start_client_internal, "time", time)
+    slept: list[float] = []
+    ask_often()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for seconds in (3, 0.5):
+        start_client_internal.time.sleep(seconds)  # type: ignore[attr-defined]
+    assert slept == [ASK_SECONDS, 0.5]
