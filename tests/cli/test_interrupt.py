@@ -78,6 +78,10 @@ def hospitals(tmp_path: Path) -> list[Path]:
     return files
 
 
+def _listen_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.slow
 def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
     hospitals: list[Path], tmp_path: Path
@@ -90,6 +94,8 @@ def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Who runs the tests in the background may have told them to ignore Ctrl-C.
+        preexec_fn=_listen_to_ctrl_c,
     )
     watchdog = threading.Timer(120, child.kill)
     watchdog.start()
