@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from medfl.config import SiteConfig
     from medfl.data.cache import TensorCache
 
+SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
+
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -180,9 +182,7 @@ def _detect(root: Path, *, as_json: bool) -> None:
         )
 
 
-def size(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
-) -> None:
+def size(site: SiteFile) -> None:
     """Say how much disk the prepared images of a site take, and how much they may."""
     from medfl.data.cache import RETENTION_DAYS
 
@@ -194,9 +194,7 @@ def size(
     )
 
 
-def clear(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
-) -> None:
+def clear(site: SiteFile) -> None:
     """Delete the prepared images of a site; they are made again when they are needed."""
     config = load_site(site)
     typer.echo(f"{config.name}: {_cache(config).clear()} prepared cases deleted")

@@ -18,6 +18,9 @@ from medfl.errors import ConfigError
 ModelOption = Annotated[Path, typer.Option("--model", help="A model file of a run.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Layout of a folder.")]
 SchemeOption = Annotated[LabelScheme, typer.Option(help="What the masks' values mean.")]
+ModalityOption = Annotated[
+    list[str] | None, typer.Option(help="One that is there; all of the layout if not given.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
@@ -42,10 +45,7 @@ def predict(
     ],
     layout: LayoutOption = "brats2021",
     label_scheme: SchemeOption = "brats",
-    modality: Annotated[
-        list[str] | None,
-        typer.Option(help="One that is there; all of the layout if not given."),
-    ] = None,
+    modality: ModalityOption = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write them, one volume a region.")
     ] = False,
@@ -101,10 +101,7 @@ def evaluate(
     ] = None,
     layout: LayoutOption = "brats2021",
     label_scheme: SchemeOption = "brats",
-    modality: Annotated[
-        list[str] | None,
-        typer.Option(help="One that is there; all of the layout if not given."),
-    ] = None,
+    modality: ModalityOption = None,
     region: Annotated[
         list[str] | None, typer.Option(help="What to score; all that the scheme shows.")
     ] = None,

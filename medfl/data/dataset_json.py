@@ -36,7 +36,8 @@ def channel_contradictions(root: Path, order: Mapping[Modality, int]) -> Iterato
     Yields:
         What was expected, and what was found. Names that are not understood are passed over.
     """
-    stated = _read(root).get("channel_names") or _read(root).get("modality")
+    content = _read(root)
+    stated = content.get("channel_names") or content.get("modality")
     if not isinstance(stated, Mapping):
         return
     expected = {number: modality for modality, number in order.items()}

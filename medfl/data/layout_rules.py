@@ -125,6 +125,7 @@ _SINCE_2023: Mapping[Modality, str] = {name: name for name in MODALITY_ORDER}
 # Names of the archive's parts, where they were not merged into one folder.
 _PARTS_2024 = ("training_data1_v2", "training_data_additional")
 
+_DECATHLON_ORDER: Mapping[Modality, int] = {"t2f": 0, "t1n": 1, "t1c": 2, "t2w": 3}
 _BIDS_ENDINGS: Mapping[Modality, tuple[str, ...]] = {
     "t1n": ("_T1w", "_space-*_T1w"),
     "t1c": ("_ce-*_T1w",),
@@ -205,9 +206,9 @@ LAYOUTS: Mapping[Layout, LayoutRule] = MappingProxyType(
         "msd": LayoutRule(
             case=r"(?P<patient>BRATS_\d+)",
             images=dict.fromkeys(MODALITY_ORDER, ("imagesTr/{case}",)),
-            channels={"t2f": 0, "t1n": 1, "t1c": 2, "t2w": 3},
+            channels=_DECATHLON_ORDER,
             masks=("labelsTr/{case}",),
-            numbers={"t2f": 0, "t1n": 1, "t1c": 2, "t2w": 3},
+            numbers=_DECATHLON_ORDER,
             held_apart="imagesTs",
             ignored=frozenset({"imagesTs"}),
             label_schemes=("msd",),

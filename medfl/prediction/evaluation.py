@@ -232,9 +232,7 @@ def _regions(path: Path, data: SiteData, regions: Sequence[Region]) -> tuple[Ten
         header = read_header(path)
         voxels = read_voxels(path, header)
         found = regions_of(torch.from_numpy(voxels), scheme=data.label_scheme, regions=regions)
-    except FileFaults as error:
-        raise DataError(f"{path}: {error}") from None
-    except DataError as error:
+    except (FileFaults, DataError) as error:
         raise DataError(f"{path}: {error}") from None
     return found, header
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from medfl.config.site import LabelScheme, Modality, Region
 from medfl.data.cohort import Case
-from medfl.data.headers import FileFaults, read_header
 from medfl.data.labels import labels_from_regions
 from medfl.data.transforms import Frame, prepare_image, restore_probabilities
 from medfl.errors import DataError
@@ -118,15 +117,9 @@ def save_like(voxels: NDArray[np.generic], path: Path, *, source: Path) -> None:
     Args:
         voxels: (X, Y, Z) on the source's grid, or (X, Y, Z, R) for several volumes.
         path: Where to; ``.nii`` or ``.nii.gz``.
-        source: A file with the same grid; its affine, qform, sform and unit are taken over.
-
-    Raises:
-        DataError: If the source cannot be read.
+        source: A file with the same grid, which was read before; its affine, qform, sform and unit
+            are taken over.
     """
-    try:
-        read_header(source, volumes=_volumes(source))
-    except FileFaults as error:
-        raise DataError(f"{source}: {error}") from None
     header = nibabel.load(source).header
     image = nibabel.Nifti1Image(voxels, None)
     image.set_sform(header.get_sform(), code=int(header["sform_code"]))
@@ -138,8 +131,3 @@ def save_like(voxels: NDArray[np.generic], path: Path, *, source: Path) -> None:
     image.header["descrip"] = NOTICE.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)
-
-
-def _volumes(source: Path) -> int:
-    shape = nibabel.load(source).shape
-    return int(shape[3]) if len(shape) == 4 else 1
