@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from medfl.federation.deployment.job import RUN_LOCK, jobs_folder, lock_path, read_job
 from medfl.federation.deployment.lock import exclusive, is_held
+from medfl.federation.deployment.unblocked_grid import UnblockedGrid
 from medfl.federation.pretraining import initial_weights
 from medfl.federation.pretraining_progress import write_progress
 from medfl.federation.progress import Silent
@@ -56,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
         exclusive(job.out / RUN_LOCK, noun="a run folder", patience_seconds=EARLIER_SECONDS),
     ):
         gather(grid, {site.node for site in job.sites.values()}, timeout=GATHER_SECONDS)
-        run_study(grid, run)
+        run_study(UnblockedGrid(grid), run)
 
 
 @contextmanager
