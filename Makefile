@@ -76,7 +76,7 @@ test-federation: .venv/.installed-all ## slow tests of the federation in a proce
 
 test-deployment: .venv/.installed-all ## slow tests of a server and hospitals as real processes
 	$(call stage,test-deployment,$(PYTEST) -m slow --junitxml=build/tests/deployment.xml \
-		$(DEPLOYMENT_TESTS))
+		--no-loadscope-reorder $(DEPLOYMENT_TESTS))
 
 test-e2e: .venv/.installed-all ## all other slow tests: whole studies, audits
 	$(call stage,test-e2e,$(PYTEST) -m slow --junitxml=build/tests/e2e.xml \

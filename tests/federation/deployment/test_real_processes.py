@@ -1,5 +1,5 @@
 """A server and three hospitals as real processes: they train as a simulation does, to the last bit,
-they refuse strangers, and they survive a kill.
+they refuse strangers, and hospitals come, renew their keys and go while the server runs.
 """
 
 from __future__ import annotations
@@ -7,8 +7,6 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
-import os
-import signal
 import ssl
 import subprocess
 from pathlib import Path
@@ -22,12 +20,14 @@ from safetensors.torch import load_file
 from medfl.config import load_site, load_study
 from medfl.errors import FederationError
 from medfl.federation import site_round
+from medfl.federation.deployment.admission import read_bundle
 from medfl.federation.deployment.deployed_study import run_deployed_study
 from medfl.federation.deployment.server_folder import ServerFolder
 from medfl.federation.deployment.thin_app import THIN_APP, ThinApp
 from medfl.federation.progress import Silent
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.simulation import prepare_folder, simulate
+from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
 
@@ -168,40 +168,61 @@ def test_sites_refuse_an_app_that_they_did_not_pin(deployment: Any, tmp_path: Pa
         assert deployment.spent(name) == before[name]
 
 
-def test_a_study_goes_on_after_a_site_was_killed_between_charge_and_first_step(
-    deployment: Any,
-) -> None:
-    study = deployment.study("killed", rounds=2, timeout=45.0)
-    out = deployment.scratch / "killed"
-    command = ("server", "run", deployment.server.path, study, "--out", out)
-    deployment.hold("south-killed-2-charged")
-    deployment.start("killed", *command)
-    deployment.held("south-killed-2-charged")
-    os.killpg(deployment.running["south"].pid, signal.SIGKILL)
-    assert deployment.finished("south", seconds=120) == -signal.SIGKILL
-    lost = deployment.run_of("south", study="killed")
-    assert (lost.charges, lost.released) == (2, 1)
-    deployment.restart_site("south")
-    assert deployment.finished("killed", seconds=90) == 1
-    assert "Round 2: expected at least 3 usable updates" in deployment.log("killed").read_text()
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process politely."""
+    process.terminate()
+    process.wait(timeout=60)
 
-    deployment.start("resumed", *command, "--resume")
-    assert deployment.finished("resumed", seconds=150) == 0, deployment.log("resumed").read_text()
-    folder = RunFolder(out)
-    assert [line["round"] for line in folder.rounds()] == [1, 2]
-    privacy = {entry["site"]: entry for entry in json.loads((out / "privacy.json").read_text())}
-    for name in SITES:
-        run = deployment.run_of(name, study="killed")
-        # Who had answered sends the same bytes again, free of charge; who was killed pays again.
-        assert (run.charges, run.released) == (3 if name == "south" else 2, 2)
-        assert run.run == folder.run_id()
-        assert float(privacy[name]["epsilon_pld"]) == pytest.approx(run.epsilon, rel=1e-2)
+
+def test_a_hospital_comes_renews_and_goes_while_the_server_runs(
+    deployment: Any, wait_for: Any
+) -> None:
+    place = deployment.server.path
+
+    def run(*arguments: object) -> str:
+        command = [deployment.command, *map(str, arguments)]
+        done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+        return done.stdout
+
+    def connected() -> set[str]:
+        found = json.loads(run("server", "status", place, "--json"))
+        assert found["server"]["running"]
+        return {site["name"] for site in found["sites"] if site["connected"]}
+
+    assert connected() == {"east", "north", "south"}
+
+    # New keys: the old node is shut out, and the site is back with the new ones.
+    state = load_site(deployment.sites["north"]).state
+    old = read_bundle(state / PUBLIC).site
+    keys = SiteKeys.read(state / KEYS).rotate(state / KEYS)
+    keys.write_public(state / PUBLIC, folder=state / KEYS)
+    assert old.fingerprint in run("server", "admit", place, state / PUBLIC, "north")
+    wait_for(lambda: "north" not in connected(), seconds=120, what="the old keys to be shut out")
+    end(deployment.running["north"])
+    deployment.start_site("north")
+    wait_for(lambda: "north" in connected(), seconds=120, what="north to be back")
+
+    # A revoked hospital is out at once, and stays out when it comes again.
+    run("server", "revoke", place, "south", "--reason", "left the study")
+    wait_for(lambda: connected() == {"east", "north"}, seconds=120, what="south to be gone")
+    end(deployment.running["south"])
+    deployment.start_site("south")
+    assert deployment.running["south"].wait(timeout=120) != 0
+    assert connected() == {"east", "north"}
+
+    # The other hospitals notice nothing of a new certificate.
+    shown = deployment.server.certificate.read_bytes()
+    run("server", "renew", place)
+    assert deployment.server.certificate.read_bytes() != shown
+    end(deployment.running["server"])
+    deployment.start_server()
+    wait_for(lambda: connected() == {"east", "north"}, seconds=180, what="the others to be back")
+    assert "revoked" in run("server", "status", place)
 
 
 def test_processes_that_are_told_to_end_leave_nothing_behind(deployment: Any) -> None:
     """The last test of this module, since it ends the deployment."""
-    running = [deployment.running[name] for name in (*SITES, "server")]
-    for process in running:
+    for process in [deployment.running[name] for name in ("east", "north", "server")]:
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.terminate()
