@@ -100,6 +100,12 @@ def test_reading_a_configuration_imports_no_heavy_library(module: str) -> None:
     assert imported_by(module) & HEAVY == set()
 
 
+@pytest.mark.parametrize("launcher", ["server", "site_node", "supernode"])
+def test_what_runs_for_months_and_computes_nothing_imports_no_torch(launcher: str) -> None:
+    found = imported_by(f"medfl.federation.deployment.{launcher}")
+    assert found & {"torch", "monai", "opacus", "dp_accounting"} == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_module_is_short_enough_to_be_read_at_once(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from medfl.config.site import LabelScheme, SiteConfig
 from medfl.data.cohort import Case, Cohort, Patient, pseudonym, split
 from medfl.data.headers import Fault, FileFaults, Header, read_header, read_voxels
-from medfl.data.labels import judge_labels, scheme_values
+from medfl.data.label_schemes import scheme_values
+from medfl.data.labels import judge_labels
 from medfl.data.layouts import survey_cohort
 
 Severity = Literal["error", "warning", "note"]

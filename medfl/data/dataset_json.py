@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.config.site import LabelScheme, Modality
-from medfl.data.labels import scheme_labels
+from medfl.data.label_schemes import scheme_labels
 
 DATASET = "dataset.json"
 

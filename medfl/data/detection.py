@@ -17,7 +17,8 @@ import numpy as np
 from medfl.config.site import LabelScheme, Layout, Modality, SiteData
 from medfl.data.folder_walk import is_image
 from medfl.data.headers import FileFaults, read_header, read_voxels
-from medfl.data.labels import judge_labels, scheme_values
+from medfl.data.label_schemes import scheme_values
+from medfl.data.labels import judge_labels
 from medfl.data.layout_rules import LAYOUTS
 from medfl.data.layouts import Survey, survey_cohort
 from medfl.errors import DataError

@@ -1,14 +1,8 @@
-"""Label values of a mask and the tumour regions they make up.
-
-The same value means different tissue in different sources, and values alone cannot tell the sources
-apart. So a site names its `label_scheme`, and every mask is checked against it.
-"""
+"""Label values of a mask and the tumour regions they make up, after a `label_scheme`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfl.config.site import REGION_ORDER, LabelScheme, Region
+from medfl.config.site import LabelScheme, Region
+from medfl.data.label_schemes import SCHEMES, require_regions, scheme_values
 from medfl.errors import DataError
 
 LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
@@ -24,92 +19,6 @@ LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
 # How far a stored value may be from a whole number: some BraTS masks carry a scale factor a hair
 # under 1, which turns 4 into 3.9999998.
 LABEL_TOLERANCE = 1e-2
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scheme:
-    """What the values of one source mean.
-
-    Attributes:
-        regions: Region -> the label values whose union it is.
-        written: The label that a predicted region is written as, the outermost first: later ones
-            overwrite.
-        others: Values that belong to no region.
-    """
-
-    regions: Mapping[Region, tuple[int, ...]]
-    written: tuple[tuple[Region, int], ...]
-    others: tuple[int, ...] = ()
-
-
-# MSD Task01 and nnU-Net's conversion of BraTS 2021: 1 edema, 2 core without enhancement, 3
-# enhancing tumour.
-_EDEMA_FIRST = _Scheme(
-    regions={"TC": (2, 3), "WT": (1, 2, 3), "ET": (3,)}, written=(("WT", 1), ("TC", 2), ("ET", 3))
-)
-_SCHEMES: Mapping[LabelScheme, _Scheme] = MappingProxyType(
-    {
-        # BraTS 2018 to 2021, FeTS 2022: 1 necrotic and non-enhancing core, 2 edema, 4 enhancing.
-        "brats": _Scheme(
-            regions={"TC": (1, 4), "WT": (1, 2, 4), "ET": (4,)},
-            written=(("WT", 2), ("TC", 1), ("ET", 4)),
-        ),
-        # 3 is the non-enhancing solid core, which later years count to 1.
-        "brats2015": _Scheme(
-            regions={"TC": (1, 3, 4), "WT": (1, 2, 3, 4), "ET": (4,)},
-            written=(("WT", 2), ("TC", 1), ("ET", 4)),
-        ),
-        # The enhancing tumour moved from 4 to 3.
-        "brats2023": _Scheme(
-            regions={"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)},
-            written=(("WT", 2), ("TC", 1), ("ET", 3)),
-        ),
-        # After treatment; 4 is the resection cavity, which is no tumour.
-        "brats2024": _Scheme(
-            regions={"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)},
-            written=(("WT", 2), ("TC", 1), ("ET", 3)),
-            others=(4,),
-        ),
-        "msd": _EDEMA_FIRST,
-        "nnunet": _EDEMA_FIRST,
-        # The FLAIR abnormality only.
-        "lgg": _Scheme(regions={"WT": (1,)}, written=(("WT", 1),)),
-    }
-)
-
-
-def scheme_regions(scheme: LabelScheme) -> tuple[Region, ...]:
-    """The regions that masks of a scheme can show, in the fixed order TC, WT, ET."""
-    return tuple(region for region in REGION_ORDER if region in _SCHEMES[scheme].regions)
-
-
-def scheme_values(scheme: LabelScheme) -> frozenset[int]:
-    """All label values of a scheme, the background's 0 included."""
-    rule = _SCHEMES[scheme]
-    return frozenset({0, *rule.others}.union(*rule.regions.values()))
-
-
-def scheme_labels(scheme: LabelScheme) -> tuple[frozenset[int], frozenset[int]]:
-    """The values of enhancing tumour and those of edema; empty where a scheme has none."""
-    regions = _SCHEMES[scheme].regions
-    core = frozenset(regions.get("TC", ()))
-    edema = frozenset(regions["WT"]) - core if core else frozenset()
-    return frozenset(regions.get("ET", ())), edema
-
-
-def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
-    """Check that masks of `scheme` can show every one of `regions`.
-
-    Raises:
-        DataError: If they cannot.
-    """
-    available = scheme_regions(scheme)
-    missing = [region for region in regions if region not in available]
-    if missing:
-        raise DataError(
-            f"label_scheme {scheme!r}: expected regions out of {list(available)}, found {missing}. "
-            f"Use a study whose regions this site's masks can show."
-        )
 
 
 def regions_of(
@@ -135,7 +44,7 @@ def regions_of(
     require_regions(regions, scheme=scheme)
     whole = whole_labels(label_DHW, scheme=scheme)
     channels = [
-        torch.stack([whole == value for value in _SCHEMES[scheme].regions[region]]).any(dim=0)
+        torch.stack([whole == value for value in SCHEMES[scheme].regions[region]]).any(dim=0)
         for region in regions
     ]
     multi_hot = torch.stack(channels).to(torch.uint8)
@@ -208,7 +117,7 @@ def labels_from_regions(
     require_regions(regions, scheme=scheme)
     inside = torch.as_tensor(regions_RDHW) != 0
     label = torch.zeros(inside.shape[1:], dtype=torch.uint8, device=inside.device)
-    for region, value in _SCHEMES[scheme].written:
+    for region, value in SCHEMES[scheme].written:
         if region in regions:
             label[inside[list(regions).index(region)]] = value
     return label if isinstance(regions_RDHW, Tensor) else label.numpy()

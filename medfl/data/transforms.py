@@ -34,7 +34,8 @@ from medfl.data.cache import MAX_BYTES, TensorCache
 from medfl.data.cohort import Case, Patient
 from medfl.data.headers import FileFaults, read_header
 from medfl.data.intensity import normalise_scan
-from medfl.data.labels import regions_of, require_regions
+from medfl.data.label_schemes import require_regions
+from medfl.data.labels import regions_of
 from medfl.errors import DataError
 
 _MASK = "mask"

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses, MapLabelValue
 
 from medfl.config.site import LABEL_SCHEMES
-from medfl.data.labels import labels_from_regions, regions_of, scheme_regions, scheme_values
+from medfl.data.label_schemes import scheme_regions, scheme_values
+from medfl.data.labels import labels_from_regions, regions_of
 from medfl.errors import DataError
 
 ALL = ("TC", "WT", "ET")

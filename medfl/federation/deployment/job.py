@@ -22,11 +22,9 @@ from medfl.config.files import Section
 from medfl.durable import write_atomically
 from medfl.errors import FederationError, MessageError
 from medfl.federation.deployment.lock import exclusive
+from medfl.federation.deployment.server_folder import FOLDER_VARIABLE
 from medfl.federation.messages import Declaration
 from medfl.federation.site_keys import is_successor
-
-FOLDER_VARIABLE = "MEDFL_SERVER_FOLDER"
-"""Environment variable that names the server's folder to the ServerApp."""
 
 RUN_LOCK = "run.lock"
 """Held in the run folder by the ServerApp that works on it."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from medfl.errors import FederationError
 from medfl.federation.deployment.admission import AdmittedSite
 from medfl.federation.deployment.control import Control, Unreachable
-from medfl.federation.deployment.job import FOLDER_VARIABLE
 from medfl.federation.deployment.lock import exclusive
 from medfl.federation.deployment.node_registry import align_nodes
 from medfl.federation.deployment.processes import (
@@ -29,7 +28,7 @@ from medfl.federation.deployment.processes import (
     stop,
     stop_signals,
 )
-from medfl.federation.deployment.server_folder import ServerFolder
+from medfl.federation.deployment.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.federation.deployment.server_logs import rotate_logs
 
 SUPERLINK, SUPEREXEC = "superlink", "superexec"

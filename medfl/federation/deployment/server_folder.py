@@ -30,6 +30,8 @@ from medfl.federation.deployment.roster import Hospital, Roster
 
 LOOPBACK = "127.0.0.1"
 FEDERATION = "medfl federation"
+FOLDER_VARIABLE = "MEDFL_SERVER_FOLDER"
+"""Environment variable that names the server's folder to the ServerApp."""
 
 STUDY_TEMPLATE = """\
 # What is proposed to every hospital. All of it is public; each site decides by its own policy.

@@ -15,9 +15,9 @@ from medfl.errors import ConfigError, FederationError, MessageError, QuorumError
 from medfl.federation.deployment import certificates
 from medfl.federation.deployment.deployed_study import check_deployable
 from medfl.federation.deployment.hospital import load_hospital
-from medfl.federation.deployment.job import FOLDER_VARIABLE, ExpectedSite, Job, read_job
+from medfl.federation.deployment.job import ExpectedSite, Job, read_job
 from medfl.federation.deployment.lock import exclusive
-from medfl.federation.deployment.server_folder import ServerFolder
+from medfl.federation.deployment.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.federation.deployment.site_node import require_trusted
 from medfl.federation.grid import run_in_process
 from medfl.federation.pretraining import initial_weights

@@ -15,9 +15,10 @@ from medfl.federation.deployment import deployed_study, server_component
 from medfl.federation.deployment.control import RunState, Unreachable
 from medfl.federation.deployment.deployed_study import follow
 from medfl.federation.deployment.follower import Follower
-from medfl.federation.deployment.job import FOLDER_VARIABLE, Job, lock_path, read_job
+from medfl.federation.deployment.job import Job, lock_path, read_job
 from medfl.federation.deployment.lock import exclusive, is_held
 from medfl.federation.deployment.server_component import followed, gather
+from medfl.federation.deployment.server_folder import FOLDER_VARIABLE
 from medfl.federation.progress import Silent
 from medfl.federation.run_folder import RunFolder
 

@@ -1,0 +1,100 @@
+"""What the values of a mask mean, by source.
+
+The same value means different tissue in different sources, and values alone cannot tell the sources
+apart. So a site names its `label_scheme`, and every mask is checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from medfl.config.site import REGION_ORDER, LabelScheme, Region
+from medfl.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """What the values of one source mean.
+
+    Attributes:
+        regions: Region -> the label values whose union it is.
+        written: The label that a predicted region is written as, the outermost first: later ones
+            overwrite.
+        others: Values that belong to no region.
+    """
+
+    regions: Mapping[Region, tuple[int, ...]]
+    written: tuple[tuple[Region, int], ...]
+    others: tuple[int, ...] = ()
+
+
+# MSD Task01 and nnU-Net's conversion of BraTS 2021: 1 edema, 2 core without enhancement, 3
+# enhancing tumour.
+_EDEMA_FIRST = Scheme(
+    regions={"TC": (2, 3), "WT": (1, 2, 3), "ET": (3,)}, written=(("WT", 1), ("TC", 2), ("ET", 3))
+)
+SCHEMES: Mapping[LabelScheme, Scheme] = MappingProxyType(
+    {
+        # BraTS 2018 to 2021, FeTS 2022: 1 necrotic and non-enhancing core, 2 edema, 4 enhancing.
+        "brats": Scheme(
+            regions={"TC": (1, 4), "WT": (1, 2, 4), "ET": (4,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 4)),
+        ),
+        # 3 is the non-enhancing solid core, which later years count to 1.
+        "brats2015": Scheme(
+            regions={"TC": (1, 3, 4), "WT": (1, 2, 3, 4), "ET": (4,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 4)),
+        ),
+        # The enhancing tumour moved from 4 to 3.
+        "brats2023": Scheme(
+            regions={"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 3)),
+        ),
+        # After treatment; 4 is the resection cavity, which is no tumour.
+        "brats2024": Scheme(
+            regions={"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)},
+            written=(("WT", 2), ("TC", 1), ("ET", 3)),
+            others=(4,),
+        ),
+        "msd": _EDEMA_FIRST,
+        "nnunet": _EDEMA_FIRST,
+        # The FLAIR abnormality only.
+        "lgg": Scheme(regions={"WT": (1,)}, written=(("WT", 1),)),
+    }
+)
+
+
+def scheme_regions(scheme: LabelScheme) -> tuple[Region, ...]:
+    """The regions that masks of a scheme can show, in the fixed order TC, WT, ET."""
+    return tuple(region for region in REGION_ORDER if region in SCHEMES[scheme].regions)
+
+
+def scheme_values(scheme: LabelScheme) -> frozenset[int]:
+    """All label values of a scheme, the background's 0 included."""
+    rule = SCHEMES[scheme]
+    return frozenset({0, *rule.others}.union(*rule.regions.values()))
+
+
+def scheme_labels(scheme: LabelScheme) -> tuple[frozenset[int], frozenset[int]]:
+    """The values of enhancing tumour and those of edema; empty where a scheme has none."""
+    regions = SCHEMES[scheme].regions
+    core = frozenset(regions.get("TC", ()))
+    edema = frozenset(regions["WT"]) - core if core else frozenset()
+    return frozenset(regions.get("ET", ())), edema
+
+
+def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
+    """Check that masks of `scheme` can show every one of `regions`.
+
+    Raises:
+        DataError: If they cannot.
+    """
+    available = scheme_regions(scheme)
+    missing = [region for region in regions if region not in available]
+    if missing:
+        raise DataError(
+            f"label_scheme {scheme!r}: expected regions out of {list(available)}, found {missing}. "
+            f"Use a study whose regions this site's masks can show."
+        )
