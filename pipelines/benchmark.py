@@ -3,12 +3,13 @@
     python pipelines/benchmark.py                     all parts
     python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
     python pipelines/benchmark.py federation [--way ray --sites 8 --payload 20] [--out DIR]
-    python pipelines/benchmark.py data
+    python pipelines/benchmark.py data [--full-size 50 --full-size 500]
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
 with the same network, crops and threads. `federation` shows what a round costs beside its training
 and how much memory the server takes, in this process, on Flower's simulation runtime and as real
-processes. `data` checks cohorts of growing size and shows how long training waits for patients.
+processes. `data` checks cohorts of growing size and shows how long training waits for patients, and
+how much memory both take for cases of full size.
 Everything runs in processes of its own, one measurement at a time.
 """
 
@@ -43,6 +44,7 @@ WAYS = {
 }
 TIMED_SECONDS = 8.0
 PREFLIGHT_CASES = (250, 500, 1000)
+FULL_SIZE_CASES = (10, 40)
 # The two whose ratio matters are measured in turns, and the least disturbed turn of each counts.
 TURNS = 3
 
@@ -77,7 +79,7 @@ def main(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         step(crop=None, quick=False, out=None)
         federation(way=None, sites=None, payload=None, out=None)
-        data()
+        data(full_size=None)
 
 
 @app.command()
@@ -118,10 +120,14 @@ def federation(
 
 
 @app.command()
-def data() -> None:
-    """A preflight of growing cohorts, and the part of training that waits for patients."""
-    table = Table(title="Preflight of small cases, twelve of them broken")
-    for heading in ("cases", "seconds", "ms a case", "peak MB", "broken found"):
+def data(
+    full_size: Annotated[
+        list[int] | None, typer.Option(min=3, help="How many cases of full size.")
+    ] = None,
+) -> None:
+    """A preflight of growing cohorts, their memory, and how long training waits for patients."""
+    table = Table(title="Preflight of small cases, one with each fault")
+    for heading in ("cases", "seconds", "ms a case", "peak MB", "faults", "found"):
         table.add_column(heading, justify="right")
     for cases in PREFLIGHT_CASES:
         with console.status(f"preflight of {cases} cases"):
@@ -131,7 +137,23 @@ def data() -> None:
             f"{cost['seconds']:.1f}",
             f"{1000 * cost['seconds'] / cases:.1f}",
             f"{cost['peak_bytes'] / 1e6:.0f}",
-            str(cost["broken"]),
+            str(cost["planted"]),
+            str(cost["found"]),
+        )
+    console.print(table)
+    table = Table(title="Cases of 240 x 240 x 155 x 4")
+    for heading in ("cases", "check s", "peak MB", "training s", "peak MB", "preparing s a case"):
+        table.add_column(heading, justify="right")
+    for cases in full_size or FULL_SIZE_CASES:
+        with console.status(f"memory of {cases} cases"):
+            cost = _child("data_cost.py", "memory", str(cases))
+        table.add_row(
+            str(cases),
+            f"{cost['check']['seconds']:.0f}",
+            f"{cost['check']['peak_bytes'] / 1e6:.0f}",
+            f"{cost['train']['seconds']:.0f}",
+            f"{cost['train']['peak_bytes'] / 1e6:.0f}",
+            f"{cost['prepare']['seconds_a_case']:.1f}",
         )
     console.print(table)
     with console.status("waiting for patients"):

@@ -2,30 +2,34 @@
 
     python pipelines/data_cost.py preflight CASES
     python pipelines/data_cost.py reading
+    python pipelines/data_cost.py memory CASES
 
 Run by `benchmark.py data` in a process of its own; prints one JSON line. `preflight` checks small
-cases of which twelve are broken, each in another way. `reading` trains on a hospital of the LGG
-cohort, if `MEDFL_REAL_DATA` names it, and on synthetic patients of the same size otherwise.
+cases of which one has each of the faults in `planted_faults.py`. `reading` trains on a hospital of
+the LGG cohort, if `MEDFL_REAL_DATA` names it, and on synthetic patients of the same size otherwise.
+`memory` checks cases of 240 x 240 x 155 x 4 voxels and trains on each of them once; it takes 8 MB
+of disk a case.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import platform
 import resource
-import struct
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
+from full_size_cases import DISTINCT
+from planted_faults import CASE_FAULTS
 
 from medfl.config import SiteConfig, load_site, load_study
 from medfl.config.open_data_site import open_data_site
@@ -34,24 +38,26 @@ from medfl.data.checks import check_cohort
 from medfl.data.crops import draw_crops
 from medfl.data.phantom import hospital_looks, write_hospital
 from medfl.federation.study_model import model_spec
-from medfl.federation.workplace import Workplace
+from medfl.federation.workplace import CACHE, Workplace
 from medfl.segmentation.losses import patient_loss
 
 SHAPE = (16, 20, 12)
 STEPS = 40
 PATIENTS_A_STEP = 8
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-# Offsets of NIfTI-1 header fields, in bytes.
-_DIM, _PIXDIM, _SLOPE, _SROW = 40, 76, 112, 280
+STUDY = REPOSITORY / "site_configs" / "demo" / "study.toml"
 
 
 def main() -> None:
     """Measure what the first argument names."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        part = sys.argv[1]
-        line = preflight(folder, int(sys.argv[2])) if part == "preflight" else reading(folder)
+    part, *numbers = sys.argv[1:]
+    if part in _OF_FULL_SIZE:
+        line = _OF_FULL_SIZE[part](Path(numbers[0]), int(numbers[1]))
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            parts = {"preflight": preflight, "reading": reading, "memory": memory}
+            line = parts[part](folder, *map(int, numbers))
     sys.stdout.write(json.dumps(line) + "\n")
 
 
@@ -60,17 +66,22 @@ def preflight(folder: Path, cases: int) -> dict[str, Any]:
     root = folder / "site"
     for number in range(cases):
         _write_case(root, number)
-    for number, damage in enumerate(_FAULTS):
+    for number, damage in enumerate(CASE_FAULTS.values()):
         damage(root / _name(number))
     site = _site(folder, root=root, patients=cases)
     before = _peak_bytes()
     begin = time.monotonic()
     findings = check_cohort(site)
+    seconds = time.monotonic() - begin
+    planted = [_name(number) for number in range(len(CASE_FAULTS))]
+    texts = [f"{finding.patient} {finding.name} {finding.value}" for finding in findings]
     return {
         "cases": cases,
-        "seconds": time.monotonic() - begin,
+        "seconds": seconds,
         "peak_bytes": _peak_bytes() - before,
-        "broken": len({finding.patient for finding in findings if finding.patient}),
+        "planted": len(planted),
+        "found": sum(any(name in text for text in texts) for name in planted),
+        "unplanted": sum(not any(name in text for name in planted) for text in texts),
         "threads": site.threads,
     }
 
@@ -128,6 +139,88 @@ def reading(folder: Path) -> dict[str, Any]:
     }
 
 
+def memory(folder: Path, cases: int) -> dict[str, Any]:
+    """Peak memory of a check of full-size cases and of training, each in a process of its own."""
+    _run("full_size_cases.py", str(folder / "site"), str(cases))
+    parts = {
+        part: json.loads(_run("data_cost.py", part, str(folder), str(cases)))
+        for part in _OF_FULL_SIZE
+    }
+    return {"cases": cases, **parts}
+
+
+def _checked(folder: Path, cases: int) -> dict[str, Any]:
+    site = _site(folder, root=folder / "site", patients=cases)
+    before, begin = _peak_bytes(), time.monotonic()
+    findings = check_cohort(site)
+    return {
+        "seconds": time.monotonic() - begin,
+        "peak_bytes": _peak_bytes() - before,
+        "findings": len(findings),
+        "threads": site.threads,
+    }
+
+
+def _prepared(folder: Path, cases: int) -> dict[str, Any]:
+    """The distinct cases, prepared; the others' entries of the cache are links to theirs."""
+    site = _site(folder, root=folder / "site", patients=cases)
+    workplace = Workplace(site, folder=folder / "run")
+    store, _ = workplace.stores(load_study(STUDY))
+    before, begin = _peak_bytes(), time.monotonic()
+    store.verify(range(DISTINCT))
+    seconds, peak = time.monotonic() - begin, _peak_bytes() - before
+    # What an entry is called is the store's own business; to prepare hundreds would take an hour.
+    keys = [store._key(patient.cases[0]) for patient in workplace.patients.training]
+    for number in range(DISTINCT, cases):
+        for entry in (site.state / CACHE).glob(f"{keys[number % DISTINCT]}.*"):
+            entry.with_name(f"{keys[number]}{entry.suffix}").hardlink_to(entry)
+    return {"seconds_a_case": seconds / DISTINCT, "peak_bytes": peak}
+
+
+def _trained(folder: Path, cases: int) -> dict[str, Any]:
+    """Every patient once through a network, read from a cache that holds all of them."""
+    study = load_study(STUDY)
+    site = _site(folder, root=folder / "site", patients=cases)
+    store, _ = Workplace(site, folder=folder / "run").stores(study)
+    network = model_spec(study).build(seed=0)
+    generator = torch.Generator().manual_seed(0)
+    before, begin = _peak_bytes(), time.monotonic()
+    store.verify(range(cases))
+    verified = time.monotonic() - begin
+    for index in range(cases):
+        images, regions = draw_crops(
+            store.prepared(index),
+            crop_size=study.input.crop_size,
+            count=study.input.crops_per_patient,
+            generator=generator,
+        )
+        patient_loss(network(images), regions).backward()
+    return {
+        "seconds": time.monotonic() - begin,
+        "verify_seconds": verified,
+        "peak_bytes": _peak_bytes() - before,
+    }
+
+
+# Each in a process of its own, since a peak covers all that a process has done before.
+_OF_FULL_SIZE: Mapping[str, Callable[[Path, int], dict[str, Any]]] = {
+    "check": _checked,
+    "prepare": _prepared,
+    "train": _trained,
+}
+
+
+def _run(script: str, *arguments: str) -> str:
+    """Run a script beside this one and return what it prints."""
+    child = subprocess.run(  # noqa: S603
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return child.stdout
+
+
 def _write_case(root: Path, number: int) -> None:
     name = _name(number)
     folder = root / name
@@ -162,51 +255,6 @@ def _site(folder: Path, *, root: Path, patients: int) -> SiteConfig:
     )
     (folder / "site.toml").write_text(text, encoding="utf-8")
     return load_site(folder / "site.toml")
-
-
-def _field(offset: int, code: str, *values: float) -> Callable[[Path], None]:
-    """A fault in the header of an image."""
-
-    def damage(case: Path) -> None:
-        path = case / f"{case.name}_t2.nii.gz"
-        content = bytearray(gzip.decompress(path.read_bytes()))
-        struct.pack_into(f"<{code}", content, offset, *values)
-        path.write_bytes(gzip.compress(content))
-
-    return damage
-
-
-def _file(ending: str, content: bytes | None) -> Callable[[Path], None]:
-    """Another content of a file; None removes it."""
-
-    def damage(case: Path) -> None:
-        path = case / f"{case.name}_{ending}.nii.gz"
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content)
-
-    return damage
-
-
-def _mask(value: int) -> Callable[[Path], None]:
-    return lambda case: _save(case / f"{case.name}_seg.nii.gz", np.full(SHAPE, value, np.uint8))
-
-
-_FAULTS: tuple[Callable[[Path], None], ...] = (
-    _field(_DIM, "h", 4),
-    _field(_DIM + 2, "3h", 32767, 32767, 32767),
-    _field(_PIXDIM + 4, "f", 0.0),
-    _field(_SLOPE, "f", float("inf")),
-    _field(_SROW, "12f", *[0.0] * 12),
-    _file("t1", b""),
-    _file("t1", b"<html>Please log in</html>"),
-    _file("flair", None),
-    _file("seg", None),
-    _file("t1ce", gzip.compress(bytes(400))),
-    _mask(3),
-    _mask(0),
-)
 
 
 def _peak_bytes() -> int:

@@ -26,6 +26,7 @@ MAX_BYTES = 60 * 10**9
 """500 BraTS cases of four modalities are 40 GB."""
 
 _SUFFIX = ".case"
+_KNOWN = ".known"
 _DIGEST = ".sha256"
 _CHECKSUM_BYTES = 4
 _DIGEST_LENGTH = 64
@@ -77,20 +78,28 @@ class TensorCache:
                 return digest
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._replace(remembered, digest.encode())
+        with contextlib.suppress(OSError):  # on a full disk it is hashed again next time
+            self._replace(remembered, digest.encode())
         return digest
+
+    def knows(self, key: str) -> bool:
+        """Whether tensors were stored under `key`, also where they had to make room since."""
+        with contextlib.suppress(OSError):
+            os.utime(self._folder / f"{key}{_KNOWN}")  # the retention period starts anew
+            return True
+        return self._path(key).exists()
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The tensors stored under `key`, or None if there are none or they are damaged."""
         path = self._path(key)
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except OSError:  # none, or a disk that cannot read it any more
             return None
         body, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
         if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES) != checksum:
             return None
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.utime(path)  # the retention period starts anew
         try:
             return safetensors.torch.load(body)
@@ -98,10 +107,15 @@ class TensorCache:
             return None
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store `tensors` under `key`; readers see the old entry or the new one, never a part."""
+        """Store `tensors` under `key`; readers see the old entry or the new one, never a part.
+
+        Raises:
+            OSError: If the disk is full or cannot be written.
+        """
         body = safetensors.torch.save(dict(tensors))
         self._make_room(len(body))
         self._replace(self._path(key), body, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES))
+        self._replace(self._folder / f"{key}{_KNOWN}")
 
     def _replace(self, path: Path, *content: bytes) -> None:
         # mkstemp creates the file with mode 0600.
@@ -117,7 +131,10 @@ class TensorCache:
 
     def _make_room(self, wanted: int) -> None:
         """Delete what was unread for longest until an entry of this size fits."""
-        entries = sorted(self._entries(), key=lambda entry: entry[2])
+        entries = sorted(
+            (entry for entry in self._entries() if entry[0].suffix not in (_KNOWN, _DIGEST)),
+            key=lambda entry: entry[2],
+        )
         total = sum(size for _, size, _ in entries)
         for path, size, _ in entries:
             if total + wanted <= self._max_bytes:
@@ -131,7 +148,7 @@ class TensorCache:
         for path in self._folder.iterdir():
             # Another process may delete the same entry at the same time.
             with contextlib.suppress(FileNotFoundError):
-                if path.suffix in (_SUFFIX, _DIGEST, ".part"):
+                if path.suffix in (_SUFFIX, _KNOWN, _DIGEST, ".part"):
                     status = path.stat()
                     entries.append((path, status.st_size, status.st_mtime))
         return entries

@@ -40,10 +40,10 @@ def channel_contradictions(root: Path, order: Mapping[Modality, int]) -> Iterato
     stated = content.get("channel_names") or content.get("modality")
     if not isinstance(stated, Mapping):
         return
-    expected = {number: modality for modality, number in order.items()}
+    expected = {str(number): modality for modality, number in order.items()}
     for number, name in stated.items():
         found = _SPELLINGS.get(re.sub(r"[^a-z0-9]", "", str(name).lower()))
-        wanted = expected.get(int(number)) if str(number).isdigit() else None
+        wanted = expected.get(number)
         if found is not None and wanted is not None and found != wanted:
             yield f"channel {number} to be {wanted}, as in this layout", f"{name!r}"
 
@@ -65,14 +65,14 @@ def label_contradictions(root: Path, scheme: LabelScheme) -> Iterator[tuple[str,
     for key, other in stated.items():
         # The Decathlon maps values to names, nnU-Net names to values.
         name, values = (other, key) if str(key).isdigit() else (key, other)
-        numbers = {int(value) for value in re.findall(r"\d+", str(values))}
+        numbers = set(re.findall(r"[0-9]+", str(values)))
         text = str(name).lower()
         wanted = None
         if "enhancing" in text and "non" not in text:
             wanted = enhancing
         elif "edema" in text or "oedema" in text:
             wanted = edema
-        if wanted and numbers and not numbers & wanted:
+        if wanted and numbers and not numbers.intersection(map(str, wanted)):
             shown = " or ".join(map(str, sorted(wanted)))
             yield f"{name!r} to be {shown}, as in label_scheme {scheme!r}", f"{values!r}"
 
@@ -83,7 +83,7 @@ def _read(root: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, Mapping) else {}

@@ -13,6 +13,7 @@ from medfl.data.layout_problems import (
     empty_patient,
     unknown_file,
     unknown_folder,
+    unprintable,
     unreadable,
 )
 from medfl.data.layout_rules import LayoutRule
@@ -95,12 +96,21 @@ class Walk:
     def _look(self, folder: Path, branches: list[_Branch]) -> None:
         try:
             entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+            for entry in entries:
+                entry.is_dir()  # fails where names may be listed and nothing may be opened
         except OSError as error:
             patient = next((b.known["patient"] for b in branches if "patient" in b.known), "")
             self.problems.append(unreadable(patient, folder, error))
             for branch in branches:
                 self._begin(branch, folder, readable=False)
             return
+        # Neither a screen nor a file of text could show such a name.
+        self.problems += [
+            unprintable(entry)
+            for entry in entries
+            if not entry.name.isprintable() and (_may_hold_patients(entry) or is_image(entry.name))
+        ]
+        entries = [entry for entry in entries if entry.name.isprintable()]
         files = [branch for branch in branches if len(branch.names) == 1]
         for branch in files:
             self._begin(branch, folder)

@@ -1,13 +1,12 @@
 """What a NIfTI file says about itself, judged before a single voxel is allocated.
 
-nibabel accepts a zero dimension, a NaN transform or 32767^3 voxels without a word, and a gzip bomb
-grows a thousandfold. Here the header is read from the first bytes of the file, every field that
-matters is checked, and the voxels are then read with a limit.
+A gzip bomb grows a thousandfold. Here the header is read from the first bytes of the file, every
+field that matters is checked, and the voxels are then read with a limit. The preflight and training
+read through these functions and no others, so that what was found sound is what is trained on.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,42 +14,18 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-MAX_VOXELS = 2**27  # 512 x 512 x 512; a BraTS scan has 8.9 million
-_MAX_OFFSET = 2**20
+from medfl.data.nifti_faults import Fault, header_faults, header_remarks, stored_dtype
+
 _GRID_TOLERANCE_MM = 1e-2
 _CHUNK_BYTES = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_BITS = 31  # zlib's way of asking for gzip framing and its checksum
-_MIN_VOLUME = 1e-3  # of the transform's unit cell, as a part of the voxel's volume
-# Beyond these, voxels are a mistake in the header rather than a scan.
-_SMALLEST_MM, _LARGEST_MM = 0.1, 20.0
-_FORMS_APART_MM = 0.5
-_UNKNOWN, _MILLIMETRES = 0, 2  # of NIfTI's field xyzt_units
 _COPY_AGAIN = "Copy the file again from its source."
-_EXPORT_AGAIN = "Export the image again from its source."
 
 # sizeof_hdr, the first four bytes, tells the versions and the byte order apart.
 _HEADER_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One rule that a file breaks: what was expected, what was found, and what to do about it.
-
-    Attributes:
-        names: Whether `value` holds names of files, folders or people; `rule` and `fix` never do.
-    """
-
-    rule: str
-    value: str
-    fix: str
-    names: bool = False
-
-    def __str__(self) -> str:
-        return f"expected {self.rule}, found {self.value}. {self.fix}"
 
 
 class FileFaults(Exception):
@@ -117,7 +92,7 @@ def read_header(path: Path, *, volumes: int = 1) -> Header:
         FileFaults: If the file is no usable NIfTI image of as many dimensions.
     """
     raw = _raw_header(path)
-    faults = [*_shape_faults(raw, volumes), *_storage_faults(raw), *_geometry_faults(raw)]
+    faults = header_faults(raw, volumes=volumes)
     if faults:
         raise FileFaults(*faults)
     first, second, third = (int(size) for size in raw["dim"][1:4])
@@ -127,11 +102,11 @@ def read_header(path: Path, *, volumes: int = 1) -> Header:
         shape=(first, second, third),
         volumes=volumes,
         affine=np.asarray(raw.get_best_affine(), dtype=np.float64),
-        dtype=_dtype(raw),
+        dtype=stored_dtype(raw),
         offset=int(raw["vox_offset"]),
         slope=slope if scaled else 1.0,
         intercept=float(raw["scl_inter"]) if scaled else 0.0,
-        remarks=tuple(_remarks(raw)),
+        remarks=header_remarks(raw),
     )
 
 
@@ -186,7 +161,11 @@ def _raw_header(path: Path) -> nibabel.Nifti1Header:
     for order in ("little", "big"):
         header_class = _HEADER_CLASSES.get(int.from_bytes(first[:4], order))
         if header_class is not None and len(first) >= header_class.sizeof_hdr:
-            return header_class(first[: header_class.sizeof_hdr], check=False)
+            raw = header_class(first[: header_class.sizeof_hdr], check=False)
+            # 0 is the standard's way to say 1, and nibabel would refuse it.
+            if raw["pixdim"][0] == 0:
+                raw["pixdim"][0] = 1
+            return raw
     raise FileFaults(Fault(rule="a NIfTI header", value="other data", fix=_COPY_AGAIN))
 
 
@@ -213,7 +192,7 @@ def _content(path: Path) -> Iterator[bytes]:
             Fault(
                 rule="a readable file",
                 value=error.strerror or type(error).__name__,
-                fix="Let medfl's user read the file.",
+                fix="Put the file back if it is gone, and let medfl's user read it.",
             )
         ) from None
 
@@ -239,110 +218,3 @@ def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
         ) from None
     if not member.eof:
         raise FileFaults(Fault(rule="intact gzip data", value="a truncated file", fix=_COPY_AGAIN))
-
-
-def _shape_faults(raw: nibabel.Nifti1Header, volumes: int) -> Iterator[Fault]:
-    dimensions = int(raw["dim"][0])
-    sizes = [int(size) for size in raw["dim"][1 : 1 + min(max(dimensions, 0), 7)]]
-    shown = " x ".join(map(str, sizes))
-    if volumes == 1 and dimensions != 3:
-        yield Fault(
-            rule="3 dimensions",
-            value=f"{dimensions} ({shown})",
-            fix="Save one image a file; split a 4-D file into its volumes.",
-        )
-    elif volumes > 1 and (dimensions != 4 or sizes[3] != volumes):
-        yield Fault(
-            rule=f"4 dimensions with {volumes} volumes",
-            value=f"{dimensions} ({shown})",
-            fix="Correct data.layout, or join the images of a case in the layout's order.",
-        )
-    elif min(sizes) < 1:
-        yield Fault(rule="at least 1 voxel along each axis", value=shown, fix=_EXPORT_AGAIN)
-    elif math.prod(sizes) > MAX_VOXELS:
-        yield Fault(
-            rule=f"at most {MAX_VOXELS} voxels",
-            value=shown,
-            fix="Export the image at its real size.",
-        )
-
-
-def _storage_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
-    if _dtype(raw).kind not in "iuf":
-        yield Fault(
-            rule="whole or real numbers as voxels",
-            value=f"data type {int(raw['datatype'])}",
-            fix=_EXPORT_AGAIN,
-        )
-    slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
-    if np.isinf(slope) or (np.isfinite(slope) and slope != 0 and not np.isfinite(intercept)):
-        yield Fault(
-            rule="a finite scale (scl_slope, scl_inter)",
-            value=f"{slope:g}, {intercept:g}",
-            fix=_EXPORT_AGAIN,
-        )
-    offset = float(raw["vox_offset"])
-    if not raw.sizeof_hdr <= offset <= _MAX_OFFSET:
-        yield Fault(
-            rule=f"voxels to begin after {raw.sizeof_hdr} to {_MAX_OFFSET} bytes",
-            value=f"{offset:g}",
-            fix=_EXPORT_AGAIN,
-        )
-
-
-def _geometry_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
-    zooms = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
-    if not (np.isfinite(zooms) & (zooms > 0)).all():
-        yield Fault(
-            rule="voxel sizes (pixdim) above 0 mm",
-            value=" x ".join(f"{zoom:g}" for zoom in zooms),
-            fix=_EXPORT_AGAIN,
-        )
-        return
-    try:
-        affine = np.asarray(raw.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError):  # a quaternion longer than 1
-        affine = np.full((4, 4), np.nan)
-    # One relative to the voxel size, so that tiny voxels are no reason to refuse.
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3] / zooms)) < _MIN_VOLUME:
-        yield Fault(
-            rule="a finite, invertible transform to millimetres (sform or qform)",
-            value=str(affine[:3].round(3).tolist()),
-            fix=_EXPORT_AGAIN,
-        )
-
-
-def _remarks(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
-    zooms = [float(zoom) for zoom in raw["pixdim"][1:4]]
-    if min(zooms) < _SMALLEST_MM or max(zooms) > _LARGEST_MM:
-        yield Fault(
-            rule=f"voxels of {_SMALLEST_MM:g} to {_LARGEST_MM:g} mm",
-            value=" x ".join(f"{zoom:g}" for zoom in zooms),
-            fix="Correct pixdim and the transform, if they are not what was scanned.",
-        )
-    unit = int(raw["xyzt_units"]) & 7
-    if unit not in (_UNKNOWN, _MILLIMETRES):
-        yield Fault(
-            rule="millimetres as the unit of space",
-            value={1: "metres", 3: "micrometres"}.get(unit, f"code {unit}"),
-            fix="Set xyzt_units, and check pixdim and the transform.",
-        )
-    if int(raw["sform_code"]) > 0 and int(raw["qform_code"]) > 0:
-        try:
-            apart = float(np.abs(raw.get_sform() - raw.get_qform()).max())
-        except (HeaderDataError, ValueError):  # a quaternion longer than 1
-            apart = math.inf
-        if not apart <= _FORMS_APART_MM:
-            yield Fault(
-                rule="sform and qform that agree",
-                value=f"up to {apart:.3g} mm apart",
-                fix="Write the right transform to both: programs differ in which one they use.",
-            )
-
-
-def _dtype(raw: nibabel.Nifti1Header) -> np.dtype[np.generic]:
-    try:
-        stored: np.dtype[np.generic] = np.dtype(raw.get_data_dtype())
-    except (HeaderDataError, KeyError):  # a code that NIfTI does not define
-        stored = np.dtype(np.void)
-    return stored

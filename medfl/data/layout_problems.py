@@ -76,6 +76,18 @@ def no_patient_in(case_id: str, where: Path, pattern: str) -> Problem:
     )
 
 
+def unprintable(path: Path) -> Problem:
+    """A file or folder has a name that cannot be shown."""
+    return Problem(
+        patient_id="",
+        where=f"{path.parent}/{ascii(path.name)[1:-1]}",
+        rule="a name of printable characters in UTF-8",
+        value=ascii(path.name),
+        fix="Rename it, and check that nothing else was lost when it was copied.",
+        names=True,
+    )
+
+
 def empty_patient(patient_id: str, folder: Path) -> Problem:
     """A person's folder holds no case."""
     return Problem(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from medfl.data.layout_problems import (
     missing_folder,
     no_patient_in,
     no_patients,
+    unreadable,
     wrong_count,
 )
 from medfl.data.layout_rules import LayoutRule, rule_of
@@ -70,8 +71,11 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
     problems = _unfit_settings(data, rule)
     if problems:
         return Survey(patients=(), problems=tuple(problems))
-    if not data.root.is_dir():
-        return Survey(patients=(), problems=(missing_folder(data.root),))
+    try:
+        if not data.root.is_dir():
+            return Survey(patients=(), problems=(missing_folder(data.root),))
+    except OSError as error:  # a folder above it may not be entered
+        return Survey(patients=(), problems=(unreadable("", data.root, error),))
     walk = Walk(rule, data.modalities)
     walk.look(data.root)
     chosen, others = _included(data.include, walk)
@@ -85,7 +89,7 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
         cases.setdefault(patient_id, []).append(case)
     walk.problems.extend(_stray_masks(walk))
     walk.problems.extend(_contradictions(data, rule))
-    walk.problems.extend(_both_sets(data, rule, chosen))
+    walk.problems.extend(_both_sets(data, rule, cases))
     if not cases and not walk.problems:
         walk.problems.append(no_patients(data, rule))
     patients = tuple(
@@ -306,18 +310,23 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
         )
 
 
-def _both_sets(data: SiteData, rule: LayoutRule, cases: Sequence[str]) -> Iterator[Problem]:
-    """Cases of the test set that would train as well."""
+def _both_sets(data: SiteData, rule: LayoutRule, patients: Iterable[str]) -> Iterator[Problem]:
+    """Patients of the test set who would train as well."""
     folder = data.root / rule.held_apart
-    if not rule.held_apart or not folder.is_dir():
+    try:
+        files = sorted(folder.iterdir()) if rule.held_apart and folder.is_dir() else []
+        stems = {re.sub(r"_\d{4}$", "", stem) for stem, _ in image_stems(files)}
+    except OSError as error:
+        yield unreadable("", folder, error)
         return
-    stems = {re.sub(r"_\d{4}$", "", stem) for stem, _ in image_stems(sorted(folder.iterdir()))}
-    for case_id in sorted(stems.intersection(cases)):
+    pattern = data.patient or rule.case
+    tested = {match["patient"] for stem in stems if (match := re.fullmatch(pattern, stem))}
+    for patient_id in sorted(tested.intersection(patients)):
         yield Problem(
-            patient_id=case_id,
+            patient_id=patient_id,
             where=str(folder),
-            rule="each case either to train or to test",
-            value=f"{case_id} in both",
-            fix="Remove it from one of the two.",
+            rule="each patient either to train or to test",
+            value=f"{patient_id} in both",
+            fix="Remove the patient from one of the two.",
             names=True,
         )

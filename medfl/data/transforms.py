@@ -6,11 +6,12 @@ itself alone. Axes D, H, W are right, anterior and superior. Prepared cases are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import zlib
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,29 +19,22 @@ from typing import Literal
 import monai
 import numpy as np
 import torch
-from monai.data import MetaTensor, NibabelReader
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    LoadImage,
-    Orientationd,
-    Spacingd,
-    SpatialResample,
-)
+from monai.data import MetaTensor
+from monai.transforms import Orientationd, Spacingd, SpatialResample
 from torch import Tensor
 
 from medfl.config.site import LabelScheme, Modality, Region
 from medfl.data.cache import MAX_BYTES, TensorCache
 from medfl.data.cohort import Case, Patient
-from medfl.data.headers import FileFaults, read_header
 from medfl.data.intensity import normalise_scan
 from medfl.data.label_schemes import require_regions
 from medfl.data.labels import regions_of
+from medfl.data.nifti_faults import MAX_VOXELS
+from medfl.data.nifti_scans import MASK, read_scans
 from medfl.errors import DataError
 
-_MASK = "mask"
 # Part of every cache key: a change of the preparation below must change this number.
-_PREPARATION_VERSION = 1
+_PREPARATION_VERSION = 2
 _MAX_CENTRES = 20_000
 # Darker than this part of typical tissue in every modality is air: no place for a crop's centre.
 _AIR = 0.25
@@ -131,11 +125,11 @@ def prepare_case(case: Case, frame: Frame) -> PreparedCase:
         raise DataError(
             f"{case.case_id}: expected a mask, found none. Add it, or leave the case out."
         )
-    loaded = _load(case, frame, keys=(*frame.present, _MASK))
+    loaded = _load(case, frame, keys=(*frame.present, MASK))
     image = _image(loaded, frame)
     try:
         regions = regions_of(
-            loaded[_MASK].as_tensor()[0], scheme=frame.label_scheme, regions=frame.regions
+            loaded[MASK].as_tensor()[0], scheme=frame.label_scheme, regions=frame.regions
         )
     except DataError as error:
         raise DataError(f"{case.mask}: {error}") from None
@@ -196,6 +190,7 @@ class PatientStore:
         self._cache = TensorCache(cache_dir, max_bytes=cache_bytes)
         self._memory_bytes = memory_bytes
         self._memory: OrderedDict[str, PreparedCase] = OrderedDict()
+        self._verified: dict[tuple[int, int], str] = {}
 
     @property
     def frame(self) -> Frame:
@@ -205,27 +200,64 @@ class PatientStore:
     def __len__(self) -> int:
         return len(self._patients)
 
+    def verify(self, indices: Iterable[int]) -> None:
+        """Look at every file of some patients, and prepare whoever is not in the cache yet.
+
+        From then on `prepared` serves these patients as they were now, as long as the cache holds
+        them: a file that changes or vanishes later changes nothing.
+
+        Args:
+            indices: Numbers of the patients.
+
+        Raises:
+            DataError: If a case cannot be prepared.
+            OSError: If a prepared case cannot be stored.
+        """
+        for index in indices:
+            for number, case in enumerate(self._patients[index].cases):
+                key = self._key(case)
+                # Known content could be prepared before, also where it had to make room since.
+                if not self._cache.knows(key):
+                    self._cache.write(key, self._packed_case(case, key))
+                self._verified[index, number] = key
+
     def prepared(self, index: int) -> tuple[PreparedCase, ...]:
         """All cases of patient number `index`.
 
         Raises:
             DataError: If a case cannot be prepared.
         """
-        return tuple(self._prepared_case(case) for case in self._patients[index].cases)
+        return tuple(
+            self._prepared_case(case, self._verified.get((index, number), ""))
+            for number, case in enumerate(self._patients[index].cases)
+        )
 
-    def _prepared_case(self, case: Case) -> PreparedCase:
-        key = self._key(case)
+    def _prepared_case(self, case: Case, verified: str) -> PreparedCase:
+        key = verified or self._key(case)
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
         packed = self._cache.read(key)
         if packed is None:
-            packed = _packed(prepare_case(case, self._frame))
-            self._cache.write(key, packed)
+            key = self._key(case)  # the files may have changed since they were verified
+            packed = self._packed_case(case, key)
+            # On a full disk the case is prepared again when it is needed again.
+            with contextlib.suppress(OSError):
+                self._cache.write(key, packed)
         # Freshly prepared tensors are rounded like stored ones: both reads give the same values.
         prepared = _unpacked(packed, self._frame)
         self._remember(key, prepared)
         return prepared
+
+    def _packed_case(self, case: Case, key: str) -> dict[str, Tensor]:
+        """A case read from its files, which must still be those that `key` stands for."""
+        packed = _packed(prepare_case(case, self._frame))
+        if self._key(case) != key:
+            raise DataError(
+                f"{case.case_id}: expected files that stay as they are, found one that changed "
+                "while it was read. Try again once nobody writes to the folder."
+            )
+        return packed
 
     def _key(self, case: Case) -> str:
         """A hash of everything that the prepared case depends on: contents, frame, preparation."""
@@ -253,62 +285,35 @@ class PatientStore:
 def _load(case: Case, frame: Frame, *, keys: Sequence[str]) -> dict[str, MetaTensor]:
     """Files in the frame's orientation and spacing: key -> MetaTensor of shape (1, D, H, W)."""
     paths: dict[str, Path] = {key: path for key, path in case.images.items() if key in keys}
-    if case.mask is not None and _MASK in keys:
-        paths[_MASK] = case.mask
+    if case.mask is not None and MASK in keys:
+        paths[MASK] = case.mask
     missing = [key for key in keys if key not in paths]
     if missing:
         raise DataError(f"{case.case_id}: expected images {list(keys)}, found no {missing}.")
-    _check_headers(paths, volumes=case.volumes)
-    turn = Compose(
-        [
-            EnsureChannelFirstd(keys, channel_dim="no_channel"),
-            Orientationd(keys, axcodes="RAS", labels=None),
-        ]
+    turn = Orientationd(keys, axcodes="RAS", labels=None)
+    loaded: dict[str, MetaTensor] = turn(
+        read_scans(paths, channels=case.channels, volumes=case.volumes)
     )
-    try:
-        loaded: dict[str, MetaTensor] = turn(_read(paths, case.channels))
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        cause = error.__cause__ or error
-        raise DataError(
-            f"{case.case_id}: expected readable images, found {type(cause).__name__}: {cause}. "
-            f"`medfl check` names the file."
-        ) from None
     for modality in frame.present:  # before resampling, which would blur the statistics
         loaded[modality] = _normalised(loaded[modality], paths[modality])
     if frame.spacing == "native":
         return loaded
-    modes = ["nearest" if key == _MASK else "bilinear" for key in keys]
+    _require_bounded(loaded[frame.present[0]], frame.spacing, case_id=case.case_id)
+    modes = ["nearest" if key == MASK else "bilinear" for key in keys]
     resample = Spacingd(keys, pixdim=frame.spacing, mode=modes, padding_mode="border")
     resampled: dict[str, MetaTensor] = resample(loaded)
     return resampled
 
 
-def _read(paths: Mapping[str, Path], channels: Mapping[Modality, int]) -> dict[str, MetaTensor]:
-    """Each file once; a modality that is a volume of a 4-D file is cut out of it."""
-    read = LoadImage(reader=NibabelReader, image_only=True)
-    files = {path: read(path) for path in dict.fromkeys(paths.values())}
-    numbers = {str(modality): number for modality, number in channels.items()}
-    return {
-        key: files[path][..., numbers[key]] if key in numbers else files[path]
-        for key, path in paths.items()
-    }
-
-
-def _check_headers(paths: Mapping[str, Path], *, volumes: int) -> None:
-    """Refuse a file that would break or swamp the reader, and images on different grids."""
-    headers = {}
-    for key, path in paths.items():
-        try:
-            headers[key] = read_header(path, volumes=1 if key == _MASK else volumes)
-        except FileFaults as error:
-            raise DataError(f"{path}: {error}") from None
-    first, *others = paths
-    for key in others:
-        if not headers[first].same_grid(headers[key]):
-            raise DataError(
-                f"{paths[key]}: expected the grid of {paths[first].name} (shape and affine), found "
-                f"another. Register and resample all images of a case to one grid."
-            )
+def _require_bounded(image: MetaTensor, spacing: Sequence[float], *, case_id: str) -> None:
+    """Refuse an image that a study's finer voxels would blow up."""
+    finer = math.prod(image.pixdim.tolist()) / math.prod(spacing)
+    voxels = image[0].numel() * finer
+    if voxels > MAX_VOXELS:
+        raise DataError(
+            f"{case_id}: expected at most {MAX_VOXELS} voxels at the study's spacing, found "
+            f"{voxels:.3g}. Correct pixdim and the transform, or ask for a coarser study."
+        )
 
 
 def _normalised(image: MetaTensor, path: Path) -> MetaTensor:

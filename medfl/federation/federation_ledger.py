@@ -21,7 +21,7 @@ from medfl.federation.site_keys import is_successor
 from medfl.privacy.accountant import Charge, epsilon
 from medfl.privacy.mechanism import Mechanism
 
-BEFORE_CHARGE = ("budget", "message", "policy")
+BEFORE_CHARGE = ("budget", "cache", "message", "policy")
 """First words of the codes with which a site refuses before it charges anything."""
 
 

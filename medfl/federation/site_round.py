@@ -1,7 +1,9 @@
 """What a site does with a message, without Flower: declare, train, evaluate.
 
 The order of `train_update` is the guarantee: the site's policy first, then what was paid for
-already, then the charge, then the first step that touches data.
+already, then the charge, then the first step that touches data. Before the charge every patient's
+files are looked at, whoever will be drawn: a damaged one costs nothing, and whether the site
+answers says nothing about the draw.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import nn
 
 from medfl.config import StudyConfig
 from medfl.data.cohort import pseudonym
-from medfl.errors import MessageError, PolicyRefused
+from medfl.errors import FederationError, MessageError, PolicyRefused
 from medfl.federation.messages import (
     Declaration,
     EvaluateTask,
@@ -137,6 +139,7 @@ def train_update(
         PolicyRefused: If the task is weaker than the site's policy; nothing was charged.
         MessageError: If the weights are beyond any model, or nobody waits for the update any more;
             nothing was charged.
+        DataError: If a patient's files cannot be used; nothing was charged.
         BudgetExceeded: If the charge does not fit; nothing was charged.
         MedflError: If the round cannot be computed; what was charged stays charged.
     """
@@ -169,6 +172,7 @@ def train_update(
         patients = workplace.training_patients(
             task.study, network, round_number=task.round, members=agreement.members
         )
+        _verify_patients(workplace, task.study, members=agreement.members)
         _require_in_time(expires)
         permit = ledger.charge(
             study=task.study.id,
@@ -272,6 +276,22 @@ def _require_in_time(expires: float) -> None:
             f"Expected a task that the server waits for, found one that ended {late:.0f} s ago.",
             code="message-late",
         )
+
+
+def _verify_patients(workplace: Workplace, study: StudyConfig, *, members: frozenset[str]) -> None:
+    """Prepare everyone who could be drawn, so that the round meets no surprise once it is paid."""
+    training, _ = workplace.stores(study)
+    # The canaries of an audit come after the patients, and have no files.
+    numbered = zip(range(len(training)), workplace.members, strict=False)
+    try:
+        training.verify(index for index, name in numbered if name in members)
+    except OSError as error:
+        raise FederationError(
+            "Expected room for prepared images in the state folder, found: "
+            f"{error.strerror or type(error).__name__}. Free space on its disk, or let medfl's "
+            "user write there.",
+            code="cache",
+        ) from None
 
 
 def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:

@@ -18,7 +18,7 @@ DAY = 24 * 3600
 
 
 def only_file(folder: Path) -> Path:
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.case")
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +195,7 @@ def test_labels_outside_the_scheme_are_refused(hospital: Any) -> None:
 def test_a_truncated_file_is_refused(hospital: Any) -> None:
     path = hospital.add() / "BraTS2021_00000_t2.nii.gz"
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(DataError, match=r"BraTS2021_00000.*medfl check"):
+    with pytest.raises(DataError, match=r"BraTS2021_00000_t2.*a truncated file"):
         prepare_case(hospital.case(), frame())
 
 
@@ -402,6 +404,47 @@ def test_entries_name_no_patient(patients: Any, tmp_path: Path) -> None:
     for path in (tmp_path / "cache").iterdir():
         assert len(path.stem) == 64
         assert b"BraTS" not in path.name.encode() + path.read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_cached(
+    patients: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = transforms.prepare_case
+    mask = patients[0].cases[0].mask
+
+    def prepare(case: Case, frame: Frame) -> transforms.PreparedCase:
+        image = nibabel.load(mask)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
+        return real(case, frame)
+
+    store = PatientStore(patients, frame(), tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(transforms, "prepare_case", prepare)
+        with pytest.raises(DataError, match="changed while it was read"):
+            store.prepared(0)
+    assert list((tmp_path / "cache").glob("*.case")) == []
+    assert not store.prepared(0)[0].regions_RDHW.any()
+
+
+def test_voxels_that_a_study_would_blow_up_are_refused(hospital: Any) -> None:
+    hospital.affine = np.diag([60.0, 45.0, 80.0, 1.0])
+    hospital.add()
+    with pytest.raises(DataError, match=r"at most 134217728 voxels at the study's spacing"):
+        prepare_case(hospital.case(), frame(spacing=(1.0, 1.0, 1.0)))
+
+
+def test_a_transform_holds_against_a_pixdim_that_differs_by_a_hair(hospital: Any) -> None:
+    """MONAI's readers took the qform of one image and the sform of the other."""
+    hospital.affine = np.array([[-2.0, 0, 0, 15], [0, -2.0, 0, 19], [0, 0, 3.0, 0], [0, 0, 0, 1.0]])
+    hospital.add()
+    before = prepare_case(hospital.case(), frame())
+    path = hospital.case().mask
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<f", content, 80, 2.001)  # pixdim of the first axis
+    struct.pack_into("<3f", content, 256, 0.0, 0.0, 0.0)  # a qform that turns nothing
+    path.write_bytes(gzip.compress(content))
+    after = prepare_case(hospital.case(), frame())
+    assert torch.equal(before.regions_RDHW, after.regions_RDHW)
 
 
 def test_a_vanished_file_is_refused(patients: Any, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 PATIENCE_SECONDS = 2.0
 
@@ -34,12 +34,13 @@ class UnblockedGrid(Grid):
         self._patience = patience
         self._pulls: dict[str, _Pull] = {}
 
-    def set_run(self, run: Run) -> None:
+    # The class of a run has no public name.
+    def set_run(self, run: Any) -> None:
         """Set the run (Flower's interface)."""
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         """The run (Flower's interface)."""
         return self._grid.run
 
