@@ -14,7 +14,19 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from medfl import __version__
-from medfl.cli import audit, dashboard, data, ledger, model, overlap, server, site, sources, study
+from medfl.cli import (
+    audit,
+    dashboard,
+    data,
+    ledger,
+    model,
+    overlap,
+    pretrain,
+    server,
+    site,
+    sources,
+    study,
+)
 from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
 
 STOPPED = 130
@@ -32,6 +44,7 @@ app = typer.Typer(
 )
 data.register(app)
 sources.register(app)
+pretrain.register(app)
 study.register(app)
 model.register(app)
 audit.register(app)

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from medfl.config.files import Section, load
 from medfl.config.site import (
@@ -107,6 +107,22 @@ class StudyAggregation(Section):
     round_timeout_seconds: Positive = 3600.0
 
 
+class StudyStart(Section):
+    """A file of `medfl pretrain` that runs start from, instead of pretraining in every run.
+
+    Attributes:
+        file: Where it lies, from the study's file; only its name is part of the study.
+        sha256: Of the file's content, so that everybody who agrees to the study agrees to it.
+    """
+
+    file: Path
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @field_serializer("file")
+    def _name_only(self, file: Path) -> str:
+        return file.name
+
+
 class StudySynthetic(Section):
     """Public synthetic patients that belong to no site: a starting point, and pictures to show.
 
@@ -117,6 +133,7 @@ class StudySynthetic(Section):
         seed: Never that of a synthetic hospital.
         pretraining_patients: Synthetic patients to train on before round 1.
         pretraining_steps: Steps of that training; 0 starts from random weights.
+        start: A file that was made in this way before, with the same values as stand here.
     """
 
     shape: Size
@@ -126,6 +143,13 @@ class StudySynthetic(Section):
     pretraining_patients: Count = 60
     pretraining_steps: Annotated[int, Field(ge=0)] = 0
     pretraining_learning_rate: Positive = 2e-3
+    start: StudyStart | None = None
+
+    @model_validator(mode="after")
+    def _start_was_pretrained(self) -> Self:
+        if self.start is not None and self.pretraining_steps == 0:
+            raise ValueError("expected pretraining_steps >= 1 with start, whose file they describe")
+        return self
 
 
 class StudyEvaluation(Section):
@@ -205,9 +229,16 @@ class StudyConfig(Section):
 
 
 def load_study(path: Path) -> StudyConfig:
-    """Read a study file.
+    """Read a study file; a relative path in it is taken from the file's folder.
 
     Raises:
         ConfigError: If the file breaks a rule.
     """
-    return load(path, StudyConfig)
+    study = load(path, StudyConfig)
+    if study.synthetic is None or study.synthetic.start is None:
+        return study
+    start = study.synthetic.start
+    found = start.model_copy(update={"file": path.resolve().parent / start.file})
+    return study.model_copy(
+        update={"synthetic": study.synthetic.model_copy(update={"start": found})}
+    )

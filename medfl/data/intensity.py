@@ -29,7 +29,7 @@ def normalise_scan(image_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         float32 of the same shape, at least 0; all 0 where the scan is constant.
     """
-    signal = image_DHW[image_DHW != 0]
+    signal = image_DHW[image_DHW != _air(image_DHW)]
     if signal.size == 0:
         return np.zeros_like(image_DHW, dtype=np.float32)
     low, high = np.percentile(signal, CLIPPED_PERCENTILES)
@@ -39,3 +39,9 @@ def normalise_scan(image_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
     if tissue <= 0:
         return np.zeros_like(image_DHW, dtype=np.float32)
     return np.asarray((clipped - low) / tissue, dtype=np.float32)
+
+
+def _air(image_DHW: NDArray[np.float32]) -> float:
+    """What was set around a head: 0, or the lowest value of a scan that was centred around 0."""
+    lowest = float(image_DHW.min(initial=0))
+    return lowest if lowest < 0 and not (image_DHW == 0).any() else 0.0

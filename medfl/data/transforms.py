@@ -34,7 +34,7 @@ from medfl.data.nifti_scans import MASK, read_scans
 from medfl.errors import DataError
 
 # Part of every cache key: a change of the preparation below must change this number.
-_PREPARATION_VERSION = 2
+_PREPARATION_VERSION = 3
 _MAX_CENTRES = 20_000
 # Darker than this part of typical tissue in every modality is air: no place for a crop's centre.
 _AIR = 0.25

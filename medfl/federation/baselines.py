@@ -149,14 +149,20 @@ def _dice_by_level(
 
 
 def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
-    """The study for a baseline: scored at its end only, by the sites that are there."""
+    """The study for a baseline: scored at its end only, by the sites that are there.
+
+    It is given its weights, so that it needs no file to start from.
+    """
+    synthetic = study.synthetic and study.synthetic.model_copy(update={"start": None})
     evaluation = study.evaluation.model_copy(
         update={"every": study.training.rounds, "baselines": (), "pictures": 0}
     )
     aggregation = study.aggregation.model_copy(
         update={"min_sites": min(study.aggregation.min_sites, members)}
     )
-    return study.model_copy(update={"evaluation": evaluation, "aggregation": aggregation})
+    return study.model_copy(
+        update={"evaluation": evaluation, "aggregation": aggregation, "synthetic": synthetic}
+    )
 
 
 def _stored_scores(folder: Path, *, variant: str, rounds: int) -> list[Scores]:

@@ -31,13 +31,21 @@ Advance = Callable[[int, int], None]
 """Told the work done and the work in total."""
 
 
-def initial_weights(study: StudyConfig, *, threads: int, advance: Advance) -> Weights:
-    """The first global model: the same for the same study.
+def _unwatched(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def initial_weights(
+    study: StudyConfig, *, threads: int, advance: Advance, drawn: Advance = _unwatched
+) -> Weights:
+    """Make the first global model: the same for the same study.
 
     Args:
-        study: Its `synthetic` section decides between random and pretrained weights.
+        study: Its `synthetic` section decides between random and pretrained weights. A file that
+            it may start from is not read, see `medfl.federation.starting_point`.
         threads: CPU threads to use.
         advance: Progress of the training steps.
+        drawn: Progress of the synthetic patients before that.
     """
     network = model_spec(study).build(seed=study.seed)
     synthetic = study.synthetic
@@ -45,7 +53,11 @@ def initial_weights(study: StudyConfig, *, threads: int, advance: Advance) -> We
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory(prefix="medfl-synthetic-") as folder:
             store = synthetic_patients(
-                study, synthetic, count=synthetic.pretraining_patients, folder=Path(folder)
+                study,
+                synthetic,
+                count=synthetic.pretraining_patients,
+                folder=Path(folder),
+                drawn=drawn,
             )
             _pretrain(network, study, synthetic, store, advance=advance)
     return trainable_state(network)
@@ -58,6 +70,7 @@ def synthetic_patients(
     count: int,
     folder: Path,
     first_number: int = 0,
+    drawn: Advance = _unwatched,
 ) -> PatientStore:
     """Write synthetic patients to a folder, each with a scanner look of its own, and read them.
 
@@ -67,6 +80,7 @@ def synthetic_patients(
         count: Patients.
         folder: Where their files go.
         first_number: Number of the first patient; other numbers are other patients.
+        drawn: Progress.
     """
     root = folder / "patients"
     for number in range(first_number, first_number + count):
@@ -81,6 +95,7 @@ def synthetic_patients(
             first_number=number,
             on_patient=lambda _: None,
         )
+        drawn(number - first_number + 1, count)
     data = SiteData(root=root, layout="brats2021", label_scheme="brats", modalities=MODALITY_ORDER)
     frame = Frame(
         modalities=study.input.modalities,

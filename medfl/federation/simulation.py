@@ -19,11 +19,11 @@ from medfl.errors import ConfigError
 from medfl.federation.client_app import ObserverOf, make_client_app
 from medfl.federation.grid import InProcessGrid, run_in_process
 from medfl.federation.messages import Weights
-from medfl.federation.pretraining import initial_weights
 from medfl.federation.progress import Progress
 from medfl.federation.ray_engine import run_on_ray
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.server_app import Run, make_server_app
+from medfl.federation.starting_point import first_weights, keep_starting_point
 from medfl.federation.versions import require_same_versions, write_versions
 from medfl.federation.workplace import Workplace, simulated_workplace
 from medfl.privacy.engine import StepObserver
@@ -52,7 +52,7 @@ def simulate(
         progress: Who watches.
         private: False for the baseline without noise.
         variant: Name under which scores are stored.
-        start: First global model; made from the study if absent.
+        start: First global model; the study's own if absent.
 
     Raises:
         MedflError: If the run cannot go on; what was done stays in the folder.
@@ -63,8 +63,11 @@ def simulate(
         if start is not None:
             return start
         progress.phase("pretraining" if _pretrains(study) else "initial weights")
-        return initial_weights(
-            study, threads=max(site.threads for site in sites), advance=progress.advanced
+        return first_weights(
+            study,
+            out=out,
+            threads=max(site.threads for site in sites),
+            advance=progress.advanced,
         )
 
     run = Run(
@@ -154,7 +157,8 @@ def require_sites(study: StudyConfig, names: Collection[str], *, noun: str, amon
 
 
 def _pretrains(study: StudyConfig) -> bool:
-    return study.synthetic is not None and study.synthetic.pretraining_steps > 0
+    synthetic = study.synthetic
+    return synthetic is not None and synthetic.pretraining_steps > 0 and synthetic.start is None
 
 
 def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
@@ -167,6 +171,7 @@ def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
 
     Raises:
         ConfigError: If the folder does not fit, or another minor version began the run.
+        ModelError: If the study names a file to start from that cannot be used.
     """
     if resume:
         begun = RunFolder(out).study_digest() if out.is_dir() else ""
@@ -181,6 +186,7 @@ def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
         raise ConfigError(
             f"{out}: expected a new or empty folder, found files; use --resume to go on with a run."
         )
+    keep_starting_point(study, out=out)
     write_versions(out)
     RunFolder(out).begin(
         run=f"{study.id}-{time.strftime('%Y%m%d')}-{secrets.token_hex(6)}", study=study

@@ -30,13 +30,15 @@ def study_model_bytes(
     declarations: Mapping[str, Declaration],
 ) -> bytes:
     """A model file of this study after a round, with what it cost."""
+    synthetic = study.synthetic
     provenance = {
         "medfl": __version__,
         "study": study.id,
         "study_digest": study.digest,
         "round": round_number,
         "missing_modality": study.input.missing_modality,
-        "pretraining_steps": study.synthetic.pretraining_steps if study.synthetic else 0,
+        "pretraining_steps": synthetic.pretraining_steps if synthetic else 0,
+        "start_sha256": synthetic.start.sha256 if synthetic and synthetic.start else "",
         "label_schemes": sorted({d.label_scheme for d in declarations.values()}),
         "mechanisms": {site: d.mechanism.to_dict() for site, d in declarations.items()},
     }

@@ -81,12 +81,20 @@ class StudyAggregation(Record):
     min_sites: Count
 
 
+class StudyStart(Record):
+    """A file of `medfl pretrain` that the run started from."""
+
+    file: str
+    sha256: str
+
+
 class StudySynthetic(Record):
     """Public synthetic patients: the starting point, and pictures to show."""
 
     seed: int
     pretraining_patients: Count
     pretraining_steps: Count
+    start: StudyStart | None = None
 
 
 class Study(Record):

@@ -150,3 +150,41 @@ def test_modality_dropout_needs_a_study_that_fills() -> None:
     with pytest.raises(ValidationError, match="modality_dropout = 0"):
         StudyInput(**values, modality_dropout=0.2)
     assert StudyInput(**values, missing_modality="zero-fill", modality_dropout=0.2)
+
+
+SYNTHETIC = """
+[synthetic]
+shape = [20, 20, 16]
+spacing = [9.0, 9.0, 10.0]
+skull_stripped = true
+pretraining_steps = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "expected"),
+    [
+        ('"start.safetensors"', 3, "key synthetic.start: .* found 'start.safetensors'"),
+        ('{ file = "x" }', 3, "key synthetic.start.sha256: required, but missing"),
+        ('{ file = "x", sha256 = "12ab" }', 3, "key synthetic.start.sha256: .* found '12ab'"),
+        (f'{{ file = "x", sha256 = "{"a" * 64}" }}', 0, "pretraining_steps >= 1 with start"),
+    ],
+    ids=["a path alone", "no digest", "half a digest", "no pretraining"],
+)
+def test_a_start_that_is_not_pinned_or_not_pretrained_is_refused(
+    start: str, steps: int, expected: str, tmp_path: Path
+) -> None:
+    text = STUDY + SYNTHETIC.replace("steps = 3", f"steps = {steps}") + f"start = {start}\n"
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    assert re.search(expected, str(caught.value))
+
+
+def test_another_start_is_another_study_and_an_absent_file_can_still_be_planned(
+    tmp_path: Path,
+) -> None:
+    line = 'start = {{ file = "models/x.safetensors", sha256 = "{}" }}\n'
+    digests = {
+        loaded(tmp_path, STUDY + SYNTHETIC + line.format(digit * 64)).digest for digit in "ab"
+    }
+    assert len(digests | {loaded(tmp_path, STUDY + SYNTHETIC).digest}) == 3

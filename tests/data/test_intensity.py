@@ -35,6 +35,13 @@ def test_the_scanner_s_gain_does_not_matter(gain: float) -> None:
     assert np.allclose(scaled, normalise_scan(BRAIN), atol=1e-3)
 
 
+@given(scale=st.floats(0.1, 10), centre=st.floats(0.5, 50))
+def test_a_scan_that_was_centred_before_looks_as_it_did(scale: float, centre: float) -> None:
+    # As BraTS 2015 comes: the mean subtracted, divided by the deviation, air a constant below 0.
+    centred = (BRAIN - np.float32(centre)) / np.float32(scale)
+    assert np.allclose(normalise_scan(centred), normalise_scan(BRAIN), atol=1e-3)
+
+
 def test_single_hot_voxels_are_clipped_and_move_nothing_else() -> None:
     hot = BRAIN.copy()
     hot[10, 10, 10] = 1e6

@@ -215,6 +215,15 @@ def test_methods_suffice_to_repeat_the_run(page: Page) -> None:
         assert words in page.text
 
 
+def test_a_start_from_a_file_is_named_with_its_digest(build_run: RunBuilder) -> None:
+    folder = build_run()
+    start = {"file": "pretrained.safetensors", "sha256": "cd" * 32}
+    edit_json(folder / "study.json", lambda study: study["synthetic"].update(start=start))
+    text = quick_page_of(folder).text
+    assert "read from pretrained.safetensors (SHA-256" in text
+    assert "cd" * 32 in text
+
+
 def test_page_says_that_it_is_no_medical_device(page: Page) -> None:
     assert "Not a medical device." in page.text
 

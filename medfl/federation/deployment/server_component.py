@@ -18,11 +18,11 @@ from flwr.serverapp import Grid, ServerApp
 from medfl.federation.deployment.job import RUN_LOCK, jobs_folder, lock_path, read_job
 from medfl.federation.deployment.lock import exclusive, is_held
 from medfl.federation.deployment.unblocked_grid import UnblockedGrid
-from medfl.federation.pretraining import initial_weights
 from medfl.federation.pretraining_progress import write_progress
 from medfl.federation.progress import Silent
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.server_app import Run, run_study
+from medfl.federation.starting_point import first_weights
 
 # An earlier ServerApp ends when the command that followed it has ended.
 EARLIER_SECONDS = 60.0
@@ -46,8 +46,11 @@ def main(grid: Grid, context: Context) -> None:
         run=folder.run_id(),
         private=True,
         variant="federated",
-        start=lambda: initial_weights(
-            job.study, threads=torch.get_num_threads(), advance=write_progress(job.out)
+        start=lambda: first_weights(
+            job.study,
+            out=job.out,
+            threads=torch.get_num_threads(),
+            advance=write_progress(job.out),
         ),
         progress=Silent(),
         welcome=job.welcome,

@@ -1,0 +1,51 @@
+"""The command that makes the public starting point of private training."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from medfl.cli.plan import StudyFile
+from medfl.config import load_study
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(pretrain)
+
+
+def pretrain(
+    study: StudyFile,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The model file: a new one.")],
+) -> None:
+    """Train on synthetic patients only: a model that costs no privacy, and a study's start.
+
+    The study's [synthetic] says which patients, how many, and for how many steps. The same study
+    gives the same weights on the same machine.
+    """
+    loaded = load_study(study)
+    import torch
+
+    from medfl.federation.starting_point import write_starting_point
+
+    with Progress(console=Console(stderr=True)) as progress:
+        drawing = progress.add_task("synthetic patients", total=None)
+        training = progress.add_task("training steps", total=None)
+        sha256 = write_starting_point(
+            loaded,
+            out=out,
+            threads=torch.get_num_threads(),
+            drawn=lambda done, total: progress.update(drawing, completed=done, total=total),
+            advance=lambda done, total: progress.update(training, completed=done, total=total),
+        )
+    where = json.dumps(os.path.relpath(out.resolve(), study.resolve().parent))
+    typer.echo(f"Model: {out} (synthetic patients only; costs no privacy)")
+    typer.echo(f"To start runs from it, in [synthetic] of {study}:")
+    typer.echo(f'  start = {{ file = {where}, sha256 = "{sha256}" }}')
+    typer.echo(f"To see what it finds: medfl predict IMAGES --model {out} -o MASKS")

@@ -1,0 +1,164 @@
+"""The figure for real cases: scored as `medfl evaluate` does, beside the best threshold."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medfl.config.site import MODALITY_ORDER
+from medfl.data.phantom import hospital_looks, write_hospital
+from medfl.segmentation.metrics import score
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+STUDY = """
+id = "tiny"
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["WT", "ET"]
+crop_size = [16, 16, 16]
+[network]
+name = "SegResNet"
+arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
+[privacy]
+epsilon = 8.0
+sampling_prob = 0.5
+[training]
+rounds = 2
+local_steps = 1
+optimizer = "sgd"
+learning_rate = 0.5
+[aggregation]
+strategy = "fedavg"
+min_sites = 1
+[synthetic]
+shape = [20, 20, 16]
+spacing = [9.0, 9.0, 10.0]
+skull_stripped = true
+pretraining_patients = 2
+pretraining_steps = 2
+"""
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(PIPELINES)
+    return importlib.import_module("pretraining")
+
+
+@pytest.fixture
+def collection(pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Two sites of three synthetic patients each stand for a collection of real ones."""
+    for number, site in enumerate(("east", "west")):
+        write_hospital(
+            tmp_path / "data" / "tiny" / site,
+            patients=3,
+            shape=(24, 28, 20),
+            spacing=(7.0, 6.5, 8.0),
+            look=hospital_looks()[site],
+            skull_stripped=True,
+            seed=5,
+            first_number=10 * number,
+            on_patient=lambda _: None,
+        )
+    (tmp_path / "studies" / "tiny").mkdir(parents=True)
+    (tmp_path / "studies" / "tiny" / "study.toml").write_text(STUDY)
+    tiny = pipeline.Collection(
+        name="tiny",
+        layout="brats2021",
+        label_scheme="brats",
+        modalities=MODALITY_ORDER,
+        has_sites=True,
+    )
+    monkeypatch.setattr(pipeline, "COLLECTIONS", {"tiny": tiny})
+    monkeypatch.setattr(pipeline, "STUDIES", tmp_path / "studies")
+    monkeypatch.setenv("MEDFL_REAL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return pipeline
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_dice_of_every_level_is_that_of_the_mask_at_this_level(
+    share: float, pipeline: ModuleType
+) -> None:
+    random = np.random.default_rng(3)
+    image = random.uniform(0, 4, (6, 7, 5)).round(2).astype(np.float32)
+    inside = random.random(image.shape) < share
+    found = pipeline.dice_by_level(image, inside)
+    for number in (0, 17, 150, 300):
+        (wanted,) = score(
+            torch.from_numpy(image > np.float32(pipeline.LEVELS[number]))[None],
+            torch.from_numpy(inside)[None],
+            regions=("WT",),
+            spacing_mm=(1, 1, 1),
+            with_hd95=False,
+        )
+        assert found[number] == pytest.approx(wanted.dice, abs=1e-6)
+
+
+def test_the_threshold_is_the_best_for_these_very_patients(
+    collection: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = collection.COLLECTIONS["tiny"].sites(collection._real_data())
+    rival = collection.best_threshold(sites, "WT")
+    assert rival.modality == "t2f"
+    assert len(rival.dice) == 6
+    best = np.mean(list(rival.dice.values()))
+    for level in (0.8, 1.0, 1.2, 1.5, 2.0):
+        monkeypatch.setattr(collection, "LEVELS", np.array([level]))
+        other = collection.best_threshold(sites, "WT")
+        assert np.mean(list(other.dice.values())) <= best
+    assert best > 0.2
+
+
+def test_one_command_trains_scores_and_prints_a_row_a_region(
+    collection: ModuleType, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ended = CliRunner().invoke(collection.app, ["tiny", "--out", str(out)])
+    assert ended.exit_code == 0, ended.output
+    number, interval = r"-?\d\.\d{3}", r"-?\d\.\d{3} to -?\d\.\d{3}"
+    for region, modality in (("WT", "t2f"), ("ET", "t1c")):
+        row = rf"tiny {region} │ 6 │ +{number} │ +{number} │ +{number} │\n"
+        row += rf"│ +│ +│ +{interval} │ +{interval} │ +{interval} │\n"
+        row += rf"│ +│ +│ +│ +{modality} > \d\.\d\d │"
+        assert re.search(row, ended.output), ended.output
+        with (out / "tiny" / f"{region}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["site"] for row in rows} == {"east", "west"}
+        assert len(rows) == 6
+    assert (out / "tiny" / "cases.png").stat().st_size > 10_000
+    # The model is scored again without training it again.
+    model = str(out / "tiny" / collection.MODEL)
+    again = CliRunner().invoke(
+        collection.app, ["tiny", "--model", model, "--out", str(tmp_path / "again")]
+    )
+    assert again.exit_code == 0, again.output
+    assert not (tmp_path / "again" / "tiny" / collection.MODEL).exists()
+    for region in ("WT", "ET"):
+        name = f"tiny/{region}.csv"
+        assert (out / name).read_text() == (tmp_path / "again" / name).read_text()
+
+
+@pytest.mark.parametrize("value", ["", "/no/such/folder"])
+def test_without_real_data_it_says_what_to_set(
+    value: str, pipeline: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MEDFL_REAL_DATA", value)
+    ended = CliRunner().invoke(pipeline.app, ["--out", str(tmp_path / "out")])
+    assert ended.exit_code == 2
+    assert "MEDFL_REAL_DATA" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten(collection: ModuleType, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(collection.app, ["tiny", "--out", str(tmp_path / "data")])
+    assert ended.exit_code == 2
+    assert "expected a new folder" in ended.output
