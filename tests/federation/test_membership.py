@@ -49,9 +49,9 @@ class Watched:
         self._read: set[str] = set()
         prepared, trained = PatientStore._prepared_case, site_round.train_round
 
-        def prepare(store: PatientStore, case: Any) -> Any:
+        def prepare(store: PatientStore, case: Any, *rest: Any) -> Any:
             self._read.add(case.case_id)
-            return prepared(store, case)
+            return prepared(store, case, *rest)
 
         def train(*arguments: Any, **keywords: Any) -> Any:
             self._read = set()
