@@ -227,6 +227,7 @@ def test_both_models_of_a_run_are_attacked_and_nobody_is_named(
     assert "[" not in leaves[1:]
 
 
+@pytest.mark.slow
 def test_the_weakest_guarantee_of_the_sites_is_the_bound(
     sites: list[SiteConfig], short_run: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def simulated(federation: Any, study: StudyConfig, name: str) -> Path:
     return out / "checkpoints"
 
 
+@pytest.mark.slow
 def test_a_run_from_the_file_is_bit_equal_to_one_that_pretrains(
     federation: Any, file: Path, started: Started
 ) -> None:
@@ -243,6 +244,7 @@ def test_baselines_that_follow_need_the_file_no_more(
     assert same(load_file(there / "initial.safetensors"), load_file(file))
 
 
+@pytest.mark.slow
 def test_a_deployed_server_starts_from_the_file_that_the_run_folder_keeps(
     federation: Any, started: Started, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ def test_no_two_calls_and_no_two_streams_repeat_a_value() -> None:
     assert len(np.unique(np.concatenate(calls))) == 8 * 5000
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_again_makes_other_noise() -> None:
     code = (
         "import torch; torch.manual_seed(0); from medfl.privacy.noise import SecureNormal; "
