@@ -242,6 +242,7 @@ def test_the_weakest_guarantee_of_the_sites_is_the_bound(
     assert attack.bound == NO_BOUND
 
 
+@pytest.mark.slow
 def test_hospitals_are_refused(sites: list[SiteConfig], short_run: Path) -> None:
     hospital = sites[1].model_copy(update={"purpose": "hospital"})
     with pytest.raises(PolicyRefused, match="open-data") as refusal:
@@ -249,6 +250,7 @@ def test_hospitals_are_refused(sites: list[SiteConfig], short_run: Path) -> None
     assert refusal.value.code == "policy-metrics"
 
 
+@pytest.mark.slow
 def test_study_and_sites_have_to_be_the_runs(sites: list[SiteConfig], short_run: Path) -> None:
     with pytest.raises(ConfigError, match="sites"):
         attack_run(study(), sites[:1], run_folder=short_run)
@@ -292,6 +294,7 @@ def _draw_random_box(mask: Path, *, seed: int) -> None:
     nibabel.save(nibabel.Nifti1Image(labels, image.affine), mask)
 
 
+@pytest.mark.slow
 def test_torchs_generator_is_left_alone(sites: list[SiteConfig], short_run: Path) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
