@@ -22,7 +22,6 @@ from typing import Annotated
 
 import nibabel
 import numpy as np
-import torch
 import typer
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -30,15 +29,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from medfl.cli.pretrain import write_with_progress
 from medfl.config import StudyConfig, load_study
 from medfl.config.site import LabelScheme, Layout, Modality, Region, SiteData
 from medfl.data.layouts import name_of_mask, read_cohort
 from medfl.data.transforms import Frame, prepare_case
-from medfl.federation.starting_point import write_starting_point
 from medfl.prediction.cohort import predict_cohort
 from medfl.prediction.evaluation import evaluate
 from medfl.prediction.predictor import Predictor
 from medfl.reporting.estimates import Estimate, estimate, paired_difference
+from medfl.segmentation.metrics import dice_by_level
 
 STUDIES = Path(__file__).resolve().parents[1] / "site_configs"
 MODEL = "pretrained.safetensors"
@@ -149,7 +149,9 @@ def main(
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for name in chosen:
         folder = out / name
-        file = model or _pretrained(COLLECTIONS[name].study(), folder / MODEL)
+        file = model or folder / MODEL
+        if model is None:
+            write_with_progress(COLLECTIONS[name].study(), out=file)
         _judge(COLLECTIONS[name], sites[name], model=file, folder=folder, table=table)
     console.print(table)
     console.print(f"Scores, masks and pictures of real scans: {out}")
@@ -233,7 +235,11 @@ def best_threshold(sites: Mapping[str, SiteData], region: Region) -> Rival:
         for patient in read_cohort(data).patients:
             cases = [prepare_case(case, frame) for case in patient.cases]
             by_case = [
-                dice_by_level(case.image_CDHW[0].numpy(), case.regions_RDHW[0].numpy().astype(bool))
+                dice_by_level(
+                    case.image_CDHW[0].numpy(),
+                    case.regions_RDHW[0].numpy().astype(bool),
+                    levels=LEVELS,
+                )
                 for case in cases
             ]
             keys.append((site, patient.patient_id))
@@ -241,29 +247,6 @@ def best_threshold(sites: Mapping[str, SiteData], region: Region) -> Rival:
     best = int(np.mean(rows, axis=0).argmax())
     dice = {key: float(row[best]) for key, row in zip(keys, rows, strict=True)}
     return Rival(modality=modality, level=float(LEVELS[best]), dice=dice)
-
-
-def dice_by_level(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Dice of `image > level` against a mask, for each of the levels; 1 where both are empty."""
-    everywhere, tumour = np.sort(image, axis=None), np.sort(image[inside])
-    brighter = everywhere.size - np.searchsorted(everywhere, LEVELS, side="right")
-    hits = tumour.size - np.searchsorted(tumour, LEVELS, side="right")
-    total = brighter + tumour.size
-    return np.where(total > 0, 2 * hits / np.maximum(total, 1), 1.0)
-
-
-def _pretrained(study: StudyConfig, out: Path) -> Path:
-    with Progress(console=Console(stderr=True)) as progress:
-        drawing = progress.add_task(f"{study.id}: synthetic patients", total=None)
-        training = progress.add_task(f"{study.id}: training steps", total=None)
-        write_starting_point(
-            study,
-            out=out,
-            threads=torch.get_num_threads(),
-            drawn=lambda done, total: progress.update(drawing, completed=done, total=total),
-            advance=lambda done, total: progress.update(training, completed=done, total=total),
-        )
-    return out
 
 
 def _draw(sites: Mapping[str, SiteData], dice: Dice, *, out: Path) -> Figure:

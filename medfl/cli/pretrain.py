@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from medfl.cli.plan import StudyFile
-from medfl.config import load_study
+from medfl.config import StudyConfig, load_study
 
 
 def register(app: typer.Typer) -> None:
@@ -29,23 +29,34 @@ def pretrain(
     The study's [synthetic] says which patients, how many, and for how many steps. The same study
     gives the same weights on the same machine.
     """
-    loaded = load_study(study)
-    import torch
-
-    from medfl.federation.starting_point import write_starting_point
-
-    with Progress(console=Console(stderr=True)) as progress:
-        drawing = progress.add_task("synthetic patients", total=None)
-        training = progress.add_task("training steps", total=None)
-        sha256 = write_starting_point(
-            loaded,
-            out=out,
-            threads=torch.get_num_threads(),
-            drawn=lambda done, total: progress.update(drawing, completed=done, total=total),
-            advance=lambda done, total: progress.update(training, completed=done, total=total),
-        )
+    sha256 = write_with_progress(load_study(study), out=out)
     where = json.dumps(os.path.relpath(out.resolve(), study.resolve().parent))
     typer.echo(f"Model: {out} (synthetic patients only; costs no privacy)")
     typer.echo(f"To start runs from it, in [synthetic] of {study}:")
     typer.echo(f'  start = {{ file = {where}, sha256 = "{sha256}" }}')
     typer.echo(f"To see what it finds: medfl predict IMAGES --model {out} -o MASKS")
+
+
+def write_with_progress(study: StudyConfig, *, out: Path) -> str:
+    """Pretrain and write the file, with all of torch's threads and two bars on standard error.
+
+    Returns:
+        SHA-256 of the file, as hexadecimal text.
+
+    Raises:
+        MedflError: As `write_starting_point`.
+    """
+    import torch
+
+    from medfl.federation.starting_point import write_starting_point
+
+    with Progress(console=Console(stderr=True)) as progress:
+        drawing = progress.add_task(f"{study.id}: synthetic patients", total=None)
+        training = progress.add_task(f"{study.id}: training steps", total=None)
+        return write_starting_point(
+            study,
+            out=out,
+            threads=torch.get_num_threads(),
+            drawn=lambda done, total: progress.update(drawing, completed=done, total=total),
+            advance=lambda done, total: progress.update(training, completed=done, total=total),
+        )

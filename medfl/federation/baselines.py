@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from medfl.config import SiteConfig, StudyConfig
@@ -20,7 +21,7 @@ from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RunFolder
 from medfl.federation.simulation import Engine, prepare_folder, simulate
 from medfl.federation.workplace import simulated_workplace
-from medfl.segmentation.metrics import score
+from medfl.segmentation.metrics import dice_by_level, score
 
 THRESHOLDS = 60
 
@@ -138,14 +139,18 @@ def _dice_by_level(
     store: PatientStore, levels: torch.Tensor, *, channel: int, region: int
 ) -> torch.Tensor:
     """Mean Dice over a patient's cases, one row a patient and one column a level."""
-    rows = []
+    table = np.empty((len(store), len(levels)))
     for index in range(len(store)):
-        row = [
-            _mean_dice(store, index, float(level), channel=channel, region=region)
-            for level in levels
+        by_case = [
+            dice_by_level(
+                case.image_CDHW[channel].numpy(),
+                case.regions_RDHW[region].numpy().astype(bool),
+                levels=levels.numpy(),
+            )
+            for case in store.prepared(index)
         ]
-        rows.append(torch.tensor(row))
-    return torch.stack(rows) if rows else torch.empty((0, len(levels)))
+        table[index] = np.mean(by_case, axis=0)
+    return torch.from_numpy(table)
 
 
 def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:

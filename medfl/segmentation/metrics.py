@@ -12,8 +12,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medfl.config.site import Region
@@ -150,3 +152,20 @@ def _hd95(predicted_DHW: Tensor, truth_DHW: Tensor, spacing_mm: Sequence[float])
             spacing=list(spacing_mm),
         )
     return float(value)
+
+
+def dice_by_level(
+    image: NDArray[np.float32], inside: NDArray[np.bool_], *, levels: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Dice of `image > level` against a mask, for each of the levels; 1 where both are empty.
+
+    Args:
+        image: Brightness, of any shape.
+        inside: The mask, of the same shape.
+        levels: One row of levels.
+    """
+    everywhere, tumour = np.sort(image, axis=None), np.sort(image[inside])
+    brighter = everywhere.size - np.searchsorted(everywhere, levels, side="right")
+    hits = tumour.size - np.searchsorted(tumour, levels, side="right")
+    total = brighter + tumour.size
+    return np.where(total > 0, 2 * hits / np.maximum(total, 1), 1.0)
