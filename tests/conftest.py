@@ -64,3 +64,35 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.fail(f"Expected MEDFL_REAL_DATA to name a folder, found {name!r}.")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pretraining_study() -> str:
+    """A tiny study that begins with a pretraining; its last section is [synthetic]."""
+    return """
+id = "tiny"
+[input]
+modalities = ["t1c", "t2f"]
+regions = ["WT", "ET"]
+crop_size = [16, 16, 16]
+[network]
+name = "SegResNet"
+arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
+[privacy]
+epsilon = 8.0
+sampling_prob = 0.5
+[training]
+rounds = 2
+local_steps = 1
+optimizer = "sgd"
+learning_rate = 0.5
+[aggregation]
+strategy = "fedavg"
+min_sites = 1
+[synthetic]
+shape = [20, 20, 16]
+spacing = [9.0, 9.0, 10.0]
+skull_stripped = true
+pretraining_patients = 2
+pretraining_steps = 2
+"""

@@ -18,41 +18,13 @@ from medfl.federation.starting_point import first_weights
 
 Medfl = Callable[..., Any]
 
-STUDY = """
-id = "tiny"
-[input]
-modalities = ["t1c", "t2f"]
-regions = ["WT", "ET"]
-crop_size = [16, 16, 16]
-[network]
-name = "SegResNet"
-arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
-[privacy]
-epsilon = 8.0
-sampling_prob = 0.5
-[training]
-rounds = 2
-local_steps = 1
-optimizer = "sgd"
-learning_rate = 0.5
-[aggregation]
-strategy = "fedavg"
-min_sites = 1
-"""
-SYNTHETIC = """
-[synthetic]
-shape = [20, 20, 16]
-spacing = [9.0, 9.0, 10.0]
-skull_stripped = true
-pretraining_patients = 2
-pretraining_steps = 2
-"""
+STEPS, NO_STEPS = "pretraining_steps = 2", "pretraining_steps = 0"
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
+def study(pretraining_study: str, tmp_path: Path) -> Path:
     path = tmp_path / "study.toml"
-    path.write_text(STUDY + SYNTHETIC)
+    path.write_text(pretraining_study)
     return path
 
 
@@ -66,7 +38,7 @@ def test_the_printed_line_makes_the_study_start_from_the_model(
     assert 'file = "models/pretrained.safetensors"' in line
     assert hashlib.sha256(out.read_bytes()).hexdigest() in line
     assert list(out.parent.iterdir()) == [out]
-    study.write_text(STUDY + SYNTHETIC + line + "\n")
+    study.write_text(study.read_text() + line + "\n")
     started = load_study(study)
     prepare_folder(tmp_path / "run", study=started, resume=False)
     found = first_weights(started, out=tmp_path / "run", threads=1, advance=lambda *_: None)
@@ -86,17 +58,17 @@ def test_the_model_segments_patients(
 
 
 @pytest.mark.parametrize(
-    ("section", "found"),
+    ("spoilt", "found"),
     [
-        ("", "found no such section"),
-        (SYNTHETIC.replace("steps = 2", "steps = 0"), "found 0"),
+        (lambda text: text.partition("[synthetic]")[0], "found no such section"),
+        (lambda text: text.replace(STEPS, NO_STEPS), "found 0"),
     ],
     ids=["no section", "no steps"],
 )
 def test_a_study_without_pretraining_is_refused(
-    section: str, found: str, medfl: Medfl, study: Path, tmp_path: Path
+    spoilt: Callable[[str], str], found: str, medfl: Medfl, study: Path, tmp_path: Path
 ) -> None:
-    study.write_text(STUDY + section)
+    study.write_text(spoilt(study.read_text()))
     out = tmp_path / "pretrained.safetensors"
     medfl("pretrain", study, "-o", out).refused(2, "[synthetic] pretraining_steps >= 1", found)
     assert not out.exists()
@@ -122,5 +94,5 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_training(
 
 def test_a_start_without_pretraining_says_nothing_true(medfl: Medfl, study: Path) -> None:
     line = f'start = {{ file = "x", sha256 = "{"0" * 64}" }}\n'
-    study.write_text(STUDY + SYNTHETIC.replace("steps = 2", "steps = 0") + line)
+    study.write_text(study.read_text().replace(STEPS, NO_STEPS) + line)
     medfl("plan", study, study).refused(2, "key synthetic", "pretraining_steps >= 1 with start")

@@ -18,33 +18,6 @@ from medfl.data.phantom import hospital_looks, write_hospital
 from medfl.segmentation.metrics import score
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-STUDY = """
-id = "tiny"
-[input]
-modalities = ["t1c", "t2f"]
-regions = ["WT", "ET"]
-crop_size = [16, 16, 16]
-[network]
-name = "SegResNet"
-arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
-[privacy]
-epsilon = 8.0
-sampling_prob = 0.5
-[training]
-rounds = 2
-local_steps = 1
-optimizer = "sgd"
-learning_rate = 0.5
-[aggregation]
-strategy = "fedavg"
-min_sites = 1
-[synthetic]
-shape = [20, 20, 16]
-spacing = [9.0, 9.0, 10.0]
-skull_stripped = true
-pretraining_patients = 2
-pretraining_steps = 2
-"""
 
 
 @pytest.fixture
@@ -54,7 +27,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def collection(pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def collection(
+    pipeline: ModuleType,
+    pretraining_study: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> ModuleType:
     """Two sites of three synthetic patients each stand for a collection of real ones."""
     for number, site in enumerate(("east", "west")):
         write_hospital(
@@ -69,7 +47,7 @@ def collection(pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyP
             on_patient=lambda _: None,
         )
     (tmp_path / "studies" / "tiny").mkdir(parents=True)
-    (tmp_path / "studies" / "tiny" / "study.toml").write_text(STUDY)
+    (tmp_path / "studies" / "tiny" / "study.toml").write_text(pretraining_study)
     tiny = pipeline.Collection(
         name="tiny",
         layout="brats2021",
