@@ -62,14 +62,15 @@ class TensorCache:
     def content_digest(self, path: Path) -> str:
         """SHA-256 of a file of images, as hexadecimal text.
 
-        It is remembered under the file's path, size and time of change, so that a large cohort is
-        hashed once, and not in every round.
+        It is remembered under the file's path, size, and times of change of content and of status
+        (which a copy that keeps the first cannot keep), so that a large cohort is hashed once, and
+        not in every round.
 
         Raises:
             OSError: If the file cannot be read.
         """
         status = path.stat()
-        name = f"{path.absolute()}/{status.st_size}/{status.st_mtime_ns}"
+        name = f"{path.absolute()}/{status.st_size}/{status.st_mtime_ns}/{status.st_ctime_ns}"
         remembered = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{_DIGEST}"
         with contextlib.suppress(OSError):
             digest = remembered.read_text(encoding="ascii")
