@@ -26,17 +26,44 @@ _SPELLINGS: Mapping[str, Modality] = {
 _MAX_BYTES = 2**24
 
 
-def channel_contradictions(root: Path, order: Mapping[Modality, int]) -> Iterator[tuple[str, str]]:
-    """Modalities that the file names at another number than the layout.
+def read_description(root: Path) -> Mapping[str, Any]:
+    """What the file of a dataset says; nothing where there is none.
 
     Args:
         root: The folder of the dataset.
+
+    Raises:
+        ValueError: If the file is no JSON object, or larger than 16 MiB; the message is what was
+            found.
+        OSError: If it cannot be read.
+    """
+    path = root / DATASET
+    if not path.exists():
+        return {}
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise ValueError(f"{size} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise ValueError("a file that is cut off or no JSON" if size else "an empty file") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a JSON {type(content).__name__}")
+    return content
+
+
+def channel_contradictions(
+    content: Mapping[str, Any], order: Mapping[Modality, int]
+) -> Iterator[tuple[str, str]]:
+    """Modalities that the file names at another number than the layout.
+
+    Args:
+        content: What the file says.
         order: Modality -> number of its channel in the layout.
 
     Yields:
         What was expected, and what was found. Names that are not understood are passed over.
     """
-    content = _read(root)
     stated = content.get("channel_names") or content.get("modality")
     if not isinstance(stated, Mapping):
         return
@@ -48,17 +75,19 @@ def channel_contradictions(root: Path, order: Mapping[Modality, int]) -> Iterato
             yield f"channel {number} to be {wanted}, as in this layout", f"{name!r}"
 
 
-def label_contradictions(root: Path, scheme: LabelScheme) -> Iterator[tuple[str, str]]:
+def label_contradictions(
+    content: Mapping[str, Any], scheme: LabelScheme
+) -> Iterator[tuple[str, str]]:
     """Labels that the file gives another meaning than the scheme.
 
     Args:
-        root: The folder of the dataset.
+        content: What the file says.
         scheme: What the site says that the values mean.
 
     Yields:
         What was expected, and what was found.
     """
-    stated = _read(root).get("labels")
+    stated = content.get("labels")
     if not isinstance(stated, Mapping):
         return
     enhancing, edema = scheme_labels(scheme)
@@ -75,15 +104,3 @@ def label_contradictions(root: Path, scheme: LabelScheme) -> Iterator[tuple[str,
         if wanted and numbers and not numbers.intersection(map(str, wanted)):
             shown = " or ".join(map(str, sorted(wanted)))
             yield f"{name!r} to be {shown}, as in label_scheme {scheme!r}", f"{values!r}"
-
-
-def _read(root: Path) -> Mapping[str, Any]:
-    """The file's content; a damaged one says nothing, and nothing depends on it."""
-    path = root / DATASET
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            return {}
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, Mapping) else {}

@@ -10,7 +10,12 @@ from types import MappingProxyType
 
 from medfl.config.site import Modality, SiteData
 from medfl.data.cohort import Case, Cohort, Patient
-from medfl.data.dataset_json import DATASET, channel_contradictions, label_contradictions
+from medfl.data.dataset_json import (
+    DATASET,
+    channel_contradictions,
+    label_contradictions,
+    read_description,
+)
 from medfl.data.folder_walk import Draft, Walk, image_stems
 from medfl.data.layout_problems import (
     Problem,
@@ -296,9 +301,20 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
     """What a `dataset.json` says against the layout or the label scheme."""
     if not rule.numbers:
         return
+    try:
+        content = read_description(data.root)
+    except (OSError, ValueError) as error:
+        yield Problem(
+            patient_id="",
+            where=str(data.root / DATASET),
+            rule="a readable JSON object of at most 16 MiB, if there is a file",
+            value=str((isinstance(error, OSError) and error.strerror) or error),
+            fix="Copy the file again: it tells which number is which modality.",
+        )
+        return
     found = [
-        *channel_contradictions(data.root, rule.numbers),
-        *label_contradictions(data.root, data.label_scheme),
+        *channel_contradictions(content, rule.numbers),
+        *label_contradictions(content, data.label_scheme),
     ]
     for expected, value in found:
         yield Problem(

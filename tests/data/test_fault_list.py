@@ -433,6 +433,22 @@ COHORT_FAULTS: dict[str, CohortFault] = {
         make=lambda h: _described(h, _text(labels={"2": "edema"})),
         expected=error("'edema' to be 1, as in label_scheme 'msd'", "'2'"),
     ),
+    "description cut off": CohortFault(
+        make=lambda h: _described(h, _text(modality={"0": "T1w"})[:-2]),
+        expected=error("a readable JSON object", "a file that is cut off or no JSON"),
+    ),
+    "description empty": CohortFault(
+        make=lambda h: _described(h, ""),
+        expected=error("a readable JSON object", "an empty file"),
+    ),
+    "description that is a list": CohortFault(
+        make=lambda h: _described(h, "[]"),
+        expected=error("a readable JSON object", "a JSON list"),
+    ),
+    "description of nested brackets": CohortFault(
+        make=lambda h: _described(h, "[" * 100_000),
+        expected=error("a readable JSON object", "a file that is cut off or no JSON"),
+    ),
     "layout of another source": CohortFault(
         make=lambda h: {**_two(h, lambda _: None), "layout": "fets2022"},
         expected=Expected(rule="a name that matches", times=2),

@@ -202,7 +202,6 @@ def test_each_layout_finds_its_patients(tmp_path: Path, layout: str, suffix: str
     source = SOURCES[layout]
     add_source(tmp_path, layout, suffix=suffix)
     (tmp_path / "name_mapping.csv").touch()
-    (tmp_path / "dataset.json").touch()
     cohort = read_cohort(site_data(tmp_path, layout))
     assert [patient.patient_id for patient in cohort.patients] == source.patients
     assert cohort.label_scheme == source.scheme
