@@ -26,8 +26,8 @@ def pretrain(
 ) -> None:
     """Train on synthetic patients only: a model that costs no privacy, and a study's start.
 
-    The study's [synthetic] says which patients, how many, and for how many steps. The same study
-    gives the same weights on the same machine.
+    The study's section `synthetic` says which patients, how many, and for how many steps. The same
+    study gives the same weights on the same machine.
     """
     sha256 = write_with_progress(load_study(study), out=out)
     where = json.dumps(os.path.relpath(out.resolve(), study.resolve().parent))
