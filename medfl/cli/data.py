@@ -153,6 +153,7 @@ def check(
 def _detect(root: Path, *, as_json: bool) -> None:
     """Propose how a folder is laid out; exits with 2 if no layout fits."""
     from medfl.data.detection import detect
+    from medfl.data.other_formats import not_nifti
 
     proposals = detect(root)
     if as_json:
@@ -175,6 +176,8 @@ def _detect(root: Path, *, as_json: bool) -> None:
                 f"values {values}{others}",
             )
         Console().print(table)
+    if not proposals and (other := not_nifti(root)):
+        raise DataError(str(other))
     if not proposals:
         raise DataError(
             f"{root}: expected folders that a known layout describes, found none. Describe them "

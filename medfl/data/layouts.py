@@ -27,6 +27,7 @@ from medfl.data.layout_problems import (
     wrong_count,
 )
 from medfl.data.layout_rules import LayoutRule, rule_of
+from medfl.data.other_formats import not_nifti
 from medfl.errors import DataError
 
 
@@ -95,8 +96,11 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
     walk.problems.extend(_stray_masks(walk))
     walk.problems.extend(_contradictions(data, rule))
     walk.problems.extend(_both_sets(data, rule, cases))
-    if not cases and not walk.problems:
-        walk.problems.append(no_patients(data, rule))
+    if not any(case.images for found in cases.values() for case in found):
+        if other := not_nifti(data.root):
+            walk.problems.insert(0, other)
+        elif not cases and not walk.problems:
+            walk.problems.append(no_patients(data, rule))
     patients = tuple(
         Patient(patient_id=patient_id, cases=tuple(cases[patient_id]))
         for patient_id in sorted(cases)

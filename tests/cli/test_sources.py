@@ -26,6 +26,8 @@ def test_a_folder_s_layout_is_proposed(medfl: Any, synthetic_patients: Path) -> 
 def test_a_folder_that_no_layout_describes_is_an_error(medfl: Any, tmp_path: Path) -> None:
     medfl("check", tmp_path, "--detect").refused(2, tmp_path, "a known layout", "custom")
     medfl("check", tmp_path / "away.toml", "--detect").refused(2, "away.toml")
+    (tmp_path / "scan.dcm").touch()
+    medfl("check", tmp_path, "--detect").refused(2, "NIfTI", "1 of DICOM", "dcm2niix")
 
 
 def test_fets_institutions_become_site_files(medfl: Any, tmp_path: Path) -> None:
