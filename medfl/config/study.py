@@ -37,6 +37,8 @@ class StudyInput(Section):
         spacing: Millimetres per voxel along right, anterior, superior; ``native`` as scanned.
         crop_size: Voxels of one crop.
         crops_per_patient: K, the crops of one patient in one step.
+        window_size: Voxels of the window that slides over a whole image, the crop's if absent. A
+            larger one shows a convolutional network more around every voxel, at no cost in privacy.
         missing_modality: What a site does that lacks a modality: ``refuse`` to take part, or
             ``zero-fill`` its channel, so that sites with different modalities train together.
         modality_dropout: Probability that training empties a channel of a crop, so that the network
@@ -48,6 +50,7 @@ class StudyInput(Section):
     spacing: Spacing | Literal["native"] = "native"
     crop_size: Size
     crops_per_patient: Count = 2
+    window_size: Size | None = None
     missing_modality: Literal["refuse", "zero-fill"] = "refuse"
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -56,6 +59,11 @@ class StudyInput(Section):
         in_order(self.modalities, MODALITY_ORDER, "modalities")
         in_order(self.regions, REGION_ORDER, "regions")
         return self
+
+    @property
+    def window(self) -> Size:
+        """Voxels of the window that slides over a whole image."""
+        return self.window_size or self.crop_size
 
     @model_validator(mode="after")
     def _dropout_has_a_use(self) -> Self:

@@ -46,7 +46,7 @@ def write_pictures(study: StudyConfig, *, model: Path, out: Path) -> None:
 
 
 def _write(network: nn.Module, case: PreparedCase, *, study: StudyConfig, folder: Path) -> None:
-    predicted = segment(network, case.image_CDHW, crop_size=study.input.crop_size, device="cpu")
+    predicted = segment(network, case.image_CDHW, window_size=study.input.window, device="cpu")
     shown = study.input.modalities[-1]
     volumes = {
         shown: case.image_CDHW[-1],

@@ -226,7 +226,7 @@ def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scor
                 segment(
                     network,
                     case.image_CDHW,
-                    crop_size=task.study.input.crop_size,
+                    window_size=task.study.input.window,
                     device=workplace.site.device,
                     overlap=task.study.evaluation.overlap,
                 )

@@ -19,6 +19,7 @@ def model_spec(study: StudyConfig) -> ModelSpec:
         regions=study.input.regions,
         spacing=study.input.spacing,
         crop_size=study.input.crop_size,
+        window_size=study.input.window,
     )
 
 

@@ -144,7 +144,7 @@ def _inference(spec: ModelSpec) -> dict[str, Any]:
         },
         "inferer": {
             "_target_": "SlidingWindowInferer",
-            "roi_size": list(spec.crop_size),
+            "roi_size": list(spec.window_size),
             "sw_batch_size": 4,
             "overlap": 0.5,
             "mode": "gaussian",
@@ -197,7 +197,7 @@ def _metadata(study: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
             "format": "magnitude" if kind == "input" else "segmentation",
             "modality": "MR",
             "num_channels": len(names),
-            "spatial_shape": list(spec.crop_size),
+            "spatial_shape": list(spec.window_size),
             "dtype": "float32",
             "value_range": [0, 1] if kind == "output" else [],
             "is_patch_data": True,

@@ -107,7 +107,7 @@ class Predictor:
 
     def _probabilities(self, image_CDHW: Tensor) -> Tensor:
         return segment(
-            self._network, image_CDHW, crop_size=self.spec.crop_size, device=self._device
+            self._network, image_CDHW, window_size=self.spec.window_size, device=self._device
         )
 
 

@@ -16,19 +16,19 @@ def segment(
     network: nn.Module,
     image_CDHW: Tensor,
     *,
-    crop_size: Size,
+    window_size: Size,
     device: torch.device | str,
     overlap: float = 0.5,
 ) -> Tensor:
-    """Slide a window of the crop's size over one image and blend the logits.
+    """Slide a window over one image and blend the logits.
 
-    Overlapping windows are averaged with Gaussian weights. An image smaller than the crop is padded
-    with zeros, and the result is cut back.
+    Overlapping windows are averaged with Gaussian weights. An image smaller than the window is
+    padded with zeros, and the result is cut back.
 
     Args:
         network: Gives logits of shape KRDHW; it is moved to `device`.
         image_CDHW: Prepared image, of any size and on any device.
-        crop_size: Voxels of one window.
+        window_size: Voxels of one window.
         device: Where the network runs.
         overlap: Fraction of a window that it shares with the next one, in [0, 1).
 
@@ -42,7 +42,7 @@ def segment(
         raise ValueError(f"Expected an image of shape CDHW, found {tuple(image_CDHW.shape)}.")
     image = convert_to_tensor(image_CDHW, dtype=torch.float32, track_meta=False).unsqueeze(0)
     inferer = SlidingWindowInferer(
-        roi_size=crop_size,
+        roi_size=window_size,
         sw_batch_size=_WINDOWS_AT_ONCE,
         overlap=overlap,
         mode="gaussian",

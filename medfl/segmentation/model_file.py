@@ -31,7 +31,8 @@ class ModelSpec:
         modalities: Order of the input channels.
         regions: Order of the output channels.
         spacing: Millimetres per voxel of the frame, or ``native``.
-        crop_size: Voxels of one window.
+        crop_size: Voxels of one crop in training.
+        window_size: Voxels of the window that slides over a whole image.
     """
 
     network: str
@@ -40,6 +41,7 @@ class ModelSpec:
     regions: tuple[Region, ...]
     spacing: Spacing | Literal["native"]
     crop_size: Size
+    window_size: Size
 
     def build(self, *, seed: int = 0) -> nn.Module:
         """The network with fresh weights.
@@ -53,6 +55,7 @@ class ModelSpec:
             in_channels=len(self.modalities),
             out_channels=len(self.regions),
             crop_size=self.crop_size,
+            window_size=self.window_size,
             seed=seed,
         )
 
@@ -132,6 +135,7 @@ def _spec(values: dict[str, Any]) -> ModelSpec:
         regions=tuple(values["regions"]),
         spacing=values["spacing"] if values["spacing"] == "native" else tuple(values["spacing"]),
         crop_size=tuple(values["crop_size"]),
+        window_size=tuple(values.get("window_size", values["crop_size"])),
     )
     if not set(spec.modalities) <= set(MODALITY_ORDER) or not set(spec.regions) <= set(
         REGION_ORDER

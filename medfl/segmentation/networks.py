@@ -45,6 +45,7 @@ def build_network(
     in_channels: int,
     out_channels: int,
     crop_size: Size,
+    window_size: Size | None = None,
     seed: int,
 ) -> nn.Module:
     """Build a network of `monai.networks.nets` and prove that it can be trained here.
@@ -57,6 +58,7 @@ def build_network(
         in_channels: Number of modalities.
         out_channels: Number of regions.
         crop_size: Voxels of one crop.
+        window_size: Voxels of the window that slides over a whole image, if it is another.
         seed: Of the initial weights; torch's global generator is left as it was.
 
     Returns:
@@ -64,7 +66,8 @@ def build_network(
 
     Raises:
         ModelError: If the name is unknown, an argument is wrong, the network keeps statistics of
-            the training data, or it does not map crops of this size to one logit per region.
+            the training data, or it does not map crops and windows of these sizes to one logit per
+            region.
     """
     network_class = _class_of(name)
     keywords = _keywords(
@@ -89,9 +92,10 @@ def build_network(
                 f"{_shown(arguments)}: {_reason(error)}"
             ) from None
         _refuse_statistics(network, name=name)
-        _refuse_by_forward(
-            network, name=name, crops=(_PROBED_CROPS, in_channels, *crop_size), regions=out_channels
-        )
+        for size in dict.fromkeys((crop_size, window_size or crop_size)):
+            _refuse_by_forward(
+                network, name=name, crops=(_PROBED_CROPS, in_channels, *size), regions=out_channels
+            )
     return network
 
 

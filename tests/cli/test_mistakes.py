@@ -277,6 +277,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         regions=("WT", "ET"),
         spacing="native",
         crop_size=(16, 16, 16),
+        window_size=(16, 16, 16),
     )
     path = tmp_path_factory.mktemp("model") / "final.safetensors"
     path.write_bytes(model_bytes(trainable_state(spec.build(seed=1)), spec=spec, provenance={}))

@@ -145,6 +145,12 @@ def test_the_study_files_of_the_repository_are_sound(file: Path) -> None:
     assert load_study(file).total_steps >= 1
 
 
+def test_a_window_is_as_large_as_a_crop_unless_the_study_says_more() -> None:
+    values = {"modalities": ("t1c", "t2f"), "regions": ("WT",), "crop_size": (16, 16, 16)}
+    assert StudyInput(**values).window == (16, 16, 16)
+    assert StudyInput(**values, window_size=(24, 16, 16)).window == (24, 16, 16)
+
+
 def test_modality_dropout_needs_a_study_that_fills() -> None:
     values = {"modalities": ("t1c", "t2f"), "regions": ("WT",), "crop_size": (16, 16, 16)}
     with pytest.raises(ValidationError, match="modality_dropout = 0"):

@@ -18,6 +18,7 @@ SPEC = ModelSpec(
     regions=("WT", "ET"),
     spacing="native",
     crop_size=(16, 16, 16),
+    window_size=(16, 16, 16),
 )
 
 

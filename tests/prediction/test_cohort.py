@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -18,6 +19,7 @@ from medfl.data.layouts import read_case
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.cohort import predict_case, predict_cohort
 from medfl.prediction.predictor import Predictor
+from tests.prediction.conftest import SPEC, write_model
 
 CASE = "BraTS2021_00000"
 
@@ -178,6 +180,19 @@ def test_a_mirrored_scan_is_segmented_alike_with_test_time_augmentation(
     averaged = both.segment(case, label_scheme="brats").probabilities_RXYZ
     assert not torch.equal(one, averaged)
     assert torch.allclose(one, averaged, atol=0.5)
+
+
+def test_an_image_is_seen_through_windows_of_the_study_s_size(
+    data: SiteData, patients: Path, tmp_path: Path
+) -> None:
+    spec = replace(SPEC, window_size=(24, 20, 16))
+    model = write_model(tmp_path / "wide.safetensors", spec=spec)
+    predictor = Predictor(model, device="cpu")
+    assert predictor.spec.window_size == (24, 20, 16)
+    sizes = set()
+    predictor._network.register_forward_hook(lambda _, seen, __: sizes.add(seen[0].shape[2:]))
+    predictor.segment(read_case(patients / CASE, data=data), label_scheme="brats")
+    assert sizes == {torch.Size([24, 20, 16])}
 
 
 def test_a_bad_case_does_not_stop_the_others(

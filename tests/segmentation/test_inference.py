@@ -40,21 +40,21 @@ def expected(network: VoxelwiseNetwork, image_CDHW: Tensor) -> Tensor:
 )
 def test_result_has_the_image_size_and_no_seams(size: tuple[int, int, int]) -> None:
     network = VoxelwiseNetwork()
-    probabilities = segment(network, image(*size), crop_size=CROP, device="cpu")
+    probabilities = segment(network, image(*size), window_size=CROP, device="cpu")
     torch.testing.assert_close(probabilities, expected(network, image(*size)))
 
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (4, 8, 8), (20, 8, 8), (24, 8, 8)])
 def test_every_window_has_the_crop_size_and_company(size: tuple[int, int, int]) -> None:
     network = VoxelwiseNetwork()
-    segment(network, image(*size), crop_size=CROP, device="cpu")
+    segment(network, image(*size), window_size=CROP, device="cpu")
     shapes = [shape for shape, _ in network.seen]
     assert all(shape[0] >= 2 and tuple(shape[2:]) == CROP for shape in shapes)
 
 
 def test_network_is_asked_in_evaluation_mode_and_given_back_in_training_mode() -> None:
     network = VoxelwiseNetwork().train()
-    segment(network, image(8, 8, 8), crop_size=CROP, device="cpu")
+    segment(network, image(8, 8, 8), window_size=CROP, device="cpu")
     assert not any(training for _, training in network.seen)
     assert network.training
 
@@ -66,13 +66,13 @@ def test_training_mode_returns_even_if_the_network_fails() -> None:
 
     network = Failing().train()
     with pytest.raises(RuntimeError, match="no"):
-        segment(network, image(8, 8, 8), crop_size=CROP, device="cpu")
+        segment(network, image(8, 8, 8), window_size=CROP, device="cpu")
     assert network.training
 
 
 def test_probabilities_are_plain_float32_without_gradient() -> None:
     source = MetaTensor(image(9, 8, 8).double())
-    probabilities = segment(VoxelwiseNetwork(), source, crop_size=CROP, device="cpu")
+    probabilities = segment(VoxelwiseNetwork(), source, window_size=CROP, device="cpu")
     assert type(probabilities) is Tensor
     assert probabilities.dtype == torch.float32
     assert not probabilities.requires_grad
@@ -81,7 +81,7 @@ def test_probabilities_are_plain_float32_without_gradient() -> None:
 
 def test_image_is_left_as_it_was() -> None:
     source = image(5, 9, 8)
-    segment(VoxelwiseNetwork(), source, crop_size=CROP, device="cpu")
+    segment(VoxelwiseNetwork(), source, window_size=CROP, device="cpu")
     assert torch.equal(source, image(5, 9, 8))
 
 
@@ -93,20 +93,20 @@ def test_middle_of_a_window_outweighs_the_rim_of_its_neighbour() -> None:
             return logits
 
     # Windows start at 0, 4 and 8; the second one's rim is the middle of the first.
-    probabilities = segment(RimAlarm(), image(16, 8, 8), crop_size=CROP, device="cpu")
+    probabilities = segment(RimAlarm(), image(16, 8, 8), window_size=CROP, device="cpu")
     blended = torch.logit(probabilities[0, 4, 4, 4])
     assert 0 < float(blended) < 1  # equal weights would give 5
 
 
 def test_image_without_a_modality_axis_is_refused() -> None:
     with pytest.raises(ValueError, match="CDHW"):
-        segment(VoxelwiseNetwork(), torch.zeros(8, 8, 8), crop_size=CROP, device="cpu")
+        segment(VoxelwiseNetwork(), torch.zeros(8, 8, 8), window_size=CROP, device="cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_gives_the_same_probabilities_on_the_cpu() -> None:
     network = VoxelwiseNetwork()
     wanted = expected(network, image(13, 9, 21))
-    probabilities = segment(network, image(13, 9, 21), crop_size=CROP, device="cuda")
+    probabilities = segment(network, image(13, 9, 21), window_size=CROP, device="cuda")
     assert probabilities.device.type == "cpu"
     torch.testing.assert_close(probabilities, wanted, rtol=1e-3, atol=1e-4)

@@ -224,6 +224,14 @@ def test_crop_size_that_the_network_cannot_take_is_refused(
         build(name, crop=crop, **arguments)
 
 
+def test_a_window_that_the_network_cannot_take_is_refused() -> None:
+    values = {"name": "SegResNet", "arguments": SMALL_SEGRESNET, "crop_size": (16, 16, 16)}
+    channels = {"in_channels": 4, "out_channels": 3, "seed": 0}
+    assert build_network(**values, **channels, window_size=(24, 24, 16))
+    with pytest.raises(ModelError, match=r"crops of \(18, 16, 16\) voxels"):
+        build_network(**values, **channels, window_size=(18, 16, 16))
+
+
 def test_arguments_are_left_as_they_were() -> None:
     # SegResNetDS writes ``affine`` into the table that it is given.
     norm: list[Any] = ["INSTANCE", {}]
