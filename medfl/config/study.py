@@ -28,6 +28,7 @@ from medfl.config.site import (
 Size = tuple[Count, Count, Count]
 Spacing = tuple[Positive, Positive, Positive]
 Baseline = Literal["non-private", "local-only", "initial-only", "threshold"]
+Variety = Literal["narrow", "wide"]
 
 
 class StudyInput(Section):
@@ -138,6 +139,10 @@ class StudySynthetic(Section):
         shape: Voxels of a synthetic scan along right, anterior, superior.
         spacing: Millimetres per voxel of a synthetic scan.
         skull_stripped: False where the hospitals' scans show the whole head.
+        variety: How much synthetic patients differ. ``wide`` is for collections of high-grade
+            tumours: up to a sixth of the brain, uneven, often cystic, on scans with an uneven
+            cortex, remains of the skull and missing ends. The hospitals of `medfl phantom` are
+            ``narrow``.
         seed: Never that of a synthetic hospital.
         pretraining_patients: Synthetic patients to train on before round 1.
         pretraining_steps: Steps of that training; 0 starts from random weights.
@@ -147,6 +152,7 @@ class StudySynthetic(Section):
     shape: Size
     spacing: Spacing
     skull_stripped: bool
+    variety: Variety = "narrow"
     seed: int = 0
     pretraining_patients: Count = 60
     pretraining_steps: Annotated[int, Field(ge=0)] = 0

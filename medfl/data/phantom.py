@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfl.config.site import Modality
+from medfl.config.study import Variety
 from medfl.data.phantom_anatomy import build_head
+from medfl.data.phantom_coverage import field_of_view
 from medfl.data.phantom_grid import FloatArray, place_head
 from medfl.data.phantom_lesion import grow_lesion, plan_lesion
 from medfl.data.phantom_scanner import Contrast, ScannerLook, acquire, hospital_looks, public_look
@@ -57,6 +59,7 @@ def make_patient(
     spacing: tuple[float, float, float],
     look: ScannerLook,
     skull_stripped: bool,
+    variety: Variety = "narrow",
     seed: int,
 ) -> PhantomPatient:
     """Draw one patient; the same arguments give the same patient.
@@ -66,6 +69,7 @@ def make_patient(
         spacing: Millimetres per voxel; thick slices are along the third axis.
         look: The scanner.
         skull_stripped: Brain on a background of exactly 0, rather than the whole head.
+        variety: Of the tumours.
         seed: Non-negative; chooses anatomy, tumour and noise.
 
     Raises:
@@ -77,7 +81,7 @@ def make_patient(
         raise ValueError(f"expected a spacing of three lengths > 0 mm, found {spacing}")
     rng = np.random.default_rng(seed)
     grid = place_head(shape=shape, spacing=spacing, whole_head=not skull_stripped, rng=rng)
-    plan = plan_lesion(rng)
+    plan = plan_lesion(rng, variety=variety)
     head = build_head(grid, push=plan.push, rng=rng)
     lesion = grow_lesion(grid, head, plan, rng=rng)
     images = acquire(
@@ -89,7 +93,12 @@ def make_patient(
         skull_stripped=skull_stripped,
         rng=rng,
     )
-    return PhantomPatient(images=images, labels=lesion.labels, spacing=spacing)
+    seen = field_of_view(grid, lesion.labels > 0, cut=look.cut, rng=rng)
+    return PhantomPatient(
+        images={modality: np.where(seen, image, 0) for modality, image in images.items()},
+        labels=np.where(seen, lesion.labels, 0),
+        spacing=spacing,
+    )
 
 
 def write_hospital(
@@ -100,6 +109,7 @@ def write_hospital(
     spacing: tuple[float, float, float],
     look: ScannerLook,
     skull_stripped: bool,
+    variety: Variety = "narrow",
     seed: int,
     first_number: int,
     on_patient: Callable[[int], None],
@@ -113,6 +123,7 @@ def write_hospital(
         spacing: As for `make_patient`.
         look: The hospital's scanner.
         skull_stripped: As for `make_patient`.
+        variety: As for `make_patient`.
         seed: Of the hospital; a patient's own seed follows from it and the patient's number.
         first_number: Number of the first patient's folder.
         on_patient: Called after each patient with how many are written.
@@ -126,6 +137,7 @@ def write_hospital(
             spacing=spacing,
             look=look,
             skull_stripped=skull_stripped,
+            variety=variety,
             seed=_patient_seed(seed, number),
         )
         _write_patient(patient, out, name=f"BraTS2021_{number:05d}")

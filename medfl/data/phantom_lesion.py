@@ -6,6 +6,7 @@ asked for on every grid and no part of an enhancing tumour is empty while the le
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medfl.config.study import Variety
 from medfl.data.phantom_anatomy import Head, Point, Tissue
 from medfl.data.phantom_grid import FloatArray, HeadGrid
 
@@ -27,6 +29,33 @@ LOBES: tuple[Point, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Ranges:
+    """How tumours may differ.
+
+    Attributes:
+        largest: Largest share of the brain's volume.
+        cystic: Probability of a cyst in an enhancing tumour.
+        grey_penalty: How strictly oedema may keep to white matter, at most.
+        inside: How far the middle of a fading border may lie within the mask, in its own widths:
+            who draws masks by hand draws them around what is still visible.
+        contrast_spread: Standard deviation of the logarithm of the parts' contrasts.
+    """
+
+    largest: float
+    cystic: float
+    grey_penalty: float
+    inside: float
+    contrast_spread: float
+
+
+_RANGES: Mapping[Variety, _Ranges] = {
+    "narrow": _Ranges(largest=0.08, cystic=0.0, grey_penalty=0.2, inside=0.0, contrast_spread=0.1),
+    "wide": _Ranges(largest=0.16, cystic=0.2, grey_penalty=0.6, inside=1.0, contrast_spread=0.25),
+}
+_SMALLEST = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
 class LesionPlan:
     """Where a tumour grows and how.
 
@@ -37,6 +66,7 @@ class LesionPlan:
         necrosis: Share of the core that is necrotic or cystic.
         stretch: Columns are the lesion's axes, scaled.
         pressure: Mass effect, 0 for none, below 1.
+        ranges: What else differs.
     """
 
     centre: Point
@@ -47,6 +77,7 @@ class LesionPlan:
     cystic: bool
     stretch: NDArray[np.float32]
     pressure: float
+    ranges: _Ranges
 
     @property
     def radius(self) -> float:
@@ -71,15 +102,18 @@ class Lesion:
         labels: 0, 1, 2 and 4 as BraTS 2021 writes them, uint8 (D, H, W).
         tissue: `Tissue` codes of the lesion's voxels and of the fringe around them.
         share: How much of a voxel's signal comes from the lesion, 0 to 1.
+        contrast_spread: Standard deviation of the logarithm of the parts' contrasts.
     """
 
     labels: NDArray[np.uint8]
     tissue: NDArray[np.uint8]
     share: FloatArray
+    contrast_spread: float
 
 
-def plan_lesion(rng: np.random.Generator) -> LesionPlan:
+def plan_lesion(rng: np.random.Generator, *, variety: Variety) -> LesionPlan:
     """Choose place, size and kind of a tumour."""
+    ranges = _RANGES[variety]
     lobe = np.array(LOBES[rng.integers(len(LOBES))]) + rng.normal(0, 7, 3)
     side = rng.choice([-1, 1])
     grades: tuple[Grade, ...] = ("enhancing", "patchy", "low")
@@ -88,14 +122,27 @@ def plan_lesion(rng: np.random.Generator) -> LesionPlan:
     ratio = np.exp(np.clip(rng.normal(0, 0.17, 3), -0.35, 0.35))
     return LesionPlan(
         centre=(float(side * max(lobe[0], 12)), float(lobe[1]), float(lobe[2])),
-        fraction=float(rng.uniform(0.01, 0.08)),
+        fraction=_fraction(ranges, variety, rng),
         grade=grade,
         core=float(rng.uniform(0.25, 0.6) if grade == "enhancing" else rng.uniform(0.4, 0.75)),
         necrosis=float(rng.uniform(0.2, 0.65) if grade == "enhancing" else rng.uniform(0.15, 0.4)),
-        cystic=bool(grade != "enhancing" and rng.random() < 0.3),
+        cystic=_cystic(grade, ranges, rng),
         stretch=(axes / (ratio / np.cbrt(ratio.prod()))).astype(np.float32),
         pressure=float(rng.uniform(0, 0.55)),
+        ranges=ranges,
     )
+
+
+def _fraction(ranges: _Ranges, variety: Variety, rng: np.random.Generator) -> float:
+    """Share of the brain; where giants occur, small tumours stay as common as large ones."""
+    if variety == "narrow":
+        return float(rng.uniform(_SMALLEST, ranges.largest))
+    return float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(ranges.largest))))
+
+
+def _cystic(grade: Grade, ranges: _Ranges, rng: np.random.Generator) -> bool:
+    probability = ranges.cystic if grade == "enhancing" else 0.3
+    return probability > 0 and bool(rng.random() < probability)
 
 
 def grow_lesion(
@@ -112,7 +159,7 @@ def grow_lesion(
     allowed = head.parenchyma
     outer, inner = _levels(grid, plan, rng)
     # Oedema follows white matter; how strictly differs from patient to patient.
-    outer += np.float32(rng.uniform(0, 0.2)) * (head.tissue != Tissue.WHITE)
+    outer += np.float32(rng.uniform(0, plan.ranges.grey_penalty)) * (head.tissue != Tissue.WHITE)
     outer = np.where(allowed & _same_side(grid, plan), outer, np.float32(np.inf))
     count = max(int(plan.fraction * np.count_nonzero(head.brain)), 8)
     border = float(np.partition(outer.ravel(), count - 1)[count - 1])
@@ -130,7 +177,12 @@ def grow_lesion(
     if plan.cystic:
         tissue[middle] = Tissue.CYST
     tissue[enhancing] = Tissue.ENHANCING
-    return Lesion(labels=label, tissue=tissue, share=_share(grid, outer, border, rng))
+    return Lesion(
+        labels=label,
+        tissue=tissue,
+        share=_share(grid, outer, border, plan.ranges.inside, rng),
+        contrast_spread=plan.ranges.contrast_spread,
+    )
 
 
 def _levels(
@@ -193,11 +245,14 @@ def _enhancing(
 
 
 def _share(
-    grid: HeadGrid, outer: FloatArray, border: float, rng: np.random.Generator
+    grid: HeadGrid, outer: FloatArray, border: float, inside: float, rng: np.random.Generator
 ) -> FloatArray:
     """Signal of the lesion: fades over its border where it infiltrates, and is uneven inside."""
     softness = np.float32(rng.uniform(0.02, 0.18))
-    share = 1 / (1 + np.exp(np.clip((outer - np.float32(border)) / softness, -20, 20)))
+    middle = np.float32(border)
+    if inside:
+        middle -= np.float32(rng.uniform(0, inside)) * softness
+    share = 1 / (1 + np.exp(np.clip((outer - middle) / softness, -20, 20)))
     uneven = np.clip(grid.smooth_field(wavelength=14, rng=rng), 0, 2)
     faded: FloatArray = share * (1 - np.float32(rng.uniform(0, 0.3)) * uneven)
     return faded

@@ -8,14 +8,16 @@ thickness, and drowned in Rician noise (Gudbjartsson and Patz 1995, eq. 1).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from medfl.config.site import MODALITY_ORDER, Modality
+from medfl.config.study import Variety
 from medfl.data.phantom_anatomy import Head, Tissue
+from medfl.data.phantom_coverage import stripped
 from medfl.data.phantom_grid import FloatArray, HeadGrid
 from medfl.data.phantom_lesion import Lesion
 
@@ -23,6 +25,7 @@ from medfl.data.phantom_lesion import Lesion
 SCANNER_UNITS = 1000.0
 MIDDLE_GREY = 0.5
 MISSING_PROBABILITY = 0.07
+CUT_PROBABILITY = 0.3
 SIGMA_PER_FWHM = 1 / 2.3548
 # A box of one voxel has 0.29; a little more hides that tissue is drawn without partial volumes.
 VOXEL_SIGMA = 0.4
@@ -81,6 +84,9 @@ class ScannerLook:
         slice_thickness: The same along the third axis.
         missing: Modalities that were not scanned and are filled in with t2f, as the TCGA-LGG
             archive does.
+        cortex: Standard deviation of the cortex's signal over its regions, relative.
+        remains: How far skull stripping leaves patches around the brain, in head millimetres.
+        cut: Probability that slices are missing at an end of the head.
     """
 
     name: str
@@ -94,6 +100,9 @@ class ScannerLook:
     blur: float = 1.5
     slice_thickness: float = 1.5
     missing: tuple[Modality, ...] = ()
+    cortex: float = 0.0
+    remains: float = 0.0
+    cut: float = 0.0
 
 
 def hospital_looks() -> Mapping[str, ScannerLook]:
@@ -136,16 +145,17 @@ def hospital_looks() -> Mapping[str, ScannerLook]:
     }
 
 
-def public_look(seed: int) -> ScannerLook:
+def public_look(seed: int, *, variety: Variety = "narrow") -> ScannerLook:
     """A random look for a public synthetic patient, from a range wider than the hospitals'.
 
     Args:
         seed: Same seed, same look.
+        variety: With ``wide``, the scan also shows what preparation missed.
     """
     rng = np.random.default_rng([seed, 0x100C])
     gain = np.exp(rng.normal(0, 0.35, 4))
     gamma = np.exp(rng.uniform(np.log(0.6), np.log(1.7), 4))
-    return ScannerLook(
+    look = ScannerLook(
         name=f"public-{seed}",
         contrasts=_contrasts(gain=tuple(gain), gamma=tuple(gamma)),
         variation=rng.uniform(0.05, 0.2),
@@ -157,6 +167,11 @@ def public_look(seed: int) -> ScannerLook:
         blur=rng.uniform(1.0, 3.5),
         slice_thickness=rng.uniform(1.0, 7.0),
         missing=tuple(m for m in ("t1n", "t1c") if rng.random() < MISSING_PROBABILITY),
+    )
+    if variety == "narrow":
+        return look
+    return replace(
+        look, cortex=rng.uniform(0, 0.12), remains=max(rng.uniform(-2, 4), 0), cut=CUT_PROBABILITY
     )
 
 
@@ -185,12 +200,17 @@ def acquire(
     Returns:
         One float32 image (D, H, W) per modality, without negative values.
     """
-    signals = _signals(look, rng)
+    signals = _signals(look, lesion.contrast_spread, rng)
     texture = np.float32(look.texture) * grid.smooth_field(wavelength=12, rng=rng)
     sigma = _blur_in_voxels(look, spacing)
+    kept = stripped(grid, head.brain, remains=look.remains, rng=rng) if skull_stripped else None
+    cortex = head.tissue == Tissue.GREY
     images: dict[Modality, FloatArray] = {}
     for signal, modality in zip(signals.T, MODALITY_ORDER, strict=True):
         clean = signal[head.tissue]
+        if look.cortex:
+            regional = np.float32(look.cortex) * grid.smooth_field(wavelength=40, rng=rng)
+            clean[cortex] *= 1 + regional[cortex]
         clean += lesion.share * (signal[lesion.tissue] - clean)
         clean *= 1 + texture
         contrast = look.contrasts[modality]
@@ -200,8 +220,8 @@ def acquire(
         blurred = ndimage.gaussian_filter(curved, sigma, mode="nearest") * np.exp(shading)
         image = _with_noise(blurred, np.float32(look.noise * contrast.gain), rng)
         image *= np.float32(SCANNER_UNITS)
-        if skull_stripped:
-            image = np.where(head.brain, np.maximum(image, 1), np.float32(0))
+        if kept is not None:
+            image = np.where(kept, np.maximum(image, 1), np.float32(0))
         images[modality] = image
     for modality in look.missing:
         images[modality] = images["t2f"].copy()
@@ -215,7 +235,9 @@ def _contrasts(*, gain: tuple[float, ...], gamma: tuple[float, ...]) -> Mapping[
     }
 
 
-def _signals(look: ScannerLook, rng: np.random.Generator) -> NDArray[np.float32]:
+def _signals(
+    look: ScannerLook, contrast_spread: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
     """This patient's signal of each tissue (rows) and modality (columns).
 
     Lesions are varied as one: their contrast to white matter is stretched or flattened, never
@@ -224,7 +246,7 @@ def _signals(look: ScannerLook, rng: np.random.Generator) -> NDArray[np.float32]
     table = np.array([SIGNALS[tissue] for tissue in Tissue])
     varied = table * np.exp(rng.normal(0, look.variation, table.shape))
     lesion = list(LESION_TISSUES)
-    stretch = rng.uniform(0.5, 1.1) * np.exp(rng.normal(0, 0.1, (len(lesion), 1)))
+    stretch = rng.uniform(0.5, 1.1) * np.exp(rng.normal(0, contrast_spread, (len(lesion), 1)))
     ratio = table[lesion] / table[Tissue.WHITE]
     varied[lesion] = varied[Tissue.WHITE] * np.maximum(1 + stretch * (ratio - 1), 0.15)
     return varied.astype(np.float32)

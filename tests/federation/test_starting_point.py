@@ -117,7 +117,11 @@ def test_the_file_says_that_it_knows_no_patient(file: Path) -> None:
     provenance = read_provenance(file)
     assert provenance["origin"] == ORIGIN
     assert provenance["mechanisms"] == {}
-    assert provenance["synthetic"] == {**SYNTHETIC, "pretraining_learning_rate": 2e-3}
+    assert provenance["synthetic"] == {
+        **SYNTHETIC,
+        "variety": "narrow",
+        "pretraining_learning_rate": 2e-3,
+    }
 
 
 def test_every_model_of_the_run_names_its_start(
@@ -154,6 +158,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "steps": (
         {"synthetic": {"pretraining_steps": 4}},
         "the pretraining_steps of the study's [synthetic], 4, found 3",
+    ),
+    "variety": (
+        {"synthetic": {"variety": "wide"}},
+        "the variety of the study's [synthetic], 'wide', found 'narrow'",
     ),
     "synthetic seed": ({"synthetic": {"seed": 501}}, "the seed of the study's [synthetic], 501"),
 }
