@@ -33,11 +33,33 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
 
 SITES = ("east", "north", "south")
 
+SYNTHETIC = """
+[synthetic]
+shape = [20, 20, 16]
+spacing = [9.0, 9.0, 10.0]
+skull_stripped = true
+pretraining_patients = 2
+pretraining_steps = 3
+"""
+
+
+def run_medfl(deployment: Any, *arguments: object) -> str:
+    """What a medfl command prints."""
+    command = [deployment.command, *map(str, arguments)]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    return done.stdout
+
 
 @pytest.fixture(scope="module")
 def trained(deployment: Any) -> Path:
     """The run folder of three rounds, by the commands that a coordinator uses."""
     study = deployment.study("three-rounds", rounds=3, timeout=120.0)
+    study.write_text(study.read_text() + SYNTHETIC)
+    printed = run_medfl(
+        deployment, "pretrain", study, "-o", deployment.scratch / "start.safetensors"
+    )
+    (start,) = [line for line in printed.splitlines() if line.startswith("  start = ")]
+    study.write_text(f"{study.read_text()}{start.strip()}\n")
     out: Path = deployment.scratch / "run"
     deployment.start("run", "server", "run", deployment.server.path, study, "--out", out)
     code = deployment.finished("run", seconds=240)
@@ -73,6 +95,9 @@ def test_real_processes_train_to_the_model_of_a_simulation(
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
     assert not all(torch.equal(start[name], there[name]) for name in start)
+    pretrained = load_file(deployment.scratch / "start.safetensors")
+    assert start.keys() == pretrained.keys()
+    assert all(torch.equal(start[name], pretrained[name]) for name in start)
 
 
 def test_every_ledger_agrees_with_the_server(trained: Path, deployment: Any) -> None:
@@ -180,9 +205,7 @@ def test_a_hospital_comes_renews_and_goes_while_the_server_runs(
     place = deployment.server.path
 
     def run(*arguments: object) -> str:
-        command = [deployment.command, *map(str, arguments)]
-        done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
-        return done.stdout
+        return run_medfl(deployment, *arguments)
 
     def connected() -> set[str]:
         found = json.loads(run("server", "status", place, "--json"))
