@@ -134,7 +134,7 @@ def plan_lesion(rng: np.random.Generator, *, variety: Variety) -> LesionPlan:
 
 
 def _fraction(ranges: _Ranges, variety: Variety, rng: np.random.Generator) -> float:
-    """Share of the brain; where giants occur, small tumours stay as common as large ones."""
+    """Share of the brain; where very large tumours occur, small ones stay as common."""
     if variety == "narrow":
         return float(rng.uniform(_SMALLEST, ranges.largest))
     return float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(ranges.largest))))
