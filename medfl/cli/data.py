@@ -176,9 +176,9 @@ def _detect(root: Path, *, as_json: bool) -> None:
                 f"values {values}{others}",
             )
         Console().print(table)
-    if not proposals and (other := not_nifti(root)):
-        raise DataError(str(other))
     if not proposals:
+        if other := not_nifti(root):
+            raise DataError(str(other))
         raise DataError(
             f"{root}: expected folders that a known layout describes, found none. Describe them "
             "with layout = 'custom' in the site file."

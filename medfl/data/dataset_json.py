@@ -33,18 +33,21 @@ def read_description(root: Path) -> Mapping[str, Any]:
         root: The folder of the dataset.
 
     Raises:
-        ValueError: If the file is no JSON object, or larger than 16 MiB; the message is what was
-            found.
-        OSError: If it cannot be read.
+        ValueError: If the file cannot be read, is no JSON object, or is larger than 16 MiB; the
+            message is what was found.
     """
     path = root / DATASET
-    if not path.exists():
-        return {}
-    size = path.stat().st_size
-    if size > _MAX_BYTES:
-        raise ValueError(f"{size} bytes")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise ValueError(f"{size} bytes")
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from None
+    try:
+        content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise ValueError("a file that is cut off or no JSON" if size else "an empty file") from None
     if not isinstance(content, Mapping):

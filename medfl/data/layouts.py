@@ -307,12 +307,12 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
         return
     try:
         content = read_description(data.root)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         yield Problem(
             patient_id="",
             where=str(data.root / DATASET),
             rule="a readable JSON object of at most 16 MiB, if there is a file",
-            value=str((isinstance(error, OSError) and error.strerror) or error),
+            value=str(error),
             fix="Copy the file again: it tells which number is which modality.",
         )
         return
