@@ -33,15 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
 
 SITES = ("east", "north", "south")
 
-SYNTHETIC = """
-[synthetic]
-shape = [20, 20, 16]
-spacing = [9.0, 9.0, 10.0]
-skull_stripped = true
-pretraining_patients = 2
-pretraining_steps = 3
-"""
-
 
 def run_medfl(deployment: Any, *arguments: object) -> str:
     """What a medfl command prints."""
@@ -51,10 +42,11 @@ def run_medfl(deployment: Any, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(deployment: Any) -> Path:
+def trained(deployment: Any, pretraining_study: str) -> Path:
     """The run folder of three rounds, by the commands that a coordinator uses."""
     study = deployment.study("three-rounds", rounds=3, timeout=120.0)
-    study.write_text(study.read_text() + SYNTHETIC)
+    synthetic = pretraining_study[pretraining_study.index("[synthetic]") :]
+    study.write_text(study.read_text() + synthetic)
     printed = run_medfl(
         deployment, "pretrain", study, "-o", deployment.scratch / "start.safetensors"
     )
