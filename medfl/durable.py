@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace `path` by `content`, durably.
+
+    Processes and threads may do so at the same time; the last one's content stays.
 
     Args:
         path: The file; its folder is made if missing.
@@ -18,14 +21,18 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         OSError: If it cannot be written; the old content is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)  # left by a crash, perhaps with other permissions
+    # Named by chance: a process's number is shared by its threads, and by containers on one volume.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

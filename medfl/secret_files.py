@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -15,7 +16,8 @@ KEY_BYTES = 32
 def secret_key(path: Path) -> bytes:
     """The key in a file, which gets a new random one at first use.
 
-    Two processes that make it at the same time, or one that dies on the way, leave one whole key.
+    Processes or threads that make it at the same time, or one that dies on the way, leave one
+    whole key.
 
     Args:
         path: The file (mode 0600); its folder is made with mode 0700 if missing.
@@ -25,7 +27,7 @@ def secret_key(path: Path) -> bytes:
     """
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         write_atomically(draft, os.urandom(KEY_BYTES), mode=0o600)
         try:
             os.link(draft, path)  # unlike a rename, it never replaces a key that is there

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,10 +52,6 @@ def test_a_secret_is_never_readable_by_others_on_its_way(
     path, seen = tmp_path / "secret", []
     path.write_bytes(b"old")
     path.chmod(0o644)
-    # A draft that a crash has left, readable by everybody.
-    draft = tmp_path / f".secret.{os.getpid()}"
-    draft.write_bytes(b"draft")
-    draft.chmod(0o666)
     synchronised = os.fsync
 
     def look(descriptor: int) -> None:
@@ -81,8 +79,28 @@ def test_a_failure_leaves_the_old_content(
         with pytest.raises(OSError, match="No space left"):
             write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_one_file_do_not_meet_in_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synchronised = tmp_path / "file", os.fsync
+    both_wrote = threading.Barrier(2, timeout=60)
+
+    def wait(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            both_wrote.wait()
+        synchronised(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    contents = [b"one", b"another"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda content: write_atomically(path, content), contents))
+    assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
 
 

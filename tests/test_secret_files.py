@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,24 @@ def test_a_process_that_comes_second_takes_the_key_that_is_there(
     assert path.read_bytes() == first
 
 
+def test_threads_that_make_a_key_at_the_same_time_get_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synchronised = tmp_path / "key", os.fsync
+    both_wrote = threading.Barrier(2, timeout=60)
+
+    def wait(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            both_wrote.wait()
+        synchronised(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    with ThreadPoolExecutor(2) as pool:
+        keys = set(pool.map(secret_key, [path] * 2))
+    assert keys == {path.read_bytes()}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_process_that_dies_on_the_way_leaves_no_half_of_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +67,7 @@ def test_a_process_that_dies_on_the_way_leaves_no_half_of_a_key(
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
         patch.setattr(os, "fsync", die)
         secret_key(path)
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
     assert len(secret_key(path)) == KEY_BYTES
 
 
