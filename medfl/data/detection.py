@@ -6,7 +6,6 @@ values alone cannot tell some sources apart, so a person has to confirm what is 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from medfl.config.site import LabelScheme, Layout, Modality, SiteData
-from medfl.data.folder_walk import is_image
+from medfl.data.folder_walk import all_folders, is_image
 from medfl.data.headers import FileFaults, read_header, read_voxels
 from medfl.data.label_schemes import scheme_values
 from medfl.data.labels import judge_labels
@@ -74,9 +73,9 @@ def detect(root: Path) -> list[Proposal]:
     """
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder, found none. Correct the path.")
-    folders = {
-        Path(folder) for folder, _, names in os.walk(root) if any(is_image(name) for name in names)
-    }
+    folders = {folder for folder, names in all_folders(root) if any(map(is_image, names))}
+    if not folders:
+        return []
     tried = [
         (_explained(survey, folders, ignored=LAYOUTS[layout].ignored), layout, survey)
         for layout in LAYOUTS

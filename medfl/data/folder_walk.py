@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,6 +202,26 @@ def _identity(known: Mapping[str, str]) -> str:
 
 def _may_hold_patients(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".") and entry.name not in _NOT_PATIENTS
+
+
+def all_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from a root downwards, with the names of its files.
+
+    Links are followed, and each folder is met once, so that links in a circle come to an end. What
+    may not be read is passed over.
+    """
+    met: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        try:
+            status = Path(folder).stat()
+        except OSError:  # gone since it was listed
+            continue
+        place = (status.st_dev, status.st_ino)
+        if place in met:
+            below.clear()
+        else:
+            met.add(place)
+            yield Path(folder), names
 
 
 def is_image(name: str) -> bool:

@@ -6,12 +6,11 @@ of brain tumours comes in today; converters for the others are well kept elsewhe
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from medfl.data.folder_walk import is_image
+from medfl.data.folder_walk import all_folders, is_image
 from medfl.data.layout_problems import Problem
 
 _DICOM_FIX = (
@@ -56,7 +55,7 @@ def not_nifti(root: Path) -> Problem | None:
     """
     met: Counter[str] = Counter()
     seen = 0
-    for folder, _, names in os.walk(root):
+    for folder, names in all_folders(root):
         for name in names:
             if is_image(name):
                 return None
@@ -64,7 +63,7 @@ def not_nifti(root: Path) -> Problem | None:
             if name.startswith("."):
                 continue
             found = _SUFFIXES.get(Path(name).suffix.lower())
-            if found is None and _is_dicom(Path(folder) / name):
+            if found is None and _is_dicom(folder / name):
                 found = "DICOM"
             if found is not None:
                 met[found] += 1

@@ -51,6 +51,21 @@ def test_a_years_own_names_and_values_are_certain(tmp_path: Path) -> None:
     assert others == []
 
 
+def test_folders_that_are_links_are_weighed_like_others(tmp_path: Path) -> None:
+    archive, root = tmp_path / "archive", tmp_path / "root"
+    for case in ("BraTS2021_00000", "BraTS2021_00002"):
+        for ending in ("t1", "t1ce", "t2", "flair"):
+            write(archive / case / f"{case}_{ending}.nii.gz")
+        write(archive / case / f"{case}_seg.nii.gz", values=(1, 2, 4))
+    for number in range(6):
+        write(archive / "unrelated" / str(number) / "scan.nii.gz")
+    assert detect(archive)[0].explained == 0.25
+    root.mkdir()
+    for folder in archive.iterdir():
+        (root / folder.name).symlink_to(folder)
+    assert detect(root) == detect(archive)
+
+
 def test_a_resection_cavity_tells_2024_from_2023(tmp_path: Path) -> None:
     write_gli(tmp_path, "BraTS-GLI-00005-100", "BraTS-GLI-00005-101", values=(1, 2, 3, 4))
     best = detect(tmp_path)[0]

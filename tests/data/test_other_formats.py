@@ -55,6 +55,18 @@ def test_a_folder_with_nifti_or_without_images_says_nothing(tmp_path: Path) -> N
     assert not_nifti(tmp_path) is None
 
 
+def test_linked_folders_count_once_and_links_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
+    archive, root = tmp_path / "archive", tmp_path / "root"
+    write(archive / "series" / "1.dcm", DICOM)
+    (archive / "series" / "up").symlink_to(archive)
+    root.mkdir()
+    for name in ("p1", "p2"):
+        (root / name).symlink_to(archive)
+    found = not_nifti(root)
+    assert found is not None
+    assert found.value == "1 of DICOM and none of NIfTI"
+
+
 @pytest.mark.parametrize("folder", ["BraTS2021_00000", "anything"])
 def test_a_site_hears_of_it_first(folder: str, tmp_path: Path) -> None:
     write(tmp_path / folder / f"{folder}_t1.mha")
