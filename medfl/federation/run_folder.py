@@ -1,7 +1,8 @@
 """`RunFolder`: everything that a run writes, under fixed names.
 
 `medfl.reporting` reads the same files; nothing else is shared between the two. Tables grow line by
-line, so that a killed run leaves what it had; checkpoints replace each other atomically.
+line, so that a killed run leaves what it had, and a line that a crash has torn counts as not
+written; checkpoints replace each other atomically.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -266,8 +267,9 @@ class RunFolder:
             return ""
 
     def _append(self, name: str, value: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(to_json(value) + "\n")
+        with (self.path / name).open("a+b") as file:
+            _cut_torn_line(file)
+            file.write((to_json(value) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -286,9 +288,8 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
+        reader = csv.DictReader(io.StringIO(_whole_lines(path), newline=""))
+        columns, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, columns)
         writer.writeheader()
@@ -299,11 +300,28 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _whole_lines(path).splitlines()
         try:
             return [json.loads(line) for line in lines]
         except ValueError:
             raise FederationError(f"{path}: expected JSON lines, found a damaged one.") from None
+
+
+# Nobody has acted on a line without its end: a power failure or a full disk came before the line
+# was durable. What a site was charged in it is in the site's next signed statement.
+def _whole_lines(path: Path) -> str:
+    text = path.read_bytes().decode()
+    return text[: text.rfind("\n") + 1]
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 # A copy of each: safetensors refuses tensors that share memory, as weights and average do at first.

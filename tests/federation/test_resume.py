@@ -178,6 +178,38 @@ def test_a_run_goes_on_after_the_servers_disk_was_full(
     assert [finished.charges(site) for site in SITES] == [3, 3]
 
 
+@pytest.mark.parametrize(
+    ("append", "file"),
+    [
+        ("append_declaration", "declarations.jsonl"),
+        ("append_event", "federation_ledger.jsonl"),
+        ("append_round", "rounds.jsonl"),
+    ],
+)
+def test_a_run_goes_on_after_a_crash_has_torn_a_line(
+    append: str, file: str, federation: Any, unbroken: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, calls = federation.study(**STUDY), 0
+    original = getattr(RunFolder, append)
+
+    def torn(self: RunFolder, *arguments: Any, **keywords: Any) -> None:
+        nonlocal calls
+        calls += 1
+        original(self, *arguments, **keywords)
+        if calls == 2:
+            path = self.path / file
+            path.write_bytes(path.read_bytes()[:-40])
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, append, torn)
+        with pytest.raises(KeyboardInterrupt):
+            federation.run(study, sites(federation), run_id=RUN)
+    finished = federation.run(study, sites(federation), resume=True, run_id=RUN)
+    assert_same_run(finished, unbroken)
+    assert [finished.charges(site) for site in SITES] == [3, 3]
+
+
 def test_a_checkpoint_older_than_the_ledgers_costs_nothing_twice(
     federation: Any, unbroken: Finished
 ) -> None:
@@ -293,11 +325,11 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_trained(federation: Any) -
         federation.run(study, sites(federation), resume=True)
 
 
-def test_a_torn_line_of_the_federation_ledger_is_named(federation: Any) -> None:
+def test_a_damaged_line_of_the_federation_ledger_is_named(federation: Any) -> None:
     study = federation.study(training={"rounds": 1})
     finished = federation.run(study, sites(federation))
     with (finished.path / "federation_ledger.jsonl").open("a") as file:
-        file.write('{"sequence": 3, "rou')
+        file.write('{"sequence": 3, "rou\n')
     with pytest.raises(FederationError, match=r"federation_ledger.jsonl: expected JSON lines"):
         federation.run(study, sites(federation), resume=True)
 

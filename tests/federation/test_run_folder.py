@@ -108,6 +108,33 @@ def test_an_empty_folder_may_be_cut_back(folder: RunFolder) -> None:
     assert folder.rounds() == []
 
 
+def tear(path: Path, *, keep: int) -> None:
+    """Cut the last line, as a full disk or a power failure does."""
+    content = path.read_bytes()
+    begin = content[:-1].rfind(b"\n") + 1
+    path.write_bytes(content[:begin] + content[begin:][:keep])
+
+
+@pytest.mark.parametrize("keep", [1, 20, -1])
+def test_a_torn_last_line_counts_as_not_written(keep: int, folder: RunFolder) -> None:
+    for number in (1, 2):
+        folder.append_event({"sequence": number, "site": "DU"})
+    tear(folder.path / "federation_ledger.jsonl", keep=keep)
+    assert [event["sequence"] for event in folder.events()] == [1]
+    folder.append_event({"sequence": 2, "site": "HT"})
+    assert [event["site"] for event in folder.events()] == ["DU", "HT"]
+
+
+def test_a_torn_row_is_cut_back_with_the_rest(folder: RunFolder) -> None:
+    for number in (1, 12):
+        folder.append_round(record(number))
+    tear(folder.path / "rounds.csv", keep=1)  # of round 12, now looking like round 1
+    tear(folder.path / "rounds.jsonl", keep=20)
+    folder.truncate_tables(after_round=5, variant="federated")
+    assert [line["round"] for line in folder.rounds()] == [1]
+    assert [row["round"] for row in rows(folder, "rounds.csv")] == ["1", "1"]
+
+
 def state(**changes: Any) -> ServerState:
     values: dict[str, Any] = {
         "run": "r",
@@ -176,6 +203,6 @@ def test_a_damaged_run_file_is_no_run(text: str, folder: RunFolder) -> None:
 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "federation_ledger.jsonl"])
 def test_a_damaged_line_is_refused(name: str, folder: RunFolder) -> None:
-    (folder.path / name).write_text('{"round": 1}\n{"rou')
+    (folder.path / name).write_text('{"round": 1}\n{"rou\n{"round": 2}\n')
     with pytest.raises(FederationError, match=f"{name}: expected JSON lines"):
         folder.rounds() if name == "rounds.jsonl" else folder.events()
