@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +54,19 @@ def same_threads_for_every_test() -> Iterator[None]:
     threads = int(os.environ["OMP_NUM_THREADS"])
     if torch is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def two_writers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that write durably: neither goes on before both have written their draft."""
+    both_wrote, synchronised = threading.Barrier(2, timeout=60), os.fsync
+
+    def wait(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            both_wrote.wait()
+        synchronised(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait)
 
 
 @pytest.fixture(scope="session")

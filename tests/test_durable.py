@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,18 +84,9 @@ def test_a_failure_leaves_the_old_content(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_threads_that_write_one_file_do_not_meet_in_the_draft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, synchronised = tmp_path / "file", os.fsync
-    both_wrote = threading.Barrier(2, timeout=60)
-
-    def wait(descriptor: int) -> None:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            both_wrote.wait()
-        synchronised(descriptor)
-
-    monkeypatch.setattr(os, "fsync", wait)
+@pytest.mark.usefixtures("two_writers_meet")
+def test_threads_that_write_one_file_do_not_meet_in_the_draft(tmp_path: Path) -> None:
+    path = tmp_path / "file"
     contents = [b"one", b"another"]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda content: write_atomically(path, content), contents))

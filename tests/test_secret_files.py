@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,18 +36,9 @@ def test_a_process_that_comes_second_takes_the_key_that_is_there(
     assert path.read_bytes() == first
 
 
-def test_threads_that_make_a_key_at_the_same_time_get_the_same_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, synchronised = tmp_path / "key", os.fsync
-    both_wrote = threading.Barrier(2, timeout=60)
-
-    def wait(descriptor: int) -> None:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            both_wrote.wait()
-        synchronised(descriptor)
-
-    monkeypatch.setattr(os, "fsync", wait)
+@pytest.mark.usefixtures("two_writers_meet")
+def test_threads_that_make_a_key_at_the_same_time_get_the_same_one(tmp_path: Path) -> None:
+    path = tmp_path / "key"
     with ThreadPoolExecutor(2) as pool:
         keys = set(pool.map(secret_key, [path] * 2))
     assert keys == {path.read_bytes()}
