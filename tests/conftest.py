@@ -82,8 +82,8 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pretraining_study() -> str:
-    """A tiny study that begins with a pretraining; its last section is [synthetic]."""
+def tiny_study() -> str:
+    """The text of a study of two rounds, which a site may join alone."""
     return """
 id = "tiny"
 [input]
@@ -104,6 +104,15 @@ learning_rate = 0.5
 [aggregation]
 strategy = "fedavg"
 min_sites = 1
+[evaluation]
+pictures = 0
+"""
+
+
+@pytest.fixture(scope="session")
+def pretraining_study(tiny_study: str) -> str:
+    """The same with a pretraining; its last section is [synthetic]."""
+    synthetic = """
 [synthetic]
 shape = [20, 20, 16]
 spacing = [9.0, 9.0, 10.0]
@@ -111,3 +120,4 @@ skull_stripped = true
 pretraining_patients = 2
 pretraining_steps = 2
 """
+    return f"{tiny_study}{synthetic}"

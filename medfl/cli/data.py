@@ -1,4 +1,4 @@
-"""Commands around images: phantom and check."""
+"""Commands around images: phantom, check and cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from medfl.config import load_site
+from medfl.config import load_site, load_study
 from medfl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(phantom)
     app.command()(check)
     cache = typer.Typer(no_args_is_help=True, help="Prepared images of a site.")
+    cache.command("fill")(fill)
     cache.command("size")(size)
     cache.command("clear")(clear)
     app.add_typer(cache, name="cache")
@@ -185,22 +186,51 @@ def _detect(root: Path, *, as_json: bool) -> None:
         )
 
 
-def size(site: SiteFile) -> None:
-    """Say how much disk the prepared images of a site take, and how much they may."""
-    from medfl.data.cache import RETENTION_DAYS
+def fill(
+    site: SiteFile,
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study to prepare for.")],
+) -> None:
+    """Prepare a site's images for a study, which its first round would otherwise wait for.
+
+    Charges nothing, and nothing leaves. What is prepared already is not prepared again. Exits with
+    2 if a patient cannot be prepared.
+    """
+    from medfl.federation.preparation import fill_cache
+    from medfl.federation.workplace import hospital_workplace
 
     config = load_site(site)
-    cache = _cache(config)
-    typer.echo(
-        f"{config.name}: {cache.nbytes / 1e9:.2f} GB of {config.cache_gigabytes:g} GB; unread for "
-        f"{RETENTION_DAYS} days, an entry is deleted"
-    )
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"{config.name}: preparing patients", total=None)
+        failed = fill_cache(
+            hospital_workplace(config),
+            load_study(study),
+            on_patient=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for error in failed:
+        typer.echo(f"error: {error}", err=True)
+    _report_size(config)
+    if failed:
+        raise typer.Exit(2)
+
+
+def size(site: SiteFile) -> None:
+    """Say how much disk the prepared images of a site take, and how much they may."""
+    _report_size(load_site(site))
 
 
 def clear(site: SiteFile) -> None:
     """Delete the prepared images of a site; they are made again when they are needed."""
     config = load_site(site)
     typer.echo(f"{config.name}: {_cache(config).clear()} prepared cases deleted")
+
+
+def _report_size(config: SiteConfig) -> None:
+    from medfl.data.cache import RETENTION_DAYS
+
+    typer.echo(
+        f"{config.name}: {_cache(config).nbytes / 1e9:.2f} GB of {config.cache_gigabytes:g} GB; "
+        f"unread for {RETENTION_DAYS} days, an entry is deleted"
+    )
 
 
 def _cache(config: SiteConfig) -> TensorCache:

@@ -88,6 +88,10 @@ class TensorCache:
         with contextlib.suppress(OSError):
             os.utime(self._folder / f"{key}{_KNOWN}")  # the retention period starts anew
             return True
+        return self.holds(key)
+
+    def holds(self, key: str) -> bool:
+        """Whether tensors are stored under `key`."""
         return self._path(key).exists()
 
     def read(self, key: str) -> dict[str, Tensor] | None:

@@ -221,6 +221,28 @@ class PatientStore:
                     self._cache.write(key, self._packed_case(case, key))
                 self._verified[index, number] = key
 
+    def fill(self, index: int) -> None:
+        """Prepare the cases of one patient that the disk cache does not hold.
+
+        Several threads may do so at the same time, each for another patient.
+
+        Raises:
+            DataError: If a case cannot be prepared.
+            OSError: If a prepared case cannot be stored.
+        """
+        for case in self._patients[index].cases:
+            key = self._key(case)
+            if not self._cache.holds(key):
+                self._cache.write(key, self._packed_case(case, key))
+
+    def holds(self, index: int) -> bool:
+        """Whether the disk cache holds all cases of one patient.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        return all(self._cache.holds(self._key(case)) for case in self._patients[index].cases)
+
     def prepared(self, index: int) -> tuple[PreparedCase, ...]:
         """All cases of patient number `index`.
 

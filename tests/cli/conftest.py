@@ -92,3 +92,11 @@ def hospital_file(tmp_path: Path, synthetic_patients: Path) -> Callable[[str], P
         return file
 
     return write
+
+
+@pytest.fixture
+def study(tiny_study: str, tmp_path: Path) -> Path:
+    """The file of a tiny study."""
+    path = tmp_path / "study.toml"
+    path.write_text(tiny_study)
+    return path

@@ -11,28 +11,6 @@ import pytest
 
 from medfl.config import load_site
 
-STUDY = """
-id = "tiny"
-[input]
-modalities = ["t1c", "t2f"]
-regions = ["WT"]
-crop_size = [16, 16, 16]
-[network]
-name = "SegResNet"
-arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
-[privacy]
-epsilon = 6.0
-sampling_prob = 0.5
-[training]
-rounds = 2
-local_steps = 1
-optimizer = "sgd"
-learning_rate = 0.5
-[aggregation]
-strategy = "fedavg"
-min_sites = 1
-"""
-
 
 @pytest.fixture
 def north(hospital_file: Callable[..., Path]) -> Path:
@@ -46,13 +24,6 @@ def ready(medfl: Any, north: Path) -> Path:
     assert medfl("site", "init", load_site(north).state).code == 0
     assert medfl("ledger", "init", north).code == 0
     return north
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    path = tmp_path / "study.toml"
-    path.write_text(STUDY)
-    return path
 
 
 def findings(ended: Any) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,30 +20,12 @@ from medfl.federation.workplace import create_ledger
 from medfl.privacy.ledger import Ledger
 
 MEDFL = Path(sys.executable).with_name("medfl")
-STUDY = """
-id = "long"
-[input]
-modalities = ["t1c", "t2f"]
-regions = ["WT"]
-crop_size = [16, 16, 16]
-[network]
-name = "SegResNet"
-arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
-[privacy]
-epsilon = 8.0
-sampling_prob = 0.5
-[training]
-rounds = 500
-local_steps = 2
-optimizer = "sgd"
-learning_rate = 0.1
-[aggregation]
-strategy = "fedavg"
-min_sites = 2
-[evaluation]
-every = 500
-pictures = 0
-"""
+LONG = {
+    "rounds = 2": "rounds = 500",
+    "local_steps = 1": "local_steps = 2",
+    "min_sites = 1": "min_sites = 2",
+    "pictures = 0": "pictures = 0\nevery = 500",
+}
 HOSPITAL = {
     "open-data": "hospital",
     "= true": "= false",
@@ -51,6 +34,13 @@ HOSPITAL = {
     "held_out = 0.25": "held_out = 0.0",
     "declared_patients = 2 ": "declared_patients = 3 ",
 }
+
+
+def replaced(text: str, changes: Mapping[str, str]) -> str:
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
 
 
 @pytest.fixture
@@ -67,9 +57,7 @@ def hospitals(tmp_path: Path) -> list[Path]:
         on_patient=lambda: None,
     )[:2]
     for file in files:
-        text = file.read_text()
-        for old, new in HOSPITAL.items():
-            text = text.replace(old, new)
+        text = replaced(file.read_text(), HOSPITAL)
         # Named here: the tests' processes have other homes than this fixture.
         file.write_text(f'witness = "{folder.parent / "witness"}"\n{text}')
         site = load_site(file)
@@ -84,12 +72,12 @@ def _listen_to_ctrl_c() -> None:
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
-    hospitals: list[Path], tmp_path: Path
+    hospitals: list[Path], study: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "study.toml").write_text(STUDY)
+    study.write_text(replaced(study.read_text(), LONG))
     out = tmp_path / "run"
     child = subprocess.Popen(
-        [MEDFL, "simulate", tmp_path / "study.toml", *hospitals, "--out", out],
+        [MEDFL, "simulate", study, *hospitals, "--out", out],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -120,4 +108,4 @@ def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
             assert rounds <= spent.charges <= rounds + 1
             assert spent.epsilon > 0
     state = json.loads((out / "run.json").read_text())
-    assert state["run"].startswith("long-")
+    assert state["run"].startswith("tiny-")

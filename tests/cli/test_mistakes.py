@@ -12,29 +12,6 @@ import pytest
 from medfl import __version__
 from medfl.data.synthetic_hospitals import write_hospitals
 
-STUDY = """
-id = "tiny"
-[input]
-modalities = ["t1c", "t2f"]
-regions = ["WT", "ET"]
-crop_size = [16, 16, 16]
-[network]
-name = "SegResNet"
-arguments = { init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }
-[privacy]
-epsilon = 8.0
-sampling_prob = 0.5
-[training]
-rounds = 2
-local_steps = 1
-optimizer = "sgd"
-learning_rate = 0.5
-[aggregation]
-strategy = "fedavg"
-min_sites = 1
-[evaluation]
-pictures = 0
-"""
 COMMANDS = ("phantom", "check", "predict", "plan", "simulate", "report", "budget", "ledger init")
 
 
@@ -55,13 +32,6 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         on_patient=lambda: None,
     )
     return folder
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    path = tmp_path / "study.toml"
-    path.write_text(STUDY)
-    return path
 
 
 @pytest.fixture
@@ -117,7 +87,7 @@ def test_a_mistake_in_the_study_file_is_named(
     mistake: str, command: str, medfl: Medfl, study: Path, hospitals: Path, tmp_path: Path
 ) -> None:
     spoil, parts = MISTAKES[mistake]
-    content = spoil(STUDY)
+    content = spoil(study.read_text())
     study.write_bytes(content if isinstance(content, bytes) else content.encode())
     out = ("--out", tmp_path / "run") if command == "simulate" else ()
     refused(medfl(command, study, hospitals / "east.toml", *out), 2, study, *parts)
@@ -149,7 +119,7 @@ def test_a_missing_file_is_named(medfl: Medfl, study: Path, tmp_path: Path) -> N
 
 
 def test_files_written_on_windows_are_read(medfl: Medfl, study: Path, hospitals: Path) -> None:
-    study.write_bytes(b"\xef\xbb\xbf" + STUDY.replace("\n", "\r\n").encode())
+    study.write_bytes(b"\xef\xbb\xbf" + study.read_text().replace("\n", "\r\n").encode())
     assert medfl("plan", study, hospitals / "east.toml").code == 0
 
 
@@ -237,9 +207,10 @@ def test_sites_that_do_not_fit_the_study_are_refused(
 ) -> None:
     east, out = hospitals / "east.toml", ("--out", tmp_path / "run")
     refused(medfl("simulate", study, east, east, *out), 2, "found several with the names ['east']")
-    study.write_text(STUDY.replace("min_sites = 1", "min_sites = 3"))
+    tiny = study.read_text()
+    study.write_text(tiny.replace("min_sites = 1", "min_sites = 3"))
     refused(medfl("simulate", study, east, *out), 2, "aggregation.min_sites = 3", "found 1")
-    study.write_text(STUDY.replace("pictures = 0", 'baselines = ["non-private"]'))
+    study.write_text(tiny.replace("pictures = 0", 'baselines = ["non-private"]'))
     refused(medfl("simulate", study, hospital, *out), 2, "allow_baselines", "['east']")
     assert not (tmp_path / "run").exists()
 
@@ -247,13 +218,14 @@ def test_sites_that_do_not_fit_the_study_are_refused(
 def test_a_network_that_cannot_be_trained_is_refused(
     medfl: Medfl, study: Path, hospitals: Path, tmp_path: Path
 ) -> None:
+    tiny = study.read_text()
     for old, new, part in (
         ('"SegResNet"', '"SegResNot"', "near: SegResNet"),
         ("init_filters = 8", 'norm = "batch", init_filters = 8', "BatchNorm3d"),
         ("init_filters = 8", "init_filter = 8", "unknown ['init_filter']"),
         ("[16, 16, 16]", "[15, 16, 16]", "takes crops of (15, 16, 16)"),
     ):
-        study.write_text(STUDY.replace(old, new))
+        study.write_text(tiny.replace(old, new))
         ended = medfl("simulate", study, hospitals / "east.toml", "--out", tmp_path / "run")
         refused(ended, 2, "network", part)
     assert not (tmp_path / "run").exists()

@@ -325,7 +325,9 @@ def test_flowers_simulation_runtime_starts_from_the_file_too(
     started: Started, federation: Any, file: Path, tmp_path: Path, ray_folder: Path
 ) -> None:
     study = tmp_path / "study.toml"
-    study.write_text(toml(started(training={"rounds": 1}).model_dump(mode="json")))
+    patient = {"round_timeout_seconds": 300.0}  # Ray's workers import torch on a busy machine
+    content = started(training={"rounds": 1}, aggregation=patient)
+    study.write_text(toml(content.model_dump(mode="json")))
     shutil.copy(file, tmp_path)
     sites = [federation.files[name] for name in ("east", "south")]
     result = subprocess.run(
