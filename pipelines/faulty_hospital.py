@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +39,7 @@ from medfl.privacy.accountant import Charge, epsilon
 from medfl.privacy.ledger_store import DATABASE
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.planner import plan_site
+from medfl.privacy.witness import Witness
 
 WENT_ON = "went on"
 KILLED = "killed"
@@ -122,15 +123,13 @@ class Hospital:
 
     Args:
         site: The site's file.
-        folder: Holds `state`, `witness` and `wire`.
+        folder: Holds `state`, `wire` and what its machine remembers, in `xdg-state`.
         server: What it is asked.
     """
 
     def __init__(self, site: SiteConfig, *, folder: Path, server: Server) -> None:
         self.folder = folder
-        self.site = site.model_copy(
-            update={"state": folder / "state", "witness": folder / "witness"}
-        )
+        self.site = site.model_copy(update={"state": folder / "state"})
         self.server = server
         self._charged = 0
         self._look()
@@ -143,7 +142,8 @@ class Hospital:
         (folder / "state" / "cache").symlink_to(site.state / "cache")
         hospital = cls(site, folder=folder, server=server)
         SiteKeys.create(hospital.site.state / KEYS)
-        create_ledger(hospital.site, folder=hospital.ledger).close()
+        with hospital._machine():
+            create_ledger(hospital.site, folder=hospital.ledger).close()
         return hospital
 
     @property
@@ -183,7 +183,8 @@ class Hospital:
         if child == 0:
             status = 1
             try:
-                os.write(writer, self._serve(question, kind=kind, at=at).encode())
+                with self._machine():
+                    os.write(writer, self._serve(question, kind=kind, at=at).encode())
                 status = 0
             except BaseException:  # noqa: BLE001  a forked child must not go on as its parent
                 traceback.print_exc()
@@ -204,6 +205,19 @@ class Hospital:
         if status:
             raise RuntimeError(f"Expected the site to answer, found exit status {status}.")
         return answer
+
+    @contextmanager
+    def _machine(self) -> Iterator[None]:
+        """Be on the hospital's own machine: all have the same patients, and each its witness."""
+        before = os.environ.get("XDG_STATE_HOME")
+        os.environ["XDG_STATE_HOME"] = str(self.folder / "xdg-state")
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["XDG_STATE_HOME"]
+            else:
+                os.environ["XDG_STATE_HOME"] = before
 
     def _look(self) -> None:
         # A charge once committed stays counted, whatever is done to the file. SQLite alone reads a
@@ -334,7 +348,7 @@ def _exchange(app: ClientApp, question: RecordDict, *, kind: str) -> RecordDict:
 
 def _watch(at: Watcher) -> None:
     """Tell `at` what this process does to its ledger and outbox, from now to its end."""
-    connect, put, fsync = sqlite3.connect, Outbox.put, os.fsync
+    connect, put, fsync, locked = sqlite3.connect, Outbox.put, os.fsync, Witness.locked
 
     class Watched(sqlite3.Connection):
         def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -353,6 +367,10 @@ def _watch(at: Watcher) -> None:
         at("stored")
         return digest
 
+    def watched_lock(self: Witness) -> AbstractContextManager[None]:
+        at("asking the witness")
+        return locked(self)
+
     def watched_fsync(descriptor: int) -> None:
         at("syncing")
         fsync(descriptor)
@@ -360,4 +378,5 @@ def _watch(at: Watcher) -> None:
 
     sqlite3.connect = lambda *a, **k: connect(*a, **k, factory=Watched)
     Outbox.put = watched_put
+    Witness.locked = watched_lock
     os.fsync = watched_fsync

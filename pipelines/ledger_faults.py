@@ -228,9 +228,9 @@ def two_processes(hospital: Hospital) -> Outcome:
 
     def at(point: str) -> None:
         # Neither charges before the other has found the outbox empty.
-        if point == "begin" and not waited:
+        if point == "asking the witness" and not waited:
             waited.append(point)
-            both.wait()
+            both.wait(timeout=60)
 
     running = [hospital.begin(hospital.server.task(), at=at) for _ in range(2)]
     return hospital.seen(*sorted(hospital.finish(process) for process in running))

@@ -32,7 +32,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medfl.privacy.engine import train_round
 from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.noise import SecureNormal
+from medfl.privacy.noise import MAX_STD, SecureNormal
+from medfl.privacy.patients import Patients
 from medfl.segmentation.losses import patient_loss
 from medfl.segmentation.networks import build_network
 
@@ -117,14 +118,18 @@ def patient_engine(crop: int) -> Step:
         declared_patients=PATIENTS,
     )
     optimizer, source = _sgd(model), SecureNormal.from_operating_system()
+    patients = Patients(
+        names=tuple(str(number) for number in range(PATIENTS)),
+        stream="benchmark",
+        loss_of=lambda index, _: patient_loss(model(images[index]), regions[index]),
+    )
 
     def step() -> None:
         train_round(
             model,
             mechanism=mechanism,
             permit=FreePermit(),
-            population=PATIENTS,
-            loss_of=lambda index: patient_loss(model(images[index]), regions[index]),
+            patients=patients,
             optimizer=optimizer,
             source=source,
             proximal_mu=0.0,
@@ -138,7 +143,7 @@ def noise_alone(crop: int) -> Step:
     """Only the noise of one step of the engine."""
     shapes = [tuple(parameter.shape) for parameter in network(crop).parameters()]
     source = SecureNormal.from_operating_system()
-    return lambda: [source.normal(shape, std=NOISE_MULTIPLIER) for shape in shapes]
+    return lambda: [source.rounded_normal(shape, std=MAX_STD) for shape in shapes]
 
 
 class OutOfPlaceResBlock(ResBlock):  # type: ignore[misc]

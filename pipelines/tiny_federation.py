@@ -1,11 +1,13 @@
 """A federation whose training takes next to nothing, of any number of sites and two payloads.
 
-All sites read the same few synthetic patients; each has its own state. Training must not hide what
-federating costs: crops are tiny, and a round is one step.
+Each site has its own state. Sites with open data read the same few synthetic patients, hospitals
+their own, since one ledger of a machine pays for a patient. Training must not hide what federating
+costs: crops are tiny, and a round is one step.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from medfl.config import SiteConfig, StudyConfig, load_site, load_study
@@ -65,7 +67,6 @@ purpose = "{purpose}"
 declared_patients = {patients}
 weight = {patients}.0
 state = "{state}"
-witness = "{witness}"
 threads = 1
 
 [data]
@@ -98,7 +99,9 @@ def write_study(path: Path, *, way: str, sites: int, payload: int) -> StudyConfi
 
 
 def write_sites(folder: Path, *, sites: int, purpose: Purpose) -> dict[Path, SiteConfig]:
-    """Write the patients once and a file for each site; a hospital also gets keys and a ledger.
+    """Write patients and a file for each site; a hospital also gets keys and a ledger.
+
+    The witness of hospitals lies in the folder too, for this process and those that it starts.
 
     Args:
         folder: Where everything goes.
@@ -108,29 +111,22 @@ def write_sites(folder: Path, *, sites: int, purpose: Purpose) -> dict[Path, Sit
     Returns:
         The sites by their file.
     """
-    root = folder / "patients"
-    write_hospital(
-        root,
-        patients=PATIENTS,
-        shape=(32, 32, 24),
-        spacing=(5.6, 5.6, 6.8),
-        look=hospital_looks()["north"],
-        skull_stripped=True,
-        seed=7,
-        first_number=0,
-        on_patient=lambda _: None,
-    )
+    if purpose == "hospital":
+        # What is measured here is nothing that this machine should remember.
+        os.environ["XDG_STATE_HOME"] = str(folder / "xdg-state")
     written = {}
     for number in range(sites):
         name = f"site-{number:03d}"
+        own = number if purpose == "hospital" else 0
+        root = folder / "patients" / str(own)
+        if not root.exists():
+            _write_patients(root, first_number=own * PATIENTS)
         path = folder / f"{name}.toml"
         text = _SITE.format(
             name=name,
             purpose=purpose,
             patients=PATIENTS,
             state=folder / "state" / name,
-            # One for each, since the witness of a machine lets one ledger pay for a patient.
-            witness=folder / "witness" / name,
             root=root,
         )
         path.write_text(text, encoding="utf-8")
@@ -140,3 +136,17 @@ def write_sites(folder: Path, *, sites: int, purpose: Purpose) -> dict[Path, Sit
             keys.write_public(site.state / PUBLIC, folder=site.state / KEYS)
             create_ledger(site, folder=site.state / "ledger").close()
     return written
+
+
+def _write_patients(root: Path, *, first_number: int) -> None:
+    write_hospital(
+        root,
+        patients=PATIENTS,
+        shape=(32, 32, 24),
+        spacing=(5.6, 5.6, 6.8),
+        look=hospital_looks()["north"],
+        skull_stripped=True,
+        seed=7,
+        first_number=first_number,
+        on_patient=lambda _: None,
+    )

@@ -34,8 +34,17 @@ def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def witness_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A memory of ledgers for fixtures that outlive a test, so that none touches the user's."""
+    """A memory of ledgers for fixtures that outlive a test, so that none touches the user's.
+
+    Nor the machine's, in this process; processes of their own are told by `XDG_STATE_HOME` alone,
+    and so no test starts one where an administrator has made the machine's.
+    """
+    from medfl.privacy import witness_place
+
+    if witness_place.SYSTEM_FOLDER.exists():
+        pytest.exit(f"Expected a machine without {witness_place.SYSTEM_FOLDER}, found one.", 4)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(witness_place, "SYSTEM_FOLDER", tmp_path_factory.mktemp("none") / "witness")
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("xdg-state")))
         yield
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Split, pseudonym
-from medfl.data.transforms import PatientStore
+from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError
 from medfl.federation.messages import Weights
-from medfl.federation.training_patients import TrainingPatients
 from medfl.federation.workplace import Workplace
+from medfl.privacy.patients import Patients
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -130,6 +130,12 @@ class AuditedWorkplace(Workplace):
         """The site's own patients."""
         return self._own.stores(study)
 
+    def member_store(
+        self, study: StudyConfig, *, members: frozenset[str]
+    ) -> tuple[list[str], PatientStore]:
+        """The site's own patients; a canary has no files."""
+        return self._own.member_store(study, members=members)
+
     def training_patients(
         self,
         study: StudyConfig,
@@ -137,7 +143,7 @@ class AuditedWorkplace(Workplace):
         *,
         round_number: int,
         members: frozenset[str],
-    ) -> TrainingPatients:
+    ) -> Patients:
         """The site's own patients, then the canaries."""
         own = self._own.training_patients(
             study, network, round_number=round_number, members=members
@@ -146,16 +152,20 @@ class AuditedWorkplace(Workplace):
         crops = study.input.crops_per_patient
         present = [index for index, name in enumerate(self._names) if name in members]
 
-        def loss_of(index: int) -> Tensor:
-            if index < own.count:
-                return own.loss_of(index)
-            number = present[index - own.count]
+        def loss_of(index: int, generator: torch.Generator) -> Tensor:
+            if index < len(own):
+                return own.loss_of(index, generator)
+            number = present[index - len(own)]
             name, place = self._canaries.weights[number]
             slope = direction(round_number) * GRADIENT if self._canaries.included[number] else 0.0
             by_crop = slope * parameters[name].flatten()[place].expand(crops)
             return by_crop.mean()
 
-        return TrainingPatients(count=own.count + len(present), loss_of=loss_of)
+        return Patients(
+            names=(*own.names, *(self._names[index] for index in present)),
+            stream=own.stream,
+            loss_of=loss_of,
+        )
 
     @cached_property
     def _names(self) -> tuple[str, ...]:

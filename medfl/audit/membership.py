@@ -26,7 +26,7 @@ from torch import nn
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Patient, pseudonym
 from medfl.data.crops import cut_crops
-from medfl.data.transforms import PatientStore
+from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError, FederationError, ModelError, PolicyRefused
 from medfl.federation.study_model import model_spec
 from medfl.federation.workplace import Workplace, simulated_workplace

@@ -1,8 +1,9 @@
 """`audit_run`: every attack there is, on the code that runs here and on a finished run.
 
-Two attacks need no run: the mechanism test measures the engine of this installation, and canaries
-are looked for in a small federation of its own. The other two look at the run: whether the losses
-of its model betray who was trained on, and what one update betrays of a synthetic patient.
+Some need no run: the mechanism test measures the engine of this installation, patients are taken
+away in turn from a tiny federation, one update is read bit for bit, and canaries are looked for in
+a small federation. The others look at the run: what taking its own patients away changes, whether
+the losses of its model betray who was trained on, and what one update betrays of a synthetic one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from medfl.audit.inversion import Inversion, invert_update
 from medfl.audit.inversion_figure import draw
 from medfl.audit.mechanism_test import MechanismTest, mechanism_test
 from medfl.audit.membership import MembershipAttack, attack_run
+from medfl.audit.path_federation import path_federation
+from medfl.audit.released_update import ReleasedUpdate, look_at_update
+from medfl.audit.sensitivity import PathSensitivity, sensitivity_on_path
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
 from medfl.federation.federation_ledger import FederationLedger
@@ -32,6 +36,10 @@ RESULT = "audit.json"
 
 _PATIENT_SEED = 3  # of the synthetic patient whose update is inverted
 
+# Of the path: rounds a site, and patients that each of them chooses from.
+_DRAWS, _PATIENTS = 2, 5
+_DRAWS_OF_RUN, _PATIENTS_OF_RUN = 1, 3  # a run's images are large: a bound on time
+
 Advance = Callable[[str, int, int], None]
 """Told the part of the audit, what is done of it, and all of it."""
 
@@ -42,22 +50,29 @@ class InstallationAudit:
 
     Attributes:
         mechanism: Of the engine.
+        path: Of the way from files to sums, in a tiny federation.
+        update: Of one update, bit for bit.
         canaries: Of a small federation.
     """
 
     mechanism: MechanismTest
+    path: PathSensitivity
+    update: ReleasedUpdate
     canaries: CanaryAudit
 
     @property
     def passed(self) -> bool:
         """Whether nothing that was measured contradicts what is promised."""
-        return self.mechanism.keeps_promise and self.canaries.consistent
+        kept = (self.mechanism, self.path, self.update)
+        return all(part.keeps_promise for part in kept) and self.canaries.consistent
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON types; infinite ones stay floats."""
         return {
             "passed": self.passed,
             "mechanism": self.mechanism.to_dict(),
+            "path": self.path.to_dict(),
+            "update": self.update.to_dict(),
             "canaries": self.canaries.to_dict(),
         }
 
@@ -67,10 +82,12 @@ class Audit(InstallationAudit):
     """What was found of the code that runs here and of a finished run.
 
     Attributes:
+        path_of_run: Of the way from the run's own files to sums; None without the sites' files.
         membership: Of the run's models; none without the sites' files.
         inversion: Of one update under the run's mechanism.
     """
 
+    path_of_run: PathSensitivity | None
     membership: tuple[MembershipAttack, ...]
     inversion: Inversion
 
@@ -78,11 +95,13 @@ class Audit(InstallationAudit):
     def passed(self) -> bool:
         """Whether nothing that was measured contradicts what is promised."""
         held = all(attack.verdict == "consistent" for attack in self.membership)
-        return held and super().passed
+        on_path = self.path_of_run is None or self.path_of_run.keeps_promise
+        return held and on_path and super().passed
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON types; infinite ones stay floats."""
         return super().to_dict() | {
+            "path_of_run": self.path_of_run.to_dict() if self.path_of_run else None,
             "membership": [asdict(attack) for attack in self.membership],
             "inversion": _figures(self.inversion),
         }
@@ -105,7 +124,15 @@ def audit_installation(*, clipping: Clipping, advance: Advance) -> InstallationA
     mechanism = mechanism_test(noise_origin="operating-system", clipping=clipping)
     advance("mechanism test", 1, 1)
     with tempfile.TemporaryDirectory(prefix="medfl-audit-") as scratch:
+        path = sensitivity_on_path(
+            *path_federation(Path(scratch) / "path"),
+            scratch=Path(scratch) / "taken-away",
+            draws=_DRAWS,
+            patients=_PATIENTS,
+            advance=lambda done, total: advance("patients taken away", done, total),
+        )
         study, sites = small_federation(Path(scratch) / "hospitals")
+        update = look_at_update(study, sites[0], scratch=Path(scratch) / "update")
         canaries = audit_study(
             study,
             sites,
@@ -115,7 +142,7 @@ def audit_installation(*, clipping: Clipping, advance: Advance) -> InstallationA
             generator=np.random.default_rng(),  # from the operating system: the coins are secret
             advance=lambda done, total: advance("canaries", done, total),
         )
-    return InstallationAudit(mechanism=mechanism, canaries=canaries)
+    return InstallationAudit(mechanism=mechanism, path=path, update=update, canaries=canaries)
 
 
 def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) -> Audit:
@@ -123,7 +150,8 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
 
     Args:
         folder: The run folder.
-        sites: The run's sites, all with open data, for the membership attack; none to leave it out.
+        sites: The run's sites, all with open data, whose patients are attacked and taken away; none
+            to leave that out.
         advance: Progress.
 
     Returns:
@@ -136,10 +164,12 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
     """
     study, weakest = _read(folder)
     membership: tuple[MembershipAttack, ...] = ()
+    path_of_run = None
     if sites:
         advance("membership", 0, 1)
         membership = attack_run(study, sites, run_folder=folder)
         advance("membership", 1, 1)
+        path_of_run = _path_of_run(study, sites, advance=advance)
     installation = audit_installation(clipping=weakest.mechanism.clipping, advance=advance)
     inversion = invert_update(
         mechanism=weakest.mechanism,
@@ -152,12 +182,29 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
     draw(inversion, folder / PICTURE)
     audit = Audit(
         mechanism=installation.mechanism,
+        path=installation.path,
+        update=installation.update,
+        path_of_run=path_of_run,
         canaries=installation.canaries,
         membership=membership,
         inversion=inversion,
     )
     RunFolder(folder).write_json(RESULT, audit.to_dict())
     return audit
+
+
+def _path_of_run(
+    study: StudyConfig, sites: Sequence[SiteConfig], *, advance: Advance
+) -> PathSensitivity:
+    with tempfile.TemporaryDirectory(prefix="medfl-audit-") as scratch:
+        return sensitivity_on_path(
+            study,
+            sites,
+            scratch=Path(scratch),
+            draws=_DRAWS_OF_RUN,
+            patients=_PATIENTS_OF_RUN,
+            advance=lambda done, total: advance("the run's patients taken away", done, total),
+        )
 
 
 def _figures(inversion: Inversion) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from rich.table import Table
 from medfl.config import load_site
 from medfl.errors import PrivacyError
 from medfl.json_text import to_json
+from medfl.reporting.audit_words import finding, meaning, promise
 
 if TYPE_CHECKING:
     from medfl.audit.run_audit import Audit, InstallationAudit
+    from medfl.audit.sensitivity import PathSensitivity
 
 
 def register(app: typer.Typer) -> None:
@@ -35,15 +37,16 @@ def audit(
         list[Path] | None,
         typer.Argument(
             metavar="[SITE.toml...]",
-            help="The run's site files, open data only: adds the membership attack.",
+            help="The run's site files, open data only: adds attacks on their patients.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Attack this installation and a finished run, and set what is found beside what is promised.
 
-    Measures the noise of the engine, looks for canary patients in a small federation, for members
-    of the run in the losses of its model, and for a synthetic patient in one update. Each attack is
+    Measures noise and draws of the engine, takes patients away in turn to see what else changes,
+    reads an update bit for bit, looks for canary patients in a small federation, for members of the
+    run in the losses of its model, and for a synthetic patient in one update. Each attack is
     printed with the most that it could have shown. Results go into the run folder and its report;
     exits 3 if one contradicts the promise.
     """
@@ -93,24 +96,23 @@ def _table(found: InstallationAudit) -> Table:
 
 def _rows(found: InstallationAudit) -> list[tuple[str, str, str, str, str]]:
     """Attack, promised, shown, largest showable, verdict."""
-    mechanism, canaries = found.mechanism, found.canaries
+    canaries = found.canaries
     shown, most, estimate = canaries.shown, canaries.largest_showable, canaries.estimate
     verdict = _verdict(canaries.consistent)
     table = [
-        (
-            name,
-            f"{sign} {figure.promised:.3f}",
-            f"{figure.found:.3f} ± {figure.standard_error:.3f}",
-            "",
-            _verdict(mechanism.keeps_promise),
-        )
-        for name, sign, figure in (
-            ("sensitivity of a step / C", "<=", mechanism.sensitivity),
-            ("noise of a step / (sigma C)", ">=", mechanism.noise_std),
-            ("the same, batches often empty", ">=", mechanism.noise_std_of_small_batches),
-            ("patients drawn, share", "<=", mechanism.inclusion),
-        )
+        (meaning(figure), promise(figure), finding(figure), "", _verdict(figure.holds))
+        for figure in found.mechanism.figures
     ]
+    table += _rows_of_path(found.path, where="tiny federation")
+    table.append(
+        (
+            f"values off the grid in an update of {found.update.weights:,} weights",
+            "0",
+            f"{found.update.off_grid:,}",
+            "",
+            _verdict(found.update.keeps_promise),
+        )
+    )
     claimed = f"<= {canaries.claimed_epsilon:.2f}"
     table += [
         (
@@ -138,8 +140,29 @@ def _rows(found: InstallationAudit) -> list[tuple[str, str, str, str, str]]:
     return table
 
 
+def _rows_of_path(path: PathSensitivity, *, where: str) -> list[tuple[str, str, str, str, str]]:
+    verdict = _verdict(path.keeps_promise)
+    unknown = path.off_grid + path.failures
+    return [
+        (
+            f"one patient of {path.removals} taken away, {where}, / C",
+            "<= 1",
+            f"{path.largest:.4f}",
+            "",
+            verdict,
+        ),
+        (
+            f"rounds of {path.worlds} in which others changed, {where}",
+            "0",
+            f"{path.changed}" + (f" ({unknown} values unknown)" if unknown else ""),
+            "",
+            verdict,
+        ),
+    ]
+
+
 def _rows_of_run(found: Audit) -> list[tuple[str, str, str, str, str]]:
-    table = []
+    table = _rows_of_path(found.path_of_run, where="this run") if found.path_of_run else []
     for attack in found.membership:
         rates, promised = attack.rates, attack.largest_tpr < 1
         table.append(

@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from medfl.cli import affected
 from medfl.config import SiteConfig, load_site
 from medfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from medfl.federation.workplace import Workplace
+    from medfl.privacy.reassessment import Reassessment
 
 RunFolder = Annotated[
     Path | None,
@@ -39,7 +41,8 @@ def init(site: SiteFile) -> None:
     """Make the ledger of a hospital's cohort; once, before its first study.
 
     The ledger belongs to the patients, not to a study: every run on them is charged to it, for as
-    long as they are used. Nothing else ever creates one.
+    long as they are used. Nothing else ever creates one, and none is made where another ledger of
+    this machine pays for one of the patients: every image is read once to see that.
     """
     from medfl.federation.workplace import create_ledger, hospital_workplace
 
@@ -53,10 +56,11 @@ def verify(site: SiteFile, run: RunFolder = None) -> None:
     """Check a ledger: file, chain, head, witness, and every run's total counted again."""
     with _workplace(site, run=run).open_ledger() as ledger:
         ledger.recount()
-        head, spent = ledger.head(), ledger.spent()
+        head, spent, found = ledger.head(), ledger.spent(), ledger.reassess()
     typer.echo(
         f"Whole: {head.sequence} entries, head {head.hash[:12]}, epsilon "
-        f"{spent.private_epsilon:.3f} of {spent.budget:g} at delta {spent.delta:g}."
+        f"{spent.private_epsilon:.3f} of {spent.budget:g} at delta {spent.delta:g}"
+        f"{_qualified(found)}"
     )
 
 
@@ -93,7 +97,7 @@ def check(
 
     Needs nothing but the file and the site's site.pub.
     """
-    from medfl.federation.ledger_export import check_export
+    from medfl.federation.ledger_export import check_export, reassess_export
     from medfl.federation.site_keys import read_public
 
     event_key = read_public(key)
@@ -106,7 +110,7 @@ def check(
     spent = check_export(content, event_key=event_key)
     typer.echo(
         f"Whole: {len(content['entries'])} entries, epsilon {spent.private_epsilon:.3f} of "
-        f"{spent.budget:g} at delta {spent.delta:g}."
+        f"{spent.budget:g} at delta {spent.delta:g}{_qualified(reassess_export(content))}"
     )
 
 
@@ -122,11 +126,16 @@ def acknowledge(
     from medfl.federation.workplace import acknowledge_loss
 
     with acknowledge_loss(_hospital(site), reason=reason) as ledger:
-        spent = ledger.spent()
+        spent, found = ledger.spent(), ledger.reassess()
     typer.echo(
         f"Recorded. Epsilon {spent.private_epsilon:.3f} of {spent.budget:g} is spent, "
-        f"{spent.remaining:.3f} is left."
+        f"{spent.remaining:.3f} is left{_qualified(found)}"
     )
+
+
+def _qualified(found: Reassessment) -> str:
+    """The end of a sentence that states a total, and the warning that goes with it."""
+    return f", as charged.\n{affected.warning(found)}" if found.steps else "."
 
 
 def _hospital(site: Path) -> SiteConfig:
@@ -167,7 +176,7 @@ def budget(
     """
     config = load_site(site)
     with _workplace(site, run=run).open_ledger() as ledger:
-        spent = ledger.spent()
+        spent, found = ledger.spent(), ledger.reassess()
     rows = [
         {
             "study": run.study,
@@ -188,7 +197,7 @@ def budget(
             "delta": spent.delta,
             "wasted": spent.wasted_epsilon,
         }
-        typer.echo(json.dumps(totals | {"runs": rows}, indent=2))
+        typer.echo(json.dumps(totals | {"runs": rows} | affected.as_json(found), indent=2))
         return
     table = Table(title=f"{config.name}: epsilon {spent.private_epsilon:.3f} of {spent.budget:g}")
     for name in ("study", "run", "epsilon", "steps", "charges", "released"):
@@ -203,3 +212,5 @@ def budget(
         f"charged but never released {spent.wasted_epsilon:.3f}",
         highlight=False,
     )
+    if found.steps:
+        typer.echo(affected.warning(found))

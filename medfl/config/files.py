@@ -11,8 +11,10 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,7 +25,13 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Section(BaseModel):
-    """A part of a configuration file: frozen, strict, and closed to unknown keys."""
+    """A part of a configuration file: frozen, strict, and closed to unknown keys.
+
+    Attributes:
+        retired: Keys of earlier versions, each with what holds now and what to do.
+    """
+
+    retired: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -49,7 +57,9 @@ def load(path: Path, model: type[Model]) -> Model:
         # Through JSON, so that strict mode still turns lists into tuples and strings into paths.
         return model.model_validate_json(json.dumps(table))
     except ValidationError as error:
-        problems = "; ".join(_problem(detail) for detail in error.errors(include_url=False))
+        problems = "; ".join(
+            _problem(detail, retired=model.retired) for detail in error.errors(include_url=False)
+        )
         raise ConfigError(f"{path}: {problems}") from None
     except TypeError:
         raise ConfigError(
@@ -90,8 +100,10 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected TOML, found: {error}") from None
 
 
-def _problem(detail: Any) -> str:
+def _problem(detail: Any, *, retired: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "(whole file)"
+    if detail["type"] == "extra_forbidden" and key in retired:
+        return f"key {key}: {retired[key]}; found {str(detail['input'])[:200]!r}"
     if detail["type"] == "missing":
         return f"key {key}: required, but missing"
     if detail["type"] == "extra_forbidden":

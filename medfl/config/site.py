@@ -6,10 +6,11 @@ but the `[privacy]` table of this file decides whether the site takes part.
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -41,6 +42,14 @@ DEVICE = r"cpu|cuda(:\d+)?"
 MODALITY_ORDER: tuple[Modality, ...] = ("t1n", "t1c", "t2w", "t2f")
 REGION_ORDER: tuple[Region, ...] = ("TC", "WT", "ET")
 LABEL_SCHEMES: tuple[LabelScheme, ...] = get_args(LabelScheme)
+
+_WITNESS_MOVED = (
+    "expected no such key, since a site cannot choose its own witness. It lies in "
+    "/var/lib/medfl-witness if that folder exists, else in medfl below $XDG_STATE_HOME or "
+    "~/.local/state of the account that runs medfl. Delete the key. To keep what was remembered, "
+    "make the folder (install -d -m 0700 -o medfl /var/lib/medfl-witness, or a link there to a "
+    "folder on another disk), and move everything into it that the old one holds, the key too"
+)
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -94,11 +103,6 @@ def _layout_path(value: str) -> str:
     if value.lower().endswith((".nii", ".nii.gz")):
         raise ValueError("expected a path without .nii and .nii.gz")
     return value
-
-
-def _witness_of_this_user() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "medfl"
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -165,17 +169,24 @@ class SiteData(Section):
 
 
 class SitePolicy(Section):
-    """What the site accepts at most. A proposal beyond it is refused, never adapted."""
+    """What the site accepts at most. A proposal beyond it is refused, never adapted.
+
+    Attributes:
+        answer_seconds: If above 0, an update leaves this many seconds after its task came, or a
+            whole multiple of them where computing took longer: how long a step takes says how many
+            patients were drawn. A task whose server does not wait that long is refused.
+    """
 
     epsilon: Positive
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
+    min_noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] = 0.5
     max_clip_norm: Positive = 10.0
     max_sampling_prob: Probability = 0.5
     max_local_steps: Count = 100
     max_rounds: Count = 1000
     share_metrics: bool = False
     allow_baselines: bool = False
+    answer_seconds: Annotated[float, Field(ge=0, le=86400)] = 0.0
 
 
 class SiteConfig(Section):
@@ -188,18 +199,17 @@ class SiteConfig(Section):
         declared_patients: Public number of training patients; sets the divisor of the mechanism.
         weight: Public weight of the site's update in the global model.
         state: Folder of keys, ledger, outbox and cache (mode 0700).
-        witness: Folder apart from `state` that remembers the ledgers of this machine, so that a
-            deleted or restored one is noticed, and a second one for the same patients.
         threads: CPU threads of one training process.
         cache_gigabytes: Most disk for prepared images, in `state`; the longest unread go first.
     """
 
+    retired: ClassVar[Mapping[str, str]] = MappingProxyType({"witness": _WITNESS_MOVED})
+
     name: Name
     purpose: Purpose
-    declared_patients: Count
+    declared_patients: Annotated[int, Field(ge=1, le=10**7)]
     weight: Positive
     state: ExpandedPath
-    witness: ExpandedPath = Field(default_factory=_witness_of_this_user)
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     threads: Count = 2
     cache_gigabytes: Positive = 60.0
@@ -213,11 +223,6 @@ class SiteConfig(Section):
             raise ValueError(
                 f"expected privacy.delta <= 1/(10 declared_patients) = {largest:.3g}, "
                 f"found {self.privacy.delta:g}"
-            )
-        if self.purpose == "hospital" and self.witness.is_relative_to(self.state):
-            raise ValueError(
-                f"expected witness to be a folder outside of state, found {str(self.witness)!r}: "
-                "what is lost together cannot bear witness"
             )
         if self.purpose == "hospital" and (
             self.privacy.share_metrics or self.privacy.allow_baselines
@@ -239,5 +244,4 @@ def load_site(path: Path) -> SiteConfig:
     base = path.resolve().parent
     include = site.data.include and base / site.data.include
     data = site.data.model_copy(update={"root": base / site.data.root, "include": include})
-    folders = {"state": base / site.state, "witness": base / site.witness}
-    return site.model_copy(update={**folders, "data": data})
+    return site.model_copy(update={"state": base / site.state, "data": data})

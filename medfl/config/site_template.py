@@ -21,10 +21,9 @@ purpose = "hospital"            # the lifetime ledger is enforced; metrics and b
 declared_patients = 1           # EDIT: public number of training patients
 weight = 1.0                    # EDIT: public weight of the update, usually the same number
 state = "."                     # keys, ledger, outbox, cache: this folder, on a local disk
-# Remembers the ledgers of this machine, so that a lost or restored one is noticed. It has to lie
-# outside of state, on another disk if there is one, and be the same for all sites of the machine.
-# Without this line it is ~/.local/state/medfl of the account that runs medfl.
-# witness = "/srv/medfl-witness"
+# A witness remembers the ledgers of this machine, so that a lost or restored one is noticed, and a
+# second one for the same patients. No site chooses its place: /var/lib/medfl-witness if it exists
+# (an administrator makes it, best on another disk), else ~/.local/state/medfl of the account.
 device = "cpu"                  # or "cuda", "cuda:1"
 threads = 2                     # CPU threads of one training process, at most the physical cores
 cache_gigabytes = 60.0          # most disk for prepared images; `medfl cache clear` empties it
@@ -53,6 +52,8 @@ max_local_steps = 10            # steps in one round
 max_rounds = 200                # rounds in one run
 share_metrics = false           # a hospital's scores carry no guarantee, so they stay here
 allow_baselines = false         # training without noise is for open data only
+answer_seconds = 0.0            # above 0, updates leave at multiples of it, so that the time does
+                                # not tell how many patients were drawn
 
 # With layout = "custom": paths below root, without .nii.gz; {{case}} is the case's name, * any
 # text within a name.

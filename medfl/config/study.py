@@ -20,7 +20,6 @@ from medfl.config.site import (
     Modality,
     Name,
     Positive,
-    Probability,
     Region,
     in_order,
 )
@@ -84,20 +83,23 @@ class StudyNetwork(Section):
 
 
 class StudyPrivacy(Section):
-    """The mechanism that is proposed; sigma follows from epsilon, the steps and delta."""
+    """The mechanism that is proposed; sigma follows from epsilon, the steps and delta.
+
+    Sampling probability and clip norm have bounds, which float32 can honour with room to spare.
+    """
 
     epsilon: Positive
-    sampling_prob: Probability
-    clip_norm: Positive = 1.0
+    sampling_prob: Annotated[float, Field(ge=1e-6, le=1)]
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     clipping: Literal["fixed", "normalised"] = "normalised"
     noise: Literal["operating-system", "seeded"] = "operating-system"
 
 
 class StudyTraining(Section):
-    """Rounds, and the local steps of each."""
+    """Rounds, and the local steps of each; no study that anybody runs has a million."""
 
-    rounds: Count
-    local_steps: Count
+    rounds: Annotated[int, Field(ge=1, le=10**6)]
+    local_steps: Annotated[int, Field(ge=1, le=10**6)]
     optimizer: Literal["sgd", "adam"]
     learning_rate: Positive
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0

@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -49,8 +49,8 @@ class TensorCache:
 
     @property
     def nbytes(self) -> int:
-        """Size of all entries."""
-        return sum(size for _, size, _ in self._entries())
+        """Size of all stored tensors, which `max_bytes` limits."""
+        return sum(size for _, size, _ in self._stored())
 
     def clear(self) -> int:
         """Delete every entry and return how many there were."""
@@ -69,26 +69,59 @@ class TensorCache:
         Raises:
             OSError: If the file cannot be read.
         """
-        status = path.stat()
-        name = f"{path.absolute()}/{status.st_size}/{status.st_mtime_ns}/{status.st_ctime_ns}"
-        remembered = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{_DIGEST}"
-        with contextlib.suppress(OSError):
-            digest = remembered.read_text(encoding="ascii")
-            if len(digest) == _DIGEST_LENGTH:
-                os.utime(remembered)
-                return digest
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with contextlib.suppress(OSError):  # on a full disk it is hashed again next time
-            self._replace(remembered, digest.encode())
-        return digest
 
-    def knows(self, key: str) -> bool:
-        """Whether tensors were stored under `key`, also where they had to make room since."""
+        def compute() -> str:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self.remembered(
+            path, kind="", compute=compute, intact=lambda found: len(found) == _DIGEST_LENGTH
+        )
+
+    def remembered(
+        self, path: Path, *, kind: str, compute: Callable[[], str], intact: Callable[[str], bool]
+    ) -> str:
+        """A text that follows from a file's content, computed once for as long as it is unchanged.
+
+        Args:
+            path: The file; see `content_digest` for what tells a change.
+            kind: What the text is.
+            compute: Makes it, reading the file.
+            intact: Whether a remembered text is whole.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        status = path.stat()
+        name = f"{path.absolute()}/{status.st_size}/{status.st_mtime_ns}/{status.st_ctime_ns}{kind}"
+        remembered = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{_DIGEST}"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = remembered.read_text(encoding="ascii")
+            if intact(text):
+                os.utime(remembered)
+                return text
+        text = compute()
+        with contextlib.suppress(OSError):  # on a full disk it is computed again next time
+            self._replace(remembered, text.encode())
+        return text
+
+    def size_of(self, key: str) -> int | None:
+        """Bytes that were stored under `key`, also where they had to make room since.
+
+        None if nothing was ever stored, or if it was forgotten.
+        """
+        marker = self._folder / f"{key}{_KNOWN}"
+        with contextlib.suppress(OSError, ValueError):
+            size = int(marker.read_text(encoding="ascii"))
+            os.utime(marker)  # the retention period starts anew
+            return size
         with contextlib.suppress(OSError):
-            os.utime(self._folder / f"{key}{_KNOWN}")  # the retention period starts anew
-            return True
-        return self.holds(key)
+            return self._path(key).stat().st_size
+        return None
+
+    def free_bytes(self) -> int:
+        """What can be stored before something else has to make room; below 0 if it is too full."""
+        return self._max_bytes - self.nbytes
 
     def holds(self, key: str) -> bool:
         """Whether tensors are stored under `key`."""
@@ -120,7 +153,7 @@ class TensorCache:
         body = safetensors.torch.save(dict(tensors))
         self._make_room(len(body))
         self._replace(self._path(key), body, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES))
-        self._replace(self._folder / f"{key}{_KNOWN}")
+        self._replace(self._folder / f"{key}{_KNOWN}", str(len(body)).encode())
 
     def _replace(self, path: Path, *content: bytes) -> None:
         # mkstemp creates the file with mode 0600.
@@ -136,16 +169,17 @@ class TensorCache:
 
     def _make_room(self, wanted: int) -> None:
         """Delete what was unread for longest until an entry of this size fits."""
-        entries = sorted(
-            (entry for entry in self._entries() if entry[0].suffix not in (_KNOWN, _DIGEST)),
-            key=lambda entry: entry[2],
-        )
+        entries = sorted(self._stored(), key=lambda entry: entry[2])
         total = sum(size for _, size, _ in entries)
         for path, size, _ in entries:
             if total + wanted <= self._max_bytes:
                 break
             path.unlink(missing_ok=True)
             total -= size
+
+    def _stored(self) -> list[tuple[Path, int, float]]:
+        """Of `_entries` those that take room."""
+        return [entry for entry in self._entries() if entry[0].suffix not in (_KNOWN, _DIGEST)]
 
     def _entries(self) -> list[tuple[Path, int, float]]:
         """Path, size and last use of every file of the cache."""

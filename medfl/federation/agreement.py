@@ -14,6 +14,7 @@ from medfl.federation.exchange import ask, wait_for_nodes
 from medfl.federation.federation_ledger import FederationLedger
 from medfl.federation.messages import Declaration, Proposal, read_body, refusal_code, to_record
 from medfl.privacy.accountant import Charge, epsilon
+from medfl.privacy.mechanism import REVISION
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ def check_declaration(
         and mechanism.noise_origin == study.privacy.noise
         and mechanism.declared_patients == declaration.declared_patients
         and mechanism.is_private == private
+        and mechanism.revision == REVISION
     )
     if not agreed:
         raise MessageError("Expected the study's mechanism.", code="declaration-mechanism")

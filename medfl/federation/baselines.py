@@ -15,7 +15,7 @@ import torch
 from medfl.config import SiteConfig, StudyConfig
 from medfl.config.study import Baseline
 from medfl.data.cohort import pseudonym
-from medfl.data.transforms import PatientStore
+from medfl.data.patient_store import PatientStore
 from medfl.federation.messages import PatientScore, Scores, Weights
 from medfl.federation.progress import Progress
 from medfl.federation.run_folder import RunFolder

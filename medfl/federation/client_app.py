@@ -23,7 +23,8 @@ from medfl.federation.messages import (
     refusal,
     to_record,
 )
-from medfl.federation.site_round import declare, evaluate, train_update
+from medfl.federation.site_round import declare, train_update
+from medfl.federation.site_scores import evaluate
 from medfl.federation.workplace import Workplace
 from medfl.privacy.engine import StepObserver
 

@@ -14,6 +14,7 @@ from medfl.errors import LedgerError
 from medfl.federation.site_keys import Rotation, SiteKeys, is_signed, is_successor
 from medfl.privacy.chain import GENESIS, Entry, read_entry
 from medfl.privacy.ledger import Ledger, Terms
+from medfl.privacy.reassessment import Reassessment, reassess
 from medfl.privacy.recount import recount
 from medfl.privacy.spending import Spent, records, spent
 
@@ -78,6 +79,16 @@ def check_export(content: dict[str, Any], *, event_key: str) -> Spent:
     if _totals(totals) != content["spent"]:
         raise LedgerError("Expected the totals of the entries, found others.")
     return totals
+
+
+def reassess_export(content: dict[str, Any]) -> Reassessment:
+    """What the charges of an affected version really promise, in an export that was checked.
+
+    Args:
+        content: What `check_export` has accepted.
+    """
+    terms, entries = Terms(**content["terms"]), _chain(content["entries"])
+    return reassess(records(entries).values(), budget=terms.epsilon, delta=terms.delta)
 
 
 def _chain(lines: list[dict[str, str]]) -> list[Entry]:

@@ -67,6 +67,8 @@ Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Sequence = Annotated[int, Field(ge=0)]
 # Beyond any study; a number out of bounds could keep an accountant busy for hours.
 RunSteps = Annotated[int, Field(ge=0, le=1_000_000)]
+# Of all runs of a site's lifetime; nothing is computed from them.
+LifetimeSteps = Annotated[int, Field(ge=0, le=1_000_000_000)]
 UNSIGNED = "0" * 128
 
 
@@ -123,6 +125,8 @@ class Declaration(Statement):
         epsilon: The site's lifetime epsilon after all rounds; infinite for a baseline.
         event_key: Public key under which the site signs.
         rotations: How that key followed from earlier ones.
+        affected_steps: Steps in the site's ledger, over all runs, that medfl 0.1 charged; they
+            lost more than the ledger and `epsilon` say.
     """
 
     purpose: Purpose
@@ -136,6 +140,7 @@ class Declaration(Statement):
     mechanism: WireMechanism
     event_key: Digest
     rotations: tuple[Rotation, ...] = Field(default=(), max_length=1000)
+    affected_steps: LifetimeSteps = 0
 
 
 class TrainTask(Body):

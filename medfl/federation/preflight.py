@@ -17,7 +17,7 @@ from typing import get_args
 from medfl.config import SiteConfig
 from medfl.config.study import load_study
 from medfl.data.checks import Finding, OnProgress, Severity, check_cohort
-from medfl.errors import ConfigError, LedgerError
+from medfl.errors import ConfigError, DataError, LedgerError
 from medfl.federation.preflight_dry_run import dry_run
 from medfl.federation.preflight_machine import (
     check_machine,
@@ -69,6 +69,7 @@ def preflight(
     if site.purpose == "hospital":
         findings += check_keys(site)
         findings += check_ledger(workplace)
+    findings += check_witness(workplace)
     if proposal is not None:
         findings += dry_run(workplace, proposal)
     if server:
@@ -158,6 +159,32 @@ def check_ledger(workplace: Workplace) -> list[Finding]:
             else "Nothing; `medfl plan` shows what a study would take.",
         )
     ]
+
+
+def check_witness(workplace: Workplace) -> list[Finding]:
+    """Whether the witness can be asked, and no other ledger pays for one of the patients."""
+    try:
+        parts = workplace.patients
+    except (ConfigError, DataError, OSError):
+        return []  # the cohort's own findings tell
+    used = parts.training
+    if workplace.site.purpose == "open-data":
+        used += parts.held_out
+    try:
+        workplace.require_unclaimed(used)
+    except DataError:
+        return []
+    except LedgerError as error:
+        return [
+            _finding(
+                "error",
+                workplace.site.name,
+                rule="patients whom no other ledger of this machine pays for",
+                value=str(error),
+                fix="Do what the text says; nothing is computed before.",
+            )
+        ]
+    return []
 
 
 def _finding(severity: Severity, name: str, *, rule: str, value: str, fix: str) -> Finding:

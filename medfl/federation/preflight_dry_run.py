@@ -70,14 +70,12 @@ def _timed(workplace: Workplace, study: StudyConfig) -> str:
     patients = workplace.training_patients(
         study, network, round_number=1, members=frozenset(workplace.members[:1])
     )
-    training, _ = workplace.stores(study)
+    _, store = workplace.member_store(study, members=frozenset(patients.names))
     started = time.perf_counter()
-    training.prepared(0)
+    store.prepared(0)
     prepared = time.perf_counter()
-    # Dropout draws from torch's global generator, which is put back afterwards.
-    with torch.random.fork_rng():
-        loss = patients.loss_of(0)
-        loss.backward()
+    with patients.randomness(0, step=0) as generator:
+        patients.loss_of(0, generator).backward()
     finite = _has_finite_gradient(network)
     done = time.perf_counter()
     network.zero_grad(set_to_none=True)

@@ -18,8 +18,9 @@ from medfl.config.site import MODALITY_ORDER, SiteData
 from medfl.config.study import StudySynthetic
 from medfl.data.crops import draw_crops
 from medfl.data.layouts import read_cohort
+from medfl.data.patient_store import PatientStore
 from medfl.data.phantom import public_look, write_hospital
-from medfl.data.transforms import Frame, PatientStore
+from medfl.data.transforms import Frame
 from medfl.federation.messages import Weights
 from medfl.federation.study_model import model_spec
 from medfl.segmentation.losses import patient_loss

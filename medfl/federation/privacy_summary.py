@@ -80,6 +80,11 @@ def _site_entry(ledger: FederationLedger, declaration: Declaration, *, lost: int
         "ledger_sequence": newest.ledger_sequence,
         "ledger_hash": newest.ledger_hash,
         "event_key": declaration.event_key,
+        "revision": min(
+            (charge.mechanism.revision for charge in charges),
+            default=declaration.mechanism.revision,
+        ),
+        "affected_steps": declaration.affected_steps,
         "noise_origin": declaration.mechanism.noise_origin,
         "adjacency": declaration.mechanism.adjacency,
     }

@@ -1,9 +1,9 @@
-"""What a site does with a message, without Flower: declare, train, evaluate.
+"""What a site does with a proposal and with a round, without Flower: declare and train.
 
 The order of `train_update` is the guarantee: the site's policy first, then what was paid for
 already, then the charge, then the first step that touches data. Before the charge every patient's
-files are looked at, whoever will be drawn: a damaged one costs nothing, and whether the site
-answers says nothing about the draw.
+files are looked at, whoever will be drawn, and the largest one goes through the network: a damaged
+file or a lack of memory costs nothing, and whether the site answers says nothing about the draw.
 """
 
 from __future__ import annotations
@@ -12,42 +12,39 @@ import hashlib
 import logging
 import math
 import time
-from statistics import fmean
+from collections import Counter
 
 import torch
 from torch import nn
 
 from medfl.config import StudyConfig
-from medfl.data.cohort import pseudonym
 from medfl.errors import FederationError, MessageError, PolicyRefused
 from medfl.federation.messages import (
     Declaration,
-    EvaluateTask,
-    PatientScore,
     Proposal,
-    Scores,
     SiteUpdate,
     TrainTask,
     Weights,
     weights_digest,
 )
-from medfl.federation.training_patients import TrainingPatients, public_seed
 from medfl.federation.workplace import Workplace
+from medfl.privacy.allowance import most_steps
 from medfl.privacy.charges import Charge
 from medfl.privacy.engine import StepObserver, local_optimizer, train_round
 from medfl.privacy.ledger import Agreement, Permit
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
+from medfl.privacy.patients import Patients
 from medfl.privacy.planner import plan_site
 from medfl.privacy.policy import check_proposal
-from medfl.segmentation.inference import segment
-from medfl.segmentation.metrics import RegionScore, score
 from medfl.segmentation.networks import load_trainable, trainable_state
 
 logger = logging.getLogger(__name__)
 
 # Far above any model that trains; beyond it a step's change would be lost in float32's rounding.
 MAX_WEIGHTS_NORM = 1e6
+
+_REHEARSAL = -1  # the step of a gradient that nobody gets
 
 
 def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
@@ -90,10 +87,13 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
                     proposal=study.digest,
                     mechanism=mechanism,
                     members=frozenset(workplace.members),
+                    steps=most_steps(
+                        rounds=study.training.rounds, local_steps=mechanism.local_steps
+                    ),
                 ),
                 patients=workplace.marks(),
             )
-        head = ledger.head()
+        head, affected = ledger.head(), ledger.affected_steps()
     declaration = Declaration(
         site=site.name,
         run=proposal.run,
@@ -111,6 +111,7 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
         mechanism=mechanism,
         ledger_sequence=head.sequence,
         ledger_hash=head.hash,
+        affected_steps=affected,
     )
     return declaration.signed(keys)
 
@@ -136,13 +137,15 @@ def train_update(
         The update and its noisy weights; the stored ones where this request was answered before.
 
     Raises:
-        PolicyRefused: If the task is weaker than the site's policy; nothing was charged.
+        PolicyRefused: If the task is weaker than the site's policy, or its server does not wait
+            as long as the site lets an update rest; nothing was charged.
         MessageError: If the weights are beyond any model, or nobody waits for the update any more;
             nothing was charged.
         DataError: If a patient's files cannot be used; nothing was charged.
         BudgetExceeded: If the charge does not fit; nothing was charged.
         MedflError: If the round cannot be computed; what was charged stays charged.
     """
+    arrived = time.monotonic()
     check_proposal(task.mechanism, rounds=task.study.training.rounds, site=workplace.site)
     if task.round > task.study.training.rounds:
         raise PolicyRefused(
@@ -172,14 +175,18 @@ def train_update(
         patients = workplace.training_patients(
             task.study, network, round_number=task.round, members=agreement.members
         )
+        torch.set_num_threads(workplace.site.threads)
         _verify_patients(workplace, task.study, members=agreement.members)
-        _require_in_time(expires)
+        _rehearse(workplace, task.study, network, patients, members=agreement.members)
+        _require_in_time(expires, arrived=arrived, seconds=workplace.site.privacy.answer_seconds)
         permit = ledger.charge(
             study=task.study.id,
             run=task.run,
             round=task.round,
             message_id=task.message_id,
             mechanism=task.mechanism,
+            # Once more, since files may have been exchanged after the agreement.
+            patients=workplace.marks(members=agreement.members),
         )
         _train(workplace, task, network, patients, permit=permit, on_step=on_step)
         released = {name: value.cpu() for name, value in trainable_state(network).items()}
@@ -200,46 +207,8 @@ def train_update(
             task.message_id, request=request, body=update.model_dump_json(), weights=released
         )
         ledger.mark_released(task.message_id, stored_digest)
+    _wait(arrived, seconds=workplace.site.privacy.answer_seconds)
     return update, released
-
-
-def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scores:
-    """Score weights on the site's held-out patients, one mean over cases a patient and region.
-
-    Raises:
-        PolicyRefused: Unless the site's policy shares metrics, which only open data may.
-    """
-    if not workplace.site.privacy.share_metrics:
-        raise PolicyRefused(
-            "Expected privacy.share_metrics = true for scores of held-out patients.",
-            code="policy-metrics",
-        )
-    torch.set_num_threads(workplace.site.threads)
-    network = workplace.network(task.study)
-    load_trainable(network, weights)
-    _, held_out = workplace.stores(task.study)
-    scores: list[PatientScore] = []
-    for index, patient in enumerate(workplace.patients.held_out):
-        name = pseudonym(patient.patient_id, key=workplace.key)
-        by_case = [
-            score(
-                segment(
-                    network,
-                    case.image_CDHW,
-                    window_size=task.study.input.window,
-                    device=workplace.site.device,
-                    overlap=task.study.evaluation.overlap,
-                )
-                > 0.5,
-                case.regions_RDHW,
-                regions=task.study.input.regions,
-                spacing_mm=case.spacing_mm,
-                with_hd95=task.distances,
-            )
-            for case in held_out.prepared(index)
-        ]
-        scores.extend(_over_cases(name, by_case))
-    return Scores(site=workplace.site.name, scores=tuple(scores))
 
 
 def _require_within_policy(proposal: Proposal, workplace: Workplace) -> None:
@@ -268,23 +237,38 @@ def _require_bounded(weights: Weights) -> None:
         )
 
 
-def _require_in_time(expires: float) -> None:
+def _require_in_time(expires: float, *, arrived: float, seconds: float) -> None:
     """Refuse a round that is over: it would cost like any other, and be thrown away."""
-    late = time.time() - expires
-    if late >= 0:
+    left = expires - time.time()
+    if left <= 0:
         raise MessageError(
-            f"Expected a task that the server waits for, found one that ended {late:.0f} s ago.",
+            f"Expected a task that the server waits for, found one that ended {-left:.0f} s ago.",
             code="message-late",
         )
+    rest = arrived + seconds - time.monotonic()
+    if rest >= left:
+        raise PolicyRefused(
+            f"Expected a server that waits for privacy.answer_seconds = {seconds:g}, found "
+            f"{left:.0f} s left of the task with {rest:.0f} s to rest.",
+            code="policy-answer-seconds",
+        )
+
+
+def _wait(arrived: float, *, seconds: float) -> None:
+    """Let a finished update rest until a whole multiple of `seconds` has passed.
+
+    A step takes longer with more patients, so the time of an answer says how many were drawn.
+    """
+    if seconds:
+        spent = time.monotonic() - arrived
+        time.sleep(math.ceil(spent / seconds) * seconds - spent)
 
 
 def _verify_patients(workplace: Workplace, study: StudyConfig, *, members: frozenset[str]) -> None:
     """Prepare everyone who could be drawn, so that the round meets no surprise once it is paid."""
-    training, _ = workplace.stores(study)
-    # The canaries of an audit come after the patients, and have no files.
-    numbered = zip(range(len(training)), workplace.members, strict=False)
+    _, store = workplace.member_store(study, members=members)
     try:
-        training.verify(index for index, name in numbered if name in members)
+        store.verify()
     except OSError as error:
         raise FederationError(
             "Expected room for prepared images in the state folder, found: "
@@ -292,6 +276,34 @@ def _verify_patients(workplace: Workplace, study: StudyConfig, *, members: froze
             "user write there.",
             code="cache",
         ) from None
+
+
+def _rehearse(
+    workplace: Workplace,
+    study: StudyConfig,
+    network: nn.Module,
+    patients: Patients,
+    *,
+    members: frozenset[str],
+) -> None:
+    """Compute the largest patient's gradient once and throw it away.
+
+    Whoever does not fit the memory shows here, where it costs nothing and where it does not depend
+    on who is drawn.
+    """
+    names, store = workplace.member_store(study, members=members)
+    if not names:
+        return
+    largest = store.largest()
+    if (study.digest, names[largest]) in workplace.rehearsed:
+        return
+    network.train()
+    try:
+        with patients.randomness(largest, step=_REHEARSAL) as generator:
+            patients.loss_of(largest, generator).backward()
+    finally:
+        network.zero_grad(set_to_none=True)
+    workplace.rehearsed.add((study.digest, names[largest]))
 
 
 def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:
@@ -307,36 +319,37 @@ def _train(
     workplace: Workplace,
     task: TrainTask,
     network: nn.Module,
-    patients: TrainingPatients,
+    patients: Patients,
     *,
     permit: Permit,
     on_step: StepObserver,
 ) -> None:
     site, study = workplace.site, task.study
-    torch.set_num_threads(site.threads)
-    # Dropout draws from torch's global generator: seeded here, and put back afterwards.
-    with torch.random.fork_rng():
-        torch.manual_seed(public_seed("network", study, site=site.name, round_number=task.round))
-        diagnostics = train_round(
-            network,
-            mechanism=task.mechanism,
-            permit=permit,
-            population=patients.count,
-            loss_of=patients.loss_of,
-            optimizer=local_optimizer(
-                network,
-                kind=study.training.optimizer,
-                learning_rate=study.training.learning_rate,
-            ),
-            source=_noise_source(task, site.name),
-            proximal_mu=study.training.proximal_mu,
-            on_step=on_step,
-        )
+    diagnostics = train_round(
+        network,
+        mechanism=task.mechanism,
+        permit=permit,
+        patients=patients,
+        optimizer=local_optimizer(
+            network, kind=study.training.optimizer, learning_rate=study.training.learning_rate
+        ),
+        source=_noise_source(task, site.name),
+        proximal_mu=study.training.proximal_mu,
+        on_step=on_step,
+    )
     if diagnostics.discarded:
         logger.warning(
             "Round %d: %d patient gradients were not finite and contributed zero.",
             task.round,
             diagnostics.discarded,
+        )
+    for reason, count in sorted(Counter(diagnostics.failures).items()):
+        logger.error(
+            "Round %d: %d patient gradients could not be computed (%s) and contributed zero. "
+            "`medfl check` looks for the reason.",
+            task.round,
+            count,
+            reason,
         )
 
 
@@ -349,18 +362,3 @@ def _noise_source(task: TrainTask, site: str) -> SecureNormal:
 def _digest(task: TrainTask, weights: Weights) -> str:
     text = task.model_dump_json() + weights_digest(weights)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _over_cases(patient: str, by_case: list[tuple[RegionScore, ...]]) -> list[PatientScore]:
-    rows = []
-    for region_scores in zip(*by_case, strict=True):
-        distances = [s.hd95_mm for s in region_scores if s.hd95_mm is not None]
-        rows.append(
-            PatientScore(
-                patient=patient,
-                region=region_scores[0].region,
-                dice=min(1.0, math.fsum(s.dice for s in region_scores) / len(region_scores)),
-                hd95_mm=fmean(distances) if distances else None,
-            )
-        )
-    return rows

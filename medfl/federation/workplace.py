@@ -6,23 +6,31 @@ servers. A site with open data keeps them in the run folder, since it makes no l
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.data.cohort import Split, pseudonym, split
+from medfl.data.cohort import Patient, Split, pseudonym, split
 from medfl.data.layouts import read_cohort
-from medfl.data.transforms import Frame, PatientStore
-from medfl.errors import ConfigError, PrivacyError
+from medfl.data.patient_store import PatientStore
+from medfl.data.transforms import Frame
+from medfl.errors import ConfigError, LedgerError, PrivacyError
+from medfl.federation.known_patients import (
+    images_of,
+    marks_of,
+    require_apart,
+    require_one_name_each,
+)
 from medfl.federation.outbox import Outbox
 from medfl.federation.site_keys import KEYS, SiteKeys
 from medfl.federation.study_model import model_spec
-from medfl.federation.training_patients import TrainingPatients, training_patients
+from medfl.federation.training_patients import training_patients
 from medfl.privacy import ledger_recovery
 from medfl.privacy.ledger import Ledger, Terms
+from medfl.privacy.patients import Patients
 from medfl.privacy.witness import Witness
 from medfl.secret_files import secret_key
 from medfl.segmentation.devices import device_named
@@ -43,13 +51,19 @@ class Workplace:
     Args:
         site: The site's file.
         folder: Where ledger and outbox are.
+
+    Attributes:
+        rehearsed: Digests of the studies whose network has met their largest patient here, with
+            that patient's pseudonym.
     """
 
     def __init__(self, site: SiteConfig, *, folder: Path) -> None:
         self.site = site
+        self.rehearsed: set[tuple[str, str]] = set()
         self._folder = folder
         self._stores: dict[Frame, tuple[PatientStore, PatientStore]] = {}
         self._networks: dict[str, nn.Module] = {}
+        self._member_stores: dict[tuple[Frame, frozenset[str]], tuple[list[str], PatientStore]] = {}
 
     @property
     def ledger_folder(self) -> Path:
@@ -69,24 +83,25 @@ class Workplace:
         ledger.require(terms_of(self.site))
         return ledger
 
-    def marks(self) -> list[str]:
-        """What the witness knows the training patients by: their names and their images.
+    def marks(self, *, members: frozenset[str] | None = None) -> frozenset[str]:
+        """What the witness knows the training patients by; see `known_patients`.
 
-        A renamed folder keeps its images, and a scan that was converted again keeps its name.
+        Args:
+            members: Pseudonyms of the patients of a run, where it is about those.
 
         Raises:
-            DataError: If the cohort cannot be read.
+            DataError: If the cohort cannot be read, or one person stands in it under two names.
+            LedgerError: If the witness cannot be used.
         """
         witness = _witness(self.site)
         if witness is None:
-            return []
-        marks = []
-        for patient in self.patients.training:
-            first = next(iter(patient.cases[0].images.values()))
-            with first.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            marks += [witness.mark(f"id/{patient.patient_id}"), witness.mark(f"image/{content}")]
-        return marks
+            return frozenset()
+        patients = (
+            self.patients.training if members is None else self._members_among(members).values()
+        )
+        images = images_of(tuple(patients), site=self.site, cache=self.site.state / CACHE)
+        require_one_name_each(images, key=self.key)
+        return marks_of(images, witness=witness)
 
     @cached_property
     def outbox(self) -> Outbox:
@@ -174,17 +189,33 @@ class Workplace:
         """
         frame = self.frame(study)
         if frame not in self._stores:
-            training, held_out = (
-                PatientStore(
-                    patients,
-                    frame,
-                    self.site.state / CACHE,
-                    cache_bytes=int(self.site.cache_gigabytes * 1e9),
-                )
-                for patients in (self.patients.training, self.patients.held_out)
+            self._stores[frame] = (
+                self._store(self.patients.training, frame),
+                self._store(self.patients.held_out, frame),
             )
-            self._stores[frame] = (training, held_out)
         return self._stores[frame]
+
+    def member_store(
+        self, study: StudyConfig, *, members: frozenset[str]
+    ) -> tuple[list[str], PatientStore]:
+        """Those who took part when a run was agreed to and are still there, with pseudonyms.
+
+        They are looked for among all patients: who leaves the cohort may move somebody else between
+        training and held-out patients, and must not decide whether that one is drawn.
+
+        Args:
+            study: Its frame.
+            members: Pseudonyms of the patients of the run.
+
+        Raises:
+            MedflError: As for `stores`.
+        """
+        frame = self.frame(study)
+        if (frame, members) not in self._member_stores:
+            present = self._members_among(members)
+            store = self._store(tuple(present.values()), frame)
+            self._member_stores[frame, members] = (list(present), store)
+        return self._member_stores[frame, members]
 
     def training_patients(
         self,
@@ -193,8 +224,8 @@ class Workplace:
         *,
         round_number: int,
         members: frozenset[str],
-    ) -> TrainingPatients:
-        """The patients that one round can draw: those who took part when the run was agreed to.
+    ) -> Patients:
+        """The patients that one round can draw: see `member_store`.
 
         Who joined since waits for the next run, and who withdrew is not drawn any more.
 
@@ -207,10 +238,10 @@ class Workplace:
         Raises:
             MedflError: As for `stores`.
         """
-        training, _ = self.stores(study)
+        names, store = self.member_store(study, members=members)
         return training_patients(
-            training,
-            [index for index, name in enumerate(self.members) if name in members],
+            store,
+            names,
             study,
             network,
             site=self.site.name,
@@ -255,6 +286,43 @@ class Workplace:
             self._networks[study.digest] = model_spec(study).build(seed=study.seed).to(device)
         return self._networks[study.digest]
 
+    def require_unclaimed(self, patients: Sequence[Patient]) -> None:
+        """Check that no other ledger of this machine pays for one of these patients.
+
+        Open data has none that counts: noise and scores of a hospital's patients would be limited
+        by nobody.
+
+        Raises:
+            DataError: If an image cannot be read.
+            LedgerError: If one does.
+        """
+        witness = Witness.of_this_machine()
+        is_open, own = self.site.purpose == "open-data", str(self.ledger_folder.resolve())
+        others = [each for each in witness.memories() if is_open or each.folder != own]
+        if not others:
+            return
+        images = images_of(patients, site=self.site, cache=self.site.state / CACHE)
+        marks = marks_of(images, witness=witness)
+        for memory in others:
+            if memory.patients & marks:
+                raise memory.is_no_open_data() if is_open else memory.already_stands()
+
+    def _members_among(self, members: frozenset[str]) -> dict[str, Patient]:
+        """Pseudonym and patient of everybody of a run who is still there."""
+        everybody = (*self.patients.training, *self.patients.held_out)
+        by_name = {pseudonym(each.patient_id, key=self.key): each for each in everybody}
+        return {name: by_name[name] for name in sorted(by_name.keys() & members)}
+
+    def _store(self, patients: Sequence[Patient], frame: Frame) -> PatientStore:
+        if self.site.purpose == "open-data":  # here, since nobody reads an image without a store
+            self.require_unclaimed(patients)
+        return PatientStore(
+            patients,
+            frame,
+            self.site.state / CACHE,
+            cache_bytes=int(self.site.cache_gigabytes * 1e9),
+        )
+
 
 def hospital_workplace(site: SiteConfig) -> Workplace:
     """The workplace of a site whose ledger outlives every run."""
@@ -272,7 +340,9 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
     """Make the ledger of a site's cohort.
 
     Raises:
-        LedgerError: If there is one already, or the witness remembers one here.
+        LedgerError: If there is one already, the witness remembers one here, or another ledger pays
+            for one of the patients.
+        DataError: If a hospital's cohort cannot be read.
     """
     terms = terms_of(site)
     return Ledger.create(
@@ -282,6 +352,7 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
         delta=terms.delta,
         purpose=terms.purpose,
         witness=_witness(site),
+        patients=hospital_workplace(site).marks(),
     )
 
 
@@ -293,10 +364,16 @@ def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
         DataError: If the cohort cannot be read.
     """
     workplace = hospital_workplace(site)
+    witness = _witness(site)
+    if witness is None:
+        raise LedgerError(
+            f"Site {site.name}: expected a hospital's ledger, found the purpose 'open-data', whose "
+            "ledgers nobody remembers."
+        )
     return ledger_recovery.acknowledge_loss(
         workplace.ledger_folder,
         terms=terms_of(site),
-        witness=Witness(site.witness),
+        witness=witness,
         patients=workplace.marks(),
         reason=reason,
     )
@@ -304,7 +381,11 @@ def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
 
 def _witness(site: SiteConfig) -> Witness | None:
     # A ledger of open data lives and dies with its run folder: there is nothing to remember.
-    return Witness(site.witness) if site.purpose == "hospital" else None
+    if site.purpose == "open-data":
+        return None
+    witness = Witness.of_this_machine()
+    require_apart(site, witness)
+    return witness
 
 
 def terms_of(site: SiteConfig) -> Terms:

@@ -27,7 +27,7 @@ _FILES = {"t1n": "T1", "t1c": "T1 with contrast", "t2w": "T2", "t2f": "T2-FLAIR"
 _REGIONS = {"TC": "tumour core", "WT": "whole tumour", "ET": "enhancing tumour"}
 
 _CARD = """\
-# {study}: brain-tumour segmentation, trained with patient-level differential privacy
+# {study}: brain-tumour segmentation, trained {how}
 
 {notice}
 
@@ -38,8 +38,7 @@ rounds with medfl {medfl}. It takes {channels} and gives {regions}.
 
 Each site clipped the contribution of every **patient** (all crops of all scans of a person
 together), drew patients at random, added noise before anything left the site, and charged the
-cost to its own ledger first. Whoever sees this model, and every update of a site on the way,
-learns about any one patient no more than the epsilon of the site says (add or remove one):
+cost to its own ledger first. {promise}
 
 | site | epsilon | delta | budget for life |
 |---|---|---|---|
@@ -62,6 +61,17 @@ datalist=[...])`. The masks land in `eval`, with one channel for each of: {names
 
 Other diseases, other modalities, scanners unlike those of its sites, or any clinical use.
 """
+
+_PRIVATE = "with patient-level differential privacy"
+_PROMISE = """\
+Whoever sees this model, and every update of a site on the way,
+learns about any one patient no more than the epsilon of the site says (add or remove one):"""
+
+_NOISY = "with the noise of medfl 0.1"
+_WITHDRAWN = """\
+**The epsilon that medfl 0.1 stated was
+too small:** one patient changed what others contributed, and the low bits of an update can betray
+who was drawn. Do not rely on it. What was stated:"""
 
 
 def export_bundle(run_dir: Path, out: Path) -> Path:
@@ -91,9 +101,10 @@ def export_bundle(run_dir: Path, out: Path) -> Path:
     for name, module in (("intensity", intensity), ("segmentation", bundle_script)):
         source = inspect.getsource(module)
         write_atomically(out / "scripts" / f"{name}.py", source.encode())
-    card = _card(study, privacy, provenance, spec, parameters=_count(network))
+    kept = all(entry.get("revision", 1) > 1 for entry in privacy)  # medfl 0.1 wrote none
+    card = _card(study, privacy, provenance, spec, parameters=_count(network), kept=kept)
     write_atomically(out / "docs" / "README.md", card.encode())
-    _write_json(out / "configs" / "metadata.json", _metadata(study, spec))
+    _write_json(out / "configs" / "metadata.json", _metadata(study, spec, provenance, kept=kept))
     _write_json(out / "configs" / "inference.json", _inference(spec))
     return out
 
@@ -190,7 +201,9 @@ def _keywords(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _metadata(study: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _metadata(
+    study: dict[str, Any], spec: ModelSpec, provenance: dict[str, Any], *, kept: bool
+) -> dict[str, Any]:
     def image(names: dict[int, str], *, kind: str) -> dict[str, Any]:
         return {
             "type": "image" if kind == "input" else "probabilities",
@@ -213,7 +226,8 @@ def _metadata(study: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel")},
         "task": "brain-tumour segmentation",
         "name": study["id"],
-        "description": f"Trained by medfl {__version__} with patient-level differential privacy.",
+        "description": f"Trained by medfl {provenance.get('medfl', __version__)} "
+        f"{_PRIVATE if kept else _NOISY}.",
         "authors": "the sites of the study",
         "copyright": "the sites of the study",
         "intended_use": NOTICE,
@@ -240,6 +254,7 @@ def _card(
     spec: ModelSpec,
     *,
     parameters: int,
+    kept: bool,
 ) -> str:
     rows = [
         f"| {entry['site']} | {float(entry['epsilon_pld']):.2f} | {float(entry['delta']):g} | "
@@ -249,6 +264,8 @@ def _card(
     steps = provenance.get("pretraining_steps", 0)
     return _CARD.format(
         study=study["id"],
+        how=_PRIVATE if kept else _NOISY,
+        promise=_PROMISE if kept else _WITHDRAWN,
         notice=NOTICE,
         network=spec.network,
         parameters=parameters,

@@ -1,31 +1,55 @@
 """The patient-gradient engine: the only place where data becomes a noisy step.
 
 For each drawn patient, one ordinary forward and backward over all of the patient's crops gives one
-gradient. It is clipped as a whole and summed by Opacus' `DPOptimizer`; noise is added to the sum
-once, and the sum is divided by a constant. No hooks are involved, so any network works unchanged,
-and never more than one patient's gradient is held in memory.
+gradient. It is clipped as a whole and added to a sum of integers by Opacus' `DPOptimizer`; noise is
+added to the sum once, and the sum is divided by a constant. No hooks are involved, so any network
+works unchanged, and never more than one patient's gradient is held in memory.
+
+What leaves is exactly a post-processing of the Gaussian mechanism. Let g be the mechanism's grid, a
+power of two that depends on sigma C alone.
+
+1.  A patient's clipped gradient is truncated toward zero to a multiple z g. No coordinate grows,
+    and |z| g <= C is checked in integers, so a patient who is replaced by nothing moves the sum S
+    of all z by one vector of norm C / g at most, exactly: integers have no rounding that a sum
+    could share between patients.
+2.  The noise is an integer as well, round(N) with N ~ N(0, (sigma C / g)^2), exact up to a total
+    variation of 2^-100 a coordinate (see `SecureNormal.rounded_normal`).
+3.  S is an integer, so S + round(N) = round(S + N). The right side is the Gaussian mechanism with
+    noise multiplier sigma, and then a function that knows nothing of the data. With T steps and d
+    weights, what is released is thus within T d 2^-100 in total variation of a post-processing of
+    the mechanism that is accounted for.
+4.  Only this integer is converted to float32, divided by the constant L and handed to the
+    optimizer. Whatever weights the server sent, zeros included, the new weights are a function of
+    them and of the released integers.
+
+Peikert (CRYPTO 2010, theorem 3.1) and Canonne et al. (arXiv 2004.00010) give the same view for
+discrete Gaussian noise, which sums of several sites need; one site's own sum does not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from medfl.errors import PrivacyError
-from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.noise import SecureNormal
+from medfl.privacy.mechanism import REVISION, Mechanism, NoiseOrigin
+from medfl.privacy.patients import Patients
 from medfl.privacy.sampling import poisson_draw
 
 # Bu et al., arXiv 2206.07136, stability constant of automatic clipping.
 NORMALISING_OFFSET = 0.01
 
-PatientLoss = Callable[[int], Tensor]
-"""Forward pass over all crops of the patient with this index; returns a scalar loss."""
+# Far beyond what float64 rounds away when it scales a gradient, and far below what matters.
+_SHRINK = 1 - 2.0**-40
 
 StepObserver = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the round."""
@@ -42,6 +66,20 @@ class Permit(Protocol):
         """
 
 
+class NoiseSource(Protocol):
+    """Secret randomness; `medfl.privacy.noise.SecureNormal` everywhere but in an audit."""
+
+    @property
+    def origin(self) -> NoiseOrigin:
+        """Where it comes from."""
+
+    def uniform(self, count: int) -> npt.NDArray[np.float64]:
+        """Independent values in [0, 1)."""
+
+    def rounded_normal(self, shape: Sequence[int], *, std: float) -> Tensor:
+        """Independent normal values, each rounded to the nearest integer; int64 on the CPU."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundDiagnostics:
     """What happened inside a round. Secret: it stays at the site.
@@ -49,14 +87,17 @@ class RoundDiagnostics:
     Attributes:
         drawn: Patients drawn at each step.
         discarded: Patient gradients that were not finite and contributed zero.
+        failures: What kept others from being computed, by the name of its type; they contributed
+            zero as well.
     """
 
     drawn: tuple[int, ...]
     discarded: int
+    failures: tuple[str, ...] = ()
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' `DPOptimizer`, fed one patient's gradient at a time.
+    """Opacus' `DPOptimizer`, fed one patient's gradient at a time, with a sum of integers.
 
     Everything private about it comes from one `Mechanism`; noise comes from `source` instead of
     torch's generator, which a global seed would make predictable. Make a new one each round: a sum
@@ -64,12 +105,12 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
 
     Args:
         optimizer: The optimizer of the network's trainable parameters.
-        mechanism: Clip norm, noise and divisor.
+        mechanism: Clip norm, noise, grid and divisor.
         source: The noise.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, mechanism: Mechanism, source: SecureNormal
+        self, optimizer: torch.optim.Optimizer, *, mechanism: Mechanism, source: NoiseSource
     ) -> None:
         super().__init__(
             optimizer,
@@ -92,19 +133,13 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
         """
         self.zero_grad(set_to_none=True)
         loss.backward()
-        # A network that gives a parameter no gradient (an unused branch) gives it zero.
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        norm = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-        )
+        for parameter in self.params:
+            # A network that gives a parameter no gradient (an unused branch) gives it zero.
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad_sample = gradient.unsqueeze(0)
         # Before clipping: an infinite norm would turn the clipped gradient into NaN.
-        if not torch.isfinite(norm):
+        if not math.isfinite(_norm(self.grad_samples)):
             return False
-        scale = 1.0
-        if self._mechanism.clipping == "normalised":
-            scale = self._mechanism.clip_norm / (float(norm) + NORMALISING_OFFSET)
-        for parameter, gradient in zip(self.params, gradients, strict=True):
-            parameter.grad_sample = gradient.mul_(scale).unsqueeze(0)
         self.signal_skip_step(True)
         self.step()
         return True
@@ -115,21 +150,71 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
         An empty batch is a normal step: its sum is zero and it gets the same noise. Ending every
         step with an empty addition makes the two the same code.
         """
+        self._step_skip_queue.clear()  # what a patient who failed midway may have left
         self.zero_grad(set_to_none=True)
         for parameter in self.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
         self.step()
         self.zero_grad(set_to_none=True)
 
+    def clip_and_accumulate(self) -> None:
+        """Add the gradient, clipped and truncated to the grid, to ``p.summed_grad``.
+
+        Replaces Opacus' sum of floating-point numbers by one of int64 multiples of the grid.
+        """
+        clipped = clip_to_grid(self.grad_samples, mechanism=self._mechanism)
+        for parameter, addend in zip(self.params, clipped, strict=True):
+            summed = getattr(parameter, "summed_grad", None)
+            parameter.summed_grad = addend if summed is None else summed.add_(addend)
+
     def add_noise(self) -> None:
-        """Put sum plus noise into ``p.grad`` (replaces Opacus' torch noise)."""
+        """Put sum plus noise into ``p.grad``; from here on nothing knows the sum without noise."""
+        grid = self._mechanism.grid
         for parameter in self.params:
-            parameter.grad = parameter.summed_grad
+            total = parameter.summed_grad
             if self._mechanism.is_private:
-                noise = self._source.normal(
-                    tuple(parameter.shape), std=self._mechanism.noise_std, dtype=parameter.dtype
+                noise = self._source.rounded_normal(
+                    tuple(parameter.shape), std=self._mechanism.noise_std / grid
                 )
-                parameter.grad = parameter.grad + noise.to(parameter.device)
+                total = total + noise.to(total.device)
+            parameter.grad = (total.double() * grid).to(parameter.dtype)
+
+
+def clip_to_grid(gradients: Sequence[Tensor], *, mechanism: Mechanism) -> list[Tensor]:
+    """One patient's gradient, clipped as a whole and truncated toward zero to the grid.
+
+    Args:
+        gradients: Finite, of shape (1, ...) for each parameter, or (0, ...) for nobody.
+        mechanism: Clip norm, clipping and grid.
+
+    Returns:
+        int64 multiples of the grid, of each parameter's shape, whose Euclidean norm over all
+        parameters is at most C / grid exactly.
+    """
+    if len(gradients[0]) == 0:
+        return [gradient.new_zeros(gradient.shape[1:], dtype=torch.int64) for gradient in gradients]
+    grid, clip_norm = mechanism.grid, mechanism.clip_norm
+    norm = _norm(gradients)
+    if mechanism.clipping == "normalised":
+        factor = clip_norm / (norm + NORMALISING_OFFSET)
+    else:
+        factor = min(1.0, clip_norm / norm) if norm else 1.0
+    most = int(Fraction(clip_norm / grid) ** 2)
+    while True:
+        # Truncation only shrinks: a norm above C is float64's rounding of `factor`.
+        truncated = [
+            (gradient[0].double() * (factor / grid)).trunc().to(torch.int64)
+            for gradient in gradients
+        ]
+        if sum(int(part.square().sum()) for part in truncated) <= most:
+            return truncated
+        factor *= _SHRINK
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """Euclidean norm over all parameters; infinite or NaN if a value is."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def local_optimizer(
@@ -147,21 +232,23 @@ def train_round(
     *,
     mechanism: Mechanism,
     permit: Permit,
-    population: int,
-    loss_of: PatientLoss,
+    patients: Patients,
     optimizer: torch.optim.Optimizer,
-    source: SecureNormal,
+    source: NoiseSource,
     proximal_mu: float,
     on_step: StepObserver,
 ) -> RoundDiagnostics:
     """Run one round's noisy steps on `network`, in place.
 
+    What `patients` must satisfy stands at `PatientLoss`. Once a step is paid for, nothing about a
+    patient ends the round: whoever cannot be computed contributes zero, so that whether there is
+    an answer says nothing about who was drawn.
+
     Args:
         network: The network; only parameters of `optimizer` change.
         mechanism: Public parameters of every step.
         permit: One charge a step, taken before the step touches data.
-        population: Patients that can be drawn.
-        loss_of: Loss of one patient.
+        patients: Those who can be drawn; nobody at all is a normal case.
         optimizer: Fresh optimizer of the trainable parameters.
         source: Randomness of noise and of patient draws.
         proximal_mu: FedProx' mu (Li et al., arXiv 1812.06127, eq. 2), applied after the noise,
@@ -173,11 +260,16 @@ def train_round(
 
     Raises:
         PermitExhausted: If the permit covers fewer steps; nothing was computed for that step.
-        PrivacyError: If the noise does not come from where the mechanism says.
+        PrivacyError: If the noise does not come from where the mechanism says, or the mechanism is
+            one of another engine.
     """
     if source.origin != mechanism.noise_origin:
         raise PrivacyError(
             f"Expected noise from {mechanism.noise_origin!r}, found {source.origin!r}."
+        )
+    if mechanism.revision != REVISION:
+        raise PrivacyError(
+            f"Expected a mechanism of revision {REVISION}, found {mechanism.revision}."
         )
     private = PatientOptimizer(optimizer, mechanism=mechanism, source=source)
     if proximal_mu > 0:
@@ -185,16 +277,22 @@ def train_round(
     network.train()
     drawn: list[int] = []
     discarded = 0
+    failures: list[str] = []
     for step in range(mechanism.local_steps):
         permit.consume()
         batch = poisson_draw(
-            population=population, probability=mechanism.sampling_prob, source=source
+            population=len(patients), probability=mechanism.sampling_prob, source=source
         )
-        discarded += sum(not private.add_patient(loss_of(index)) for index in batch)
+        for index in batch:
+            try:
+                with patients.randomness(index, step=step) as generator:
+                    discarded += not private.add_patient(patients.loss_of(index, generator))
+            except Exception as error:  # noqa: BLE001  an answer must not depend on who was drawn
+                failures.append(type(error).__name__)
         private.release()
         drawn.append(len(batch))
         on_step(step + 1, mechanism.local_steps)
-    return RoundDiagnostics(drawn=tuple(drawn), discarded=discarded)
+    return RoundDiagnostics(drawn=tuple(drawn), discarded=discarded, failures=tuple(failures))
 
 
 def _proximal_hook(parameters: Sequence[nn.Parameter], *, mu: float) -> Callable[..., None]:

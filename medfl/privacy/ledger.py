@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -16,24 +17,19 @@ from typing import Self
 from medfl.config.site import Purpose
 from medfl.errors import BudgetExceeded, LedgerError, PolicyRefused
 from medfl.privacy.accountant import lifetime_epsilon
+from medfl.privacy.allowance import agreement_of, require_allowed
 from medfl.privacy.chain import Entry
 from medfl.privacy.charges import Charge
 from medfl.privacy.ledger_head import LedgerHead
 from medfl.privacy.ledger_store import LedgerStore
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.permit import Permit
+from medfl.privacy.reassessment import Reassessment, affected_steps, reassess
 from medfl.privacy.recount import accountant_version, json_number, recount
-from medfl.privacy.spending import (
-    Record,
-    RunSpent,
-    Spent,
-    by_run,
-    charged_by_run,
-    records,
-    spent,
-)
+from medfl.privacy.spending import Record, RunSpent, Spent, by_run, records, spent
 from medfl.privacy.terms import Agreement, Terms, check_name
-from medfl.privacy.witness import LedgerMemory, Witness
+from medfl.privacy.testimony import Testimony
+from medfl.privacy.witness import Witness
 
 __all__ = ["Agreement", "Ledger", "LedgerHead", "Permit", "RunSpent", "Spent", "Terms"]
 
@@ -50,7 +46,7 @@ class Ledger:
 
     def __init__(self, store: LedgerStore, *, witness: Witness | None) -> None:
         self._store = store
-        self._witness = witness
+        self._testimony = Testimony(store=store, witness=witness)
         first = store.entries[0]
         if first.kind != "init":
             store.close()
@@ -88,12 +84,17 @@ class Ledger:
         """
         terms = Terms(cohort=cohort, epsilon=epsilon, delta=delta, purpose=purpose)
         marks = frozenset(patients)
-        if witness is not None:
-            witness.require_unshared(patients=marks, folder=folder)
-        ledger = cls(
-            LedgerStore.create(folder, kind="init", content=asdict(terms)), witness=witness
-        )
-        ledger.note(patients=marks)
+        with witness.locked() if witness is not None else nullcontext():
+            if witness is not None:
+                witness.require_unshared(patients=marks, folder=folder)
+            ledger = cls(
+                LedgerStore.create(folder, kind="init", content=asdict(terms)), witness=witness
+            )
+            try:
+                ledger._testimony.note(patients=marks)
+            except BaseException:
+                ledger.close()
+                raise
         return ledger
 
     @classmethod
@@ -110,7 +111,7 @@ class Ledger:
         """
         ledger = cls(LedgerStore.open(folder), witness=witness)
         try:
-            ledger._require_newest()
+            ledger._testimony.require_newest()
         except BaseException:
             ledger.close()
             raise
@@ -147,7 +148,7 @@ class Ledger:
             check_name(name, value)
         if not planned:
             raise ValueError("Expected planned charges, found none.")
-        with self._store.writing():
+        with self._testimony.writing():
             projected = self._project(planned, study=study, run=run)
             content = {
                 "study": study,
@@ -156,7 +157,6 @@ class Ledger:
                 "lifetime_epsilon": json_number(projected),
             }
             self._store.append("admit", content)
-        self.note()
         return projected
 
     def agree(self, run: str, agreement: Agreement, *, patients: Iterable[str] = ()) -> None:
@@ -170,23 +170,17 @@ class Ledger:
         Raises:
             LedgerError: If the run has one already, or another ledger pays for one of the patients.
         """
-        marks = frozenset(patients)
-        if self._witness is not None:
-            self._witness.require_unshared(
-                patients=marks, folder=self._store.folder, other_than=self._store.name
-            )
         for name, value in (("run", run), ("study", agreement.study)):
             check_name(name, value)
-        with self._store.writing():
-            if self._agreement(run) is not None:
+        with self._testimony.writing(patients=frozenset(patients)):
+            if agreement_of(self._store.entries, run=run) is not None:
                 raise LedgerError("Expected a run without an agreement, found one.")
             self._store.append("agree", {"run": run, **agreement.to_dict()})
-        self.note(patients=marks)
 
     def agreement(self, run: str) -> Agreement | None:
         """What a run may do, or None if the site never agreed to it."""
         self._store.refresh()
-        return self._agreement(run)
+        return agreement_of(self._store.entries, run=run)
 
     def charge(
         self,
@@ -196,10 +190,11 @@ class Ledger:
         round: int,  # noqa: A002
         message_id: str,
         mechanism: Mechanism,
+        patients: Iterable[str] = (),
     ) -> Permit:
         """Pay for one round, durably, before any of it is computed.
 
-        A message that is computed again is charged again.
+        A message that is computed again is charged again, within what the run was agreed to.
 
         Args:
             study: Name of the study.
@@ -207,21 +202,31 @@ class Ledger:
             round: Round, from 1.
             message_id: The server's message that asks for the round.
             mechanism: Mechanism of the round; its local steps are charged.
+            patients: The witness's marks of those who can be drawn, as their images are now.
 
         Returns:
             The permit for these steps.
 
         Raises:
             BudgetExceeded: If it does not fit; nothing is written.
-            PolicyRefused: If the cohort's purpose forbids the mechanism; nothing is written.
-            LedgerError: If the ledger cannot be trusted or written.
+            PolicyRefused: If the cohort's purpose forbids the mechanism, or the run's agreement the
+                charge (see `allowance.require_allowed`); nothing is written.
+            LedgerError: If the ledger cannot be trusted or written, another copy of it was charged
+                meanwhile, or another ledger pays for one of the patients.
         """
         for name, value in (("study", study), ("run", run), ("message_id", message_id)):
             check_name(name, value)
         if type(round) is not int or round < 1:
             raise ValueError(f"Expected a whole round >= 1, found {round!r}.")
         charge = Charge(mechanism=mechanism, steps=mechanism.local_steps)
-        with self._store.writing():
+        with self._testimony.writing(patients=frozenset(patients)):
+            require_allowed(
+                self._store.entries,
+                run=run,
+                round_number=round,
+                message_id=message_id,
+                steps=charge.steps,
+            )
             content = {
                 "study": study,
                 "run": run,
@@ -235,7 +240,6 @@ class Ledger:
                 "accountant": accountant_version(),
             }
             self._store.append("charge", content)
-        self.note()
         return Permit(charge)
 
     def mark_released(self, message_id: str, digest: str) -> None:
@@ -252,7 +256,7 @@ class Ledger:
         """
         check_name("message_id", message_id)
         check_name("digest", digest)
-        with self._store.writing():
+        with self._testimony.writing():
             charged = {
                 sequence: record.digest
                 for sequence, record in records(self._store.entries).items()
@@ -266,7 +270,6 @@ class Ledger:
                     "Expected an open charge for the message whose result leaves, found none."
                 )
             self._store.append("release", {"charge": unreleased[-1], "digest": digest})
-        self.note()
 
     def history(self) -> tuple[tuple[Charge, ...], ...]:
         """Charges with noise, run by run, as the budget counts them; see `spending.by_run`."""
@@ -284,6 +287,20 @@ class Ledger:
         self._store.refresh()
         return spent(
             records(self._store.entries), budget=self.terms.epsilon, delta=self.terms.delta
+        )
+
+    def affected_steps(self) -> int:
+        """Steps that an affected version was charged for, see `reassess`."""
+        self._store.refresh()
+        return affected_steps(records(self._store.entries).values())
+
+    def reassess(self) -> Reassessment:
+        """What the charges of an affected version really promise."""
+        self._store.refresh()
+        return reassess(
+            records(self._store.entries).values(),
+            budget=self.terms.epsilon,
+            delta=self.terms.delta,
         )
 
     def entries(self) -> tuple[Entry, ...]:
@@ -322,45 +339,6 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _require_newest(self) -> None:
-        if self._witness is None:
-            return
-        known = self._witness.recall(self._store.name)
-        if known is None:
-            raise LedgerError(
-                f"{self._store.folder}: expected a ledger that this machine's witness knows, found "
-                "an unknown one. If it was moved here from another machine, say so with `medfl "
-                "ledger acknowledge SITE.toml --reason ...`."
-            )
-        if not self._store.holds(known.head):
-            raise LedgerError(
-                f"{self._store.folder}: expected the ledger to hold entry {known.head.sequence}, "
-                "which the witness remembers, found it without; it is a restored old copy. Restore "
-                "the newest one, or go on with `medfl ledger acknowledge SITE.toml --reason ...`, "
-                "which charges what is missing."
-            )
-
-    def note(self, *, patients: frozenset[str] = frozenset()) -> None:
-        """Tell the witness; what it cannot note counts, but permits nothing."""
-        if self._witness is None:
-            return
-        known = self._witness.recall(self._store.name)
-        self._witness.note(
-            LedgerMemory(
-                ledger=self._store.name,
-                folder=str(self._store.folder.resolve()),
-                head=self._store.head,
-                charged=charged_by_run(records(self._store.entries)),
-                patients=patients | (known.patients if known else frozenset()),
-            )
-        )
-
-    def _agreement(self, run: str) -> Agreement | None:
-        for entry in self._store.entries:
-            if entry.kind == "agree" and entry.content["run"] == run:
-                return Agreement.from_dict(entry.content)
-        return None
 
     def _project(self, charges: Sequence[Charge], *, study: str, run: str) -> float:
         """Lifetime epsilon with these charges on top; raises where they are not allowed."""

@@ -11,6 +11,7 @@ from medfl.privacy.ledger import Ledger
 from medfl.privacy.ledger_store import LedgerStore
 from medfl.privacy.spending import charged_by_run, records
 from medfl.privacy.terms import Terms, check_name
+from medfl.privacy.testimony import Testimony
 from medfl.privacy.witness import Witness, missing_from
 
 
@@ -41,7 +42,15 @@ def acknowledge_loss(
         ValueError: If the reason is empty or not printable.
     """
     check_name("reason", reason)
-    marks = frozenset(patients)
+    with witness.locked():
+        return _go_on(
+            folder, terms=terms, witness=witness, marks=frozenset(patients), reason=reason
+        )
+
+
+def _go_on(
+    folder: Path, *, terms: Terms, witness: Witness, marks: frozenset[str], reason: str
+) -> Ledger:
     here = str(folder.resolve())
     others = [memory for memory in witness.memories() if memory.stands_for(marks, folder=folder)]
     for memory in others:
@@ -70,7 +79,8 @@ def acknowledge_loss(
             held = charged_by_run(records(store.entries))
             for each in missing_from(held, memory.charged):
                 store.append("carry", each.to_dict())
-    ledger.note(patients=marks.union(*(memory.patients for memory in remembered)))
+    bond = Testimony(store=store, witness=witness)
+    bond.note(patients=marks.union(*(memory.patients for memory in remembered)))
     for memory in others:
         witness.forget(memory.ledger)
     return ledger

@@ -17,6 +17,21 @@ Clipping = Literal["fixed", "normalised"]
 NoiseOrigin = Literal["operating-system", "seeded"]
 Adjacency = Literal["zero-out"]
 
+REVISION = 2
+"""Of the engine here: patients share no randomness, and noisy sums lie on a fixed grid."""
+
+FIRST_REVISION = 1
+"""Of medfl 0.1, whose promises were too small; see `medfl.privacy.reassessment`."""
+
+# What float32 can honour. Far inside of these bounds no product of two of them, and no step of the
+# grid over the divisor, leaves float32's normal numbers.
+MIN_CLIP_NORM, MAX_CLIP_NORM = 1e-6, 1e6
+MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-3, 1e6
+MIN_SAMPLING_PROB = 1e-6
+MAX_COUNT = 10**7
+
+_GRID_BITS = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
@@ -26,16 +41,17 @@ class Mechanism:
     as the example and a constant divisor.
 
     Attributes:
-        sampling_prob: q, the probability that a patient takes part in a step.
+        sampling_prob: q, the probability that a patient takes part in a step, at least 1e-6.
         noise_multiplier: sigma; the noise on a step's sum has standard deviation sigma * clip_norm.
-            Zero marks a baseline without privacy, whose epsilon is infinite.
-        clip_norm: C, the largest Euclidean norm of one patient's gradient.
+            Zero marks a baseline without privacy, whose epsilon is infinite; otherwise 1e-3 to 1e6.
+        clip_norm: C, the largest Euclidean norm of one patient's gradient, 1e-6 to 1e6.
         clipping: ``fixed`` scales down to C; ``normalised`` first maps g to C g / (|g| + 0.01)
             (Bu et al., arXiv 2206.07136).
-        local_steps: Noisy steps of one round, empty batches included.
-        declared_patients: n, public.
+        local_steps: Noisy steps of one round, empty batches included; at most 10^7.
+        declared_patients: n, public; at most 10^7.
         noise_origin: ``seeded`` exists for simulation and tests and is written into the event.
         adjacency: ``zero-out``: a patient's gradient is replaced by nothing, n is public.
+        revision: Of the engine that runs it; values without one come from the first.
 
     Raises:
         ValueError: If a parameter is outside its range.
@@ -49,17 +65,22 @@ class Mechanism:
     declared_patients: int
     noise_origin: NoiseOrigin = "operating-system"
     adjacency: Adjacency = "zero-out"
+    revision: int = REVISION
 
     def __post_init__(self) -> None:
-        _expect("sampling_prob in (0, 1]", self.sampling_prob, 0 < self.sampling_prob <= 1)
-        _expect("noise_multiplier >= 0", self.noise_multiplier, self.noise_multiplier >= 0)
-        _expect("clip_norm > 0", self.clip_norm, self.clip_norm > 0)
         for name in ("sampling_prob", "noise_multiplier", "clip_norm"):
             value = getattr(self, name)
             _expect(f"a finite {name}", value, type(value) is float and math.isfinite(value))
         for name in ("local_steps", "declared_patients"):
             value = getattr(self, name)
             _expect(f"a whole {name} >= 1", value, type(value) is int and value >= 1)
+        _expect("sampling_prob in (0, 1]", self.sampling_prob, 0 < self.sampling_prob <= 1)
+        _expect("noise_multiplier >= 0", self.noise_multiplier, self.noise_multiplier >= 0)
+        _expect("clip_norm > 0", self.clip_norm, self.clip_norm > 0)
+        known = type(self.revision) is int and FIRST_REVISION <= self.revision <= REVISION
+        _expect(f"a revision in [{FIRST_REVISION}, {REVISION}]", self.revision, known)
+        if self.revision != FIRST_REVISION:  # old charges have to be read as they are
+            self._check_what_float32_can_honour()
         _expect("a known clipping", self.clipping, self.clipping in ("fixed", "normalised"))
         _expect(
             "a known noise_origin",
@@ -67,6 +88,19 @@ class Mechanism:
             self.noise_origin in ("operating-system", "seeded"),
         )
         _expect("adjacency 'zero-out'", self.adjacency, self.adjacency == "zero-out")
+
+    def _check_what_float32_can_honour(self) -> None:
+        bounds = {
+            "sampling_prob": (MIN_SAMPLING_PROB, 1.0),
+            "clip_norm": (MIN_CLIP_NORM, MAX_CLIP_NORM),
+            "local_steps": (1, MAX_COUNT),
+            "declared_patients": (1, MAX_COUNT),
+        }
+        if self.is_private:
+            bounds["noise_multiplier"] = (MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER)
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            _expect(f"{name} in [{least:g}, {most:g}]", value, least <= value <= most)
 
     @property
     def divisor(self) -> float:
@@ -77,6 +111,16 @@ class Mechanism:
     def noise_std(self) -> float:
         """Standard deviation of the noise on one coordinate of a step's sum of gradients."""
         return self.noise_multiplier * self.clip_norm
+
+    @property
+    def grid(self) -> float:
+        """Distance between neighbouring values of a released sum, a power of two.
+
+        The largest power of two that is at most sigma C, over 2^20; it depends on sigma C alone. A
+        baseline without noise takes C in its place.
+        """
+        _, exponent = math.frexp(self.noise_std if self.is_private else self.clip_norm)
+        return math.ldexp(1.0, exponent - 1 - _GRID_BITS)
 
     @property
     def is_private(self) -> bool:
@@ -106,11 +150,12 @@ class Mechanism:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; values from before there were revisions are of the first.
 
         Raises:
             ValueError: If a key is missing or unknown, or a value is outside its range.
         """
+        values = {"revision": FIRST_REVISION, **values}
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
             raise ValueError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from medfl.config import SiteConfig
 from medfl.errors import PolicyRefused
-from medfl.privacy.mechanism import Mechanism
+from medfl.privacy.mechanism import REVISION, Mechanism
 
 
 def check_proposal(mechanism: Mechanism, *, rounds: int, site: SiteConfig) -> None:
@@ -50,6 +50,12 @@ def _rules(
             f"noise_multiplier >= {policy.min_noise_multiplier}",
             mechanism.noise_multiplier,
         )
+    yield (
+        mechanism.revision == REVISION,
+        "policy-revision",
+        f"the mechanism of its own engine, revision {REVISION}",
+        mechanism.revision,
+    )
     yield (
         site.purpose == "open-data" or mechanism.noise_origin == "operating-system",
         "policy-seeded",

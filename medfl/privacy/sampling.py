@@ -7,16 +7,24 @@ site, its size included.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
+import numpy.typing as npt
 
-from medfl.privacy.noise import SecureNormal
+
+class Coins(Protocol):
+    """Independent uniform values from a cryptographic stream."""
+
+    def uniform(self, count: int) -> npt.NDArray[np.float64]:
+        """Values in [0, 1)."""
 
 
-def poisson_draw(*, population: int, probability: float, source: SecureNormal) -> list[int]:
+def poisson_draw(*, population: int, probability: float, source: Coins) -> list[int]:
     """Draw the patients of one step.
 
     Args:
-        population: Number of patients.
+        population: Number of patients; 0 where everybody has withdrawn.
         probability: q in (0, 1], the inclusion probability of every patient.
         source: Cryptographic stream, independent of every seed.
 
@@ -26,8 +34,8 @@ def poisson_draw(*, population: int, probability: float, source: SecureNormal) -
     Raises:
         ValueError: If an argument is out of range.
     """
-    if type(population) is not int or population < 1:
-        raise ValueError(f"Expected a whole population >= 1, found {population!r}.")
+    if type(population) is not int or population < 0:
+        raise ValueError(f"Expected a whole population >= 0, found {population!r}.")
     if not 0 < probability <= 1:
         raise ValueError(f"Expected probability in (0, 1], found {probability!r}.")
     drawn = source.uniform(population) < probability

@@ -48,12 +48,19 @@ class Agreement:
         mechanism: Mechanism of each round.
         members: Keyed hashes of the patients who take part. Who joins the cohort later waits for
             the next run; who withdraws is drawn no more, while every public number stays.
+        steps: Noisy steps that the run may be charged for, see `allowance.most_steps`; 0 in an
+            agreement of a version that set no limit, so that such a run gets no further charge.
     """
 
     study: str
     proposal: str
     mechanism: Mechanism
     members: frozenset[str]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps < 0:
+            raise ValueError(f"Expected whole steps >= 0, found {self.steps!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -62,6 +69,7 @@ class Agreement:
             "proposal": self.proposal,
             "mechanism": self.mechanism.to_dict(),
             "members": sorted(self.members),
+            "steps": self.steps,
         }
 
     @classmethod
@@ -72,6 +80,7 @@ class Agreement:
             proposal=values["proposal"],
             mechanism=Mechanism.from_dict(values["mechanism"]),
             members=frozenset(values["members"]),
+            steps=values.get("steps", 0),
         )
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from medfl.privacy.accountant import Float64Array, privacy_curve
-from medfl.privacy.charges import Charge, merged
+from medfl.privacy.charges import Charge, check_delta, merged
 from medfl.privacy.renyi import epsilon_rdp
 
 SMALLEST_DELTA = 1e-10
@@ -22,6 +22,7 @@ SMALLEST_DELTA = 1e-10
 _LARGEST_EPSILON = 700.0  # exp of it is finite; losses beyond protect nobody
 _POINTS = 2001
 _BISECTIONS = 60
+_LARGEST_MU = 1e4  # beyond, floats lose the second term of delta, which is tiny there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +99,31 @@ def gaussian_delta(epsilons: Float64Array, mu: Float64Array) -> Float64Array:
     upper = ndtr(-epsilons / mu + mu / 2)
     lower = np.exp(epsilons + log_ndtr(-epsilons / mu - mu / 2))
     return np.asarray(upper - lower, dtype=np.float64)
+
+
+def gaussian_epsilon(mu: float, *, delta: float) -> float:
+    """Epsilon of the mu-GDP mechanism at a delta.
+
+    Balle and Wang, arXiv 1805.06530, theorem 8, solved for epsilon from above.
+
+    Args:
+        mu: Sensitivity over standard deviation, at least 0.
+        delta: In (0, 1).
+
+    Returns:
+        The smallest epsilon at which `gaussian_delta` is at most `delta`; infinite for infinite mu.
+    """
+    check_delta(delta)
+    if not mu >= 0:
+        raise ValueError(f"Expected mu >= 0, found {mu!r}.")
+    if 2 * ndtr(mu / 2) - 1 <= delta:
+        return 0.0
+    # Without its second term, which is never negative, delta is too large.
+    low, high = 0.0, float(mu * (mu / 2 - ndtri(delta)))
+    if mu > _LARGEST_MU:
+        return high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fits = gaussian_delta(np.array([middle]), np.array([mu]))[0] <= delta
+        low, high = (low, middle) if fits else (middle, high)
+    return high

@@ -11,19 +11,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from medfl.durable import write_atomically
 from medfl.errors import LedgerError
 from medfl.privacy.charges import Charge
 from medfl.privacy.ledger_head import LedgerHead
 from medfl.privacy.mechanism import Mechanism
+from medfl.privacy.witness_lock import exclusive
+from medfl.privacy.witness_place import witness_folder
 from medfl.secret_files import KEY_BYTES, secret_key
 
 _KEY = "witness.key"
+_LOCK = "witness.lock"
+_OF_THE_KEY = "key"  # what is marked to tell one key from another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,15 @@ class LedgerMemory:
         """Whether it pays for one of these patients, or was in this folder."""
         return bool(self.patients & patients) or self.folder == str(folder.resolve())
 
+    def is_no_open_data(self) -> LedgerError:
+        """The error for whoever takes one of its patients for open data."""
+        return LedgerError(
+            f"Expected open data, found patients whom the ledger at {self.folder} pays for: they "
+            "are a hospital's. Use them through that hospital's site file, with the purpose "
+            "'hospital'. If these are other people under the same names, rename their folders.",
+            code="ledger-elsewhere",
+        )
+
     def already_stands(self) -> LedgerError:
         """The error for whoever wants another ledger in its place."""
         return LedgerError(
@@ -88,9 +102,43 @@ class Witness:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @classmethod
+    def of_this_machine(cls) -> Self:
+        """The witness that every site of this machine, or of this account, shares.
+
+        Raises:
+            LedgerError: If it is there and cannot be used; see `witness_place`.
+        """
+        return cls(witness_folder())
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Exclude every other writer, for as long as it takes to ask, write and note.
+
+        Never to be nested, and never to be held while anything is computed.
+
+        Raises:
+            LedgerError: If it cannot be had.
+        """
+        with exclusive(self._folder / _LOCK):
+            yield
+
     def mark(self, text: str) -> str:
         """A keyed hash by which a patient is known here; the key never leaves the folder."""
-        return hmac.new(self._secret(), text.encode(), hashlib.sha256).hexdigest()
+        (found,) = self.marks([text])
+        return found
+
+    def marks(self, texts: Iterable[str]) -> frozenset[str]:
+        """The same of several."""
+        secret = self._secret()
+        return frozenset(
+            hmac.new(secret, text.encode(), hashlib.sha256).hexdigest() for text in texts
+        )
 
     def recall(self, ledger: str) -> LedgerMemory | None:
         """What is remembered of a ledger, or None if it is unknown.
@@ -99,7 +147,7 @@ class Witness:
             LedgerError: If the memory is damaged.
         """
         path = self._path(ledger)
-        return _read(path) if path.exists() else None
+        return self._read(path) if path in self._files() else None
 
     def sharing(
         self, *, patients: Iterable[str], folder: Path, other_than: str = ""
@@ -126,7 +174,7 @@ class Witness:
         Raises:
             LedgerError: If a memory is damaged.
         """
-        return [_read(path) for path in sorted(self._folder.glob("*.json"))]
+        return [self._read(path) for path in self._files()]
 
     def require_unshared(
         self, *, patients: Iterable[str], folder: Path, other_than: str = ""
@@ -153,6 +201,7 @@ class Witness:
             "hash": memory.head.hash,
             "charged": [each.to_dict() for each in memory.charged],
             "patients": sorted(memory.patients),
+            "key": self.mark(_OF_THE_KEY),
         }
         path = self._path(memory.ledger)
         try:
@@ -167,11 +216,39 @@ class Witness:
         """Drop a ledger whose charges another one has taken over."""
         self._path(ledger).unlink(missing_ok=True)
 
+    def _files(self) -> list[Path]:
+        # Not by `glob`, which takes a folder that cannot be read for an empty one.
+        try:
+            found = sorted(self._folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise LedgerError(
+                f"{self._folder}: expected a witness that this account can read, found: "
+                f"{error.strerror}. Let medfl's account own the folder (mode 0700)."
+            ) from None
+        return [path for path in found if path.suffix == ".json"]
+
+    def _read(self, path: Path) -> LedgerMemory:
+        memory, key = _read(path)
+        # An earlier version noted no key.
+        if key is not None and key != self.mark(_OF_THE_KEY):
+            raise LedgerError(
+                f"{path}: expected what was noted with {self._folder / _KEY}, found the mark of "
+                "another key. Without the right one no patient is known again; restore it."
+            )
+        return memory
+
     def _path(self, ledger: str) -> Path:
         return self._folder / f"{ledger}.json"
 
     def _secret(self) -> bytes:
         path = self._folder / _KEY
+        if not path.exists() and self._files():
+            raise LedgerError(
+                f"{path}: expected the key of what the witness remembers, found none. Without it "
+                "no patient is known again; restore it."
+            )
         try:
             secret = secret_key(path)
         except OSError as error:
@@ -197,10 +274,11 @@ def missing_from(charged: Sequence[RunCharge], remembered: Sequence[RunCharge]) 
     return missing
 
 
-def _read(path: Path) -> LedgerMemory:
+def _read(path: Path) -> tuple[LedgerMemory, str | None]:
+    """What is remembered of a ledger, and the mark of the key that its patients are marked with."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return LedgerMemory(
+        memory = LedgerMemory(
             ledger=content["ledger"],
             folder=content["folder"],
             head=LedgerHead(sequence=content["sequence"], hash=content["hash"]),
@@ -216,6 +294,7 @@ def _read(path: Path) -> LedgerMemory:
             ),
             patients=frozenset(content["patients"]),
         )
+        return memory, content.get("key")
     except (OSError, KeyError, TypeError, ValueError):
         raise LedgerError(
             f"{path}: expected what the witness remembers of a ledger, found a damaged file. "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from medfl.reporting.records import Count, Fraction, Loss, NoiseOrigin, Record, Variant
+from medfl.reporting.records import Count, Finite, Fraction, Loss, NoiseOrigin, Record, Variant
 
 Number = Annotated[float, BeforeValidator(lambda value: float(value) if value == "inf" else value)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -16,20 +16,42 @@ PICTURE = "audit/inversion.png"
 
 
 class Measured(Record):
-    """A figure of the mechanism test, in units of what the mechanism promises."""
+    """A figure of the mechanism test; an end that is open is None."""
 
+    name: str
     found: Number
     promised: float
-    standard_error: float
+    at_least: float | None
+    at_most: Number | None
+    holds: bool
 
 
 class MechanismFindings(Record):
     """What was measured of the engine."""
 
-    sensitivity: Measured
-    noise_std: Measured
-    noise_std_of_small_batches: Measured
-    inclusion: Measured
+    figures: tuple[Measured, ...] = Field(min_length=1)
+    steps: Count
+    values: Count
+    keeps_promise: bool
+
+
+class PathFindings(Record):
+    """Patients who were taken away in turn, from the files to the sum of a step."""
+
+    removals: Count
+    largest: Finite
+    worlds: Count
+    changed: Count
+    off_grid: Count
+    failures: Count
+    keeps_promise: bool
+
+
+class UpdateFindings(Record):
+    """One update, read bit for bit."""
+
+    weights: Count
+    off_grid: Count
     keeps_promise: bool
 
 
@@ -102,6 +124,9 @@ class Audit(Record):
 
     passed: bool
     mechanism: MechanismFindings
+    path: PathFindings
+    update: UpdateFindings
+    path_of_run: PathFindings | None
     canaries: CanaryFindings
     membership: tuple[MembershipFindings, ...]
     inversion: InversionFindings

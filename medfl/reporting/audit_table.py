@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from medfl.reporting import wording
-from medfl.reporting.audit_records import Audit, Measured, MembershipFindings
+from medfl.reporting.audit_records import Audit, MembershipFindings, PathFindings
+from medfl.reporting.audit_words import finding, meaning, promise
 from medfl.reporting.tables import NOTHING, Table
 
 ATTACKED: dict[str, str] = {
@@ -15,24 +16,28 @@ ATTACKED: dict[str, str] = {
 def audit_table(audit: Audit) -> Table:
     """Every attack: what is promised, what was found, and the most that it could have found."""
     mechanism, canaries = audit.mechanism, audit.canaries
-    kept = _verdict(mechanism.keeps_promise)
     estimate = canaries.estimate
     return Table(
         caption="Attacks on purpose, beside what is promised",
         head=("Attack", "Promised", "Found", "The most it could have found", "Verdict"),
         rows=(
             *(
-                (name, f"{sign} {figure.promised:g}", _with_error(figure), NOTHING, kept)
-                for name, sign, figure in (
-                    ("How far one patient moves a step, over C", "≤", mechanism.sensitivity),
-                    ("Noise of a step, over σ C", "≥", mechanism.noise_std),
-                    (
-                        "The same, where many steps draw nobody",
-                        "≥",
-                        mechanism.noise_std_of_small_batches,
-                    ),
-                    ("How often a patient is drawn", "≤", mechanism.inclusion),
-                )
+                (meaning(figure), promise(figure), finding(figure), NOTHING, _verdict(figure.holds))
+                for figure in mechanism.figures
+            ),
+            *_path_rows(audit.path, where="a tiny federation"),
+            *(
+                _path_rows(audit.path_of_run, where="this run's sites")
+                if audit.path_of_run is not None
+                else ()
+            ),
+            (
+                f"Values off the grid in an update of {audit.update.weights:,} weights, asked for "
+                "with weights at zero",
+                "0",
+                f"{audit.update.off_grid:,}",
+                NOTHING,
+                _verdict(audit.update.keeps_promise),
             ),
             (
                 f"{canaries.canaries:,} canary patients, {canaries.guessed:,} guesses, "
@@ -85,8 +90,30 @@ def _membership_row(attack: MembershipFindings) -> tuple[str, ...]:
     )
 
 
-def _with_error(figure: Measured) -> str:
-    return f"{figure.found:.3f} ± {figure.standard_error:.3f}"
+def _path_rows(path: PathFindings, *, where: str) -> tuple[tuple[str, ...], ...]:
+    kept = _verdict(path.keeps_promise)
+    return (
+        (
+            f"How far one patient moves a step of {where}, from the files to the sum, over C "
+            f"({path.removals:,} patients taken away in turn)",
+            "≤ 1",
+            f"{path.largest:.4f}",
+            NOTHING,
+            kept,
+        ),
+        (
+            f"Rounds of {where} in which another patient's gradient changed, of {path.worlds:,}",
+            "0",
+            _changed(path),
+            NOTHING,
+            kept,
+        ),
+    )
+
+
+def _changed(path: PathFindings) -> str:
+    unknown = path.off_grid + path.failures
+    return f"{path.changed:,}" + (f", and {unknown:,} values unknown" if unknown else "")
 
 
 def _verdict(holds: bool) -> str:

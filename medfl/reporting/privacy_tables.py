@@ -13,6 +13,9 @@ from medfl.reporting.tables import NOTHING, Table, spread
 def meaning(run: RunResults) -> Table:
     """What the largest loss means to one patient, in three questions."""
     found_out = max(loss.tpr_at_1_percent_fpr for loss in run.privacy.values())
+    largest = run.largest_loss.epsilon_pld
+    if run.was_overstated:  # what its files say of it does not hold
+        found_out, largest = 1.0, math.inf
     one_patient = "one patient" if run.federation.disjoint else "a patient of one site only"
     return Table(
         caption=f"What the strongest imaginable attacker can learn about {one_patient}, at most",
@@ -36,7 +39,7 @@ def meaning(run: RunResults) -> Table:
                 "By what factor can anything released change the odds that a patient took part? "
                 f"(Except with a probability of the order of {wording.power(run.largest_delta)}.)",
                 "1",
-                _odds_factor(run.largest_loss.epsilon_pld),
+                _odds_factor(largest),
                 "no limit",
             ),
         ),
@@ -45,13 +48,15 @@ def meaning(run: RunResults) -> Table:
 
 def right_guesses(run: RunResults) -> float:
     """How often the strongest attacker is right about a patient, from even odds, at most."""
+    if run.was_overstated:
+        return 1.0
     return (1 + max(loss.membership_advantage for loss in run.privacy.values())) / 2
 
 
 def privacy_losses(run: RunResults) -> Table:
     """Per site: steps, epsilon of the run and of the lifetime, budget, ledger head, event key."""
     return Table(
-        caption="Privacy loss by site at the end of the run",
+        caption=f"Privacy loss by site at the end of the run{_as_counted(run)}",
         head=(
             "Site",
             "Noisy steps charged",
@@ -93,7 +98,7 @@ def several_sites(run: RunResults) -> Table:
         pair = wording.listing(list(found.any_two_sites.sites))
         rows.append((f"One patient at any two sites (most at {pair})", found.any_two_sites))
     return Table(
-        caption="More than one site, more than one patient",
+        caption=f"More than one site, more than one patient{_as_counted(run)}",
         head=("Who", "ε", "δ"),
         rows=(
             *(
@@ -147,7 +152,7 @@ def accountants(run: RunResults) -> Table:
     """Per site: three accountants side by side, replace-one, other deltas, and mu."""
     deltas = sorted({delta for loss in run.privacy.values() for delta in loss.epsilon_at})[::-1]
     return Table(
-        caption="The same loss, counted in other ways",
+        caption=f"The same loss, counted in other ways{_as_counted(run)}",
         head=(
             "Site",
             "ε, PLD (used)",
@@ -179,7 +184,7 @@ def losses_by_round(run: RunResults) -> Table:
     """Epsilon so far by round and site."""
     names = [loss.site for loss in _in_order(run)]
     return Table(
-        caption="Privacy loss so far (ε) by round and site",
+        caption=f"Privacy loss so far (ε) by round and site{_as_counted(run)}",
         head=("Round", *names),
         rows=tuple(
             (
@@ -253,16 +258,24 @@ def _in_order(run: RunResults) -> list[SitePrivacy]:
     return [run.privacy[site.name] for site in run.sites if site.name in run.privacy]
 
 
+def _as_counted(run: RunResults) -> str:
+    return ", as medfl 0.1 counted it: too small" if run.was_overstated else ""
+
+
 def _lifetime(run: RunResults, loss: SitePrivacy) -> str:
     purposes = {site.name: site.purpose for site in run.sites}
-    is_open = purposes[loss.site] == "open-data"
-    return "no claim" if is_open else wording.at_most(loss.lifetime_epsilon)
+    if purposes[loss.site] == "open-data":
+        return "no claim"
+    stated = wording.at_most(loss.lifetime_epsilon)
+    return f"{stated} (too small)" if loss.affected_steps else stated
 
 
 def _left(run: RunResults, loss: SitePrivacy) -> str:
     purposes = {site.name: site.purpose for site in run.sites}
     used = loss.epsilon_pld
     if purposes[loss.site] == "hospital":
+        if loss.affected_steps or run.was_overstated:
+            return "not known"
         used = max(used, loss.lifetime_epsilon)
     left = loss.budget - used
     return wording.at_least(left) if left >= 0 else "exceeded"

@@ -17,6 +17,9 @@ Region = Literal["TC", "WT", "ET"]
 Modality = Literal["t1n", "t1c", "t2w", "t2f"]
 NoiseOrigin = Literal["operating-system", "seeded"]
 
+FIRST_REVISION = 1
+"""Of the engine of medfl 0.1, which promised too small a loss."""
+
 VARIANT_ORDER: tuple[Variant, ...] = (
     "federated",
     "non-private",
@@ -36,6 +39,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Revision = Annotated[int, Field(ge=1)]
 Size = tuple[int, int, int]
 
 
@@ -160,11 +164,16 @@ class Round(Record):
 
 
 class EventMechanism(Record):
-    """The part of a reported mechanism that the plan must agree with."""
+    """The part of a reported mechanism that the plan must agree with, and the engine's revision.
+
+    Attributes:
+        revision: medfl 0.1 wrote none.
+    """
 
     sampling_prob: Probability
     noise_multiplier: Annotated[float, Field(ge=0)]
     clip_norm: Positive
+    revision: Revision = FIRST_REVISION
 
 
 class Event(Record):
@@ -195,6 +204,8 @@ class SitePrivacy(Record):
         lost_rounds: Rounds without an admitted update.
         ledger_sequence: Of the head that the site reported last.
         event_key: Public key with which the site signed its events, as hexadecimal text.
+        revision: Of the engine that took the steps; medfl 0.1 wrote none.
+        affected_steps: Steps that medfl 0.1 charged to the site's ledger, in any run.
     """
 
     site: str
@@ -217,6 +228,8 @@ class SitePrivacy(Record):
     event_key: str
     noise_origin: NoiseOrigin
     adjacency: Literal["zero-out"]
+    revision: Revision = FIRST_REVISION
+    affected_steps: Count = 0
 
 
 class PatientOfSites(Record):

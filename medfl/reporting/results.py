@@ -13,13 +13,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from medfl.errors import ReportError
 from medfl.reporting.audit_records import Audit
 from medfl.reporting.records import (
+    FIRST_REVISION,
     VARIANT_ORDER,
     Environment,
     Event,
@@ -35,9 +36,10 @@ from medfl.reporting.records import (
     Variant,
 )
 
-Guarantee = Literal["given", "simulated", "none"]
+Guarantee = Literal["given", "simulated", "overstated", "none"]
 
 _ROUNDING = 1.05  # a round's epsilon uses a coarser grid than the final one, never a smaller value
+_OVERSTATING = "0.1."  # versions of medfl whose promises were too small
 _SYNTHETIC = "synthetic-"  # folders of pictures that may be shown
 
 T = TypeVar("T")
@@ -92,11 +94,34 @@ class RunResults:
 
     @property
     def guarantee(self) -> Guarantee:
-        """``none`` if any step was un-noised; ``simulated`` if any noise came from a seed."""
+        """The strongest claim that every step of the run allows.
+
+        ``none`` if any step was un-noised; ``overstated`` if any was one of medfl 0.1, whose
+        promise was too small; ``simulated`` if any noise came from a seed.
+        """
         if self.un_noised_sites:
             return "none"
-        seeded = any(loss.noise_origin == "seeded" for loss in self.privacy.values())
-        return "simulated" if seeded else "given"
+        if self.was_overstated:
+            return "overstated"
+        return "simulated" if self.has_seeded_noise else "given"
+
+    @property
+    def was_overstated(self) -> bool:
+        """Whether any step was one of medfl 0.1, as events, sites or the environment tell."""
+        revisions = {event.mechanism.revision for event in self.events}
+        revisions |= {loss.revision for loss in self.privacy.values()}
+        by_version = self.environment.medfl.startswith(_OVERSTATING)
+        return FIRST_REVISION in revisions or by_version
+
+    @property
+    def has_seeded_noise(self) -> bool:
+        """Whether any noise came from a seed."""
+        return any(loss.noise_origin == "seeded" for loss in self.privacy.values())
+
+    @property
+    def sites_with_affected_steps(self) -> tuple[SitePrivacy, ...]:
+        """Sites whose ledger holds steps of medfl 0.1, from this run or an earlier one."""
+        return tuple(loss for loss in self.privacy.values() if loss.affected_steps)
 
     @property
     def largest_loss(self) -> SitePrivacy:
@@ -176,7 +201,13 @@ def read_run(folder: Path) -> RunResults:
 
 
 def _audit(path: Path) -> Audit | None:
-    return _document(path, TypeAdapter(Audit)) if path.exists() else None
+    """The audit; none where an earlier version made it, which looked at less than is shown."""
+    if not path.exists():
+        return None
+    found: dict[str, Any] = _document(path, TypeAdapter(dict[str, Any]))
+    if "figures" not in found.get("mechanism", {"figures": ()}):
+        return None
+    return _document(path, TypeAdapter(Audit))
 
 
 def _text(path: Path) -> str:
@@ -313,6 +344,7 @@ def _check_mechanisms(run: RunResults) -> None:
             same = all(
                 math.isclose(getattr(agreed, name), getattr(found, name), rel_tol=1e-9)
                 for name in type(found).model_fields
+                if name != "revision"
             )
             rule = f"the planned mechanism in the admitted event {event.sequence}"
             _expect(path, rule, found, same)

@@ -32,6 +32,7 @@ def variant_name(variant: Variant, *, guarantee: Guarantee) -> str:
     federated: dict[Guarantee, str] = {
         "given": "Federated, private",
         "simulated": "Federated, simulated noise",
+        "overstated": "Federated, noise of medfl 0.1",
         "none": "Federated, without privacy",
     }
     names: dict[Variant, str] = {

@@ -43,6 +43,13 @@ def test_every_attack_is_set_beside_its_promise_in_run_folder_and_report(
     assert not end.value.code, seen.err
     found = json.loads((folder / "audit.json").read_text())
     assert found["passed"] is True
+    assert found["mechanism"]["keeps_promise"] is True
+    for path in (found["path"], found["path_of_run"]):
+        assert path["removals"] > 0
+        assert path["largest"] <= 1
+        assert path["changed"] == 0
+    assert [site["site"] for site in found["path_of_run"]["sites"]] == [site.name for site in sites]
+    assert found["update"]["off_grid"] == 0
     canaries = found["canaries"]
     assert canaries["shown"]["epsilon"] <= canaries["claimed_epsilon"]
     assert canaries["claimed_epsilon"] < canaries["largest_showable"]["epsilon"]

@@ -58,8 +58,7 @@ def hospitals(tmp_path: Path) -> list[Path]:
     )[:2]
     for file in files:
         text = replaced(file.read_text(), HOSPITAL)
-        # Named here: the tests' processes have other homes than this fixture.
-        file.write_text(f'witness = "{folder.parent / "witness"}"\n{text}')
+        file.write_text(text)
         site = load_site(file)
         create_ledger(site, folder=site.state / "ledger").close()
         SiteKeys.create(site.state / "keys")

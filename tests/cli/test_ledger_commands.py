@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from medfl.config import load_site
-from medfl.errors import LedgerError
 from medfl.federation.workplace import hospital_workplace
 from medfl.privacy.ledger import Agreement
 from medfl.privacy.mechanism import Mechanism
@@ -26,13 +25,14 @@ MECHANISM = Mechanism(
 )
 
 AGREEMENT = Agreement(
-    study="glioma", proposal="0" * 64, mechanism=MECHANISM, members=frozenset({"a"})
+    study="glioma", proposal="0" * 64, mechanism=MECHANISM, members=frozenset({"a"}), steps=40
 )
 
 
 def charge(file: Path, run: str) -> None:
     """One round of a run, as a study would charge it."""
     with hospital_workplace(load_site(file)).open_ledger() as ledger:
+        ledger.agree(run, AGREEMENT)
         ledger.charge(study="glioma", run=run, round=1, message_id=run, mechanism=MECHANISM)
         ledger.mark_released(run, "ab" * 32)
 
@@ -73,11 +73,11 @@ def test_an_exported_ledger_convinces_whoever_has_the_sites_public_key(
     medfl: Any, north: Path, tmp_path: Path
 ) -> None:
     state, file = load_site(north).state, tmp_path / "export.json"
-    assert "Whole: 3 entries" in medfl("ledger", "verify", north).out
+    assert "Whole: 4 entries" in medfl("ledger", "verify", north).out
     assert medfl("ledger", "export", north, "--out", file).code == 0
     medfl("ledger", "export", north, "--out", file).refused(2, "expected a new file")
     checked = medfl("ledger", "check-export", file, "--key", state / "site.pub")
-    assert (checked.code, "Whole: 3 entries" in checked.out) == (0, True)
+    assert (checked.code, "Whole: 4 entries" in checked.out) == (0, True)
     # The key that it was signed with is exchanged: the old export still counts.
     assert medfl("site", "rotate", state).code == 0
     assert medfl("ledger", "export", north, "--out", tmp_path / "second.json").code == 0
@@ -156,18 +156,13 @@ def test_a_restored_old_ledger_is_refused_until_the_difference_is_charged(
     assert spent(medfl, north) == pytest.approx(before)
 
 
-def test_a_second_ledger_for_the_same_patients_is_found_out_before_it_pays(
+def test_a_second_ledger_for_the_same_patients_is_not_even_made(
     medfl: Any, north: Path, hospital_file: Callable[..., Path]
 ) -> None:
-    first = hospital_workplace(load_site(north))
-    with first.open_ledger() as opened:
-        opened.agree("run", AGREEMENT, patients=first.marks())
     second = hospital_file("north", state="elsewhere")
-    assert medfl("ledger", "init", second).code == 0
-    workplace = hospital_workplace(load_site(second))
-    with workplace.open_ledger() as opened, pytest.raises(LedgerError, match="pays for") as end:
-        opened.agree("run", AGREEMENT, patients=workplace.marks())
-    assert end.value.code == "ledger-elsewhere"
+    ended = medfl("ledger", "init", second)
+    ended.refused(3, "pays for some of them", load_site(north).state / "ledger")
+    assert not hospital_workplace(load_site(second)).ledger_folder.exists()
 
 
 def test_a_moved_ledger_is_refused_until_the_administrator_says_so(
@@ -188,10 +183,31 @@ def test_a_loss_that_nobody_remembers_is_no_loss(
     medfl("ledger", "acknowledge", file, "--reason", "?").refused(3, "medfl ledger init")
 
 
-def test_a_witness_inside_the_state_folder_is_refused(
-    medfl: Any, hospital_file: Callable[..., Path]
+@pytest.mark.parametrize("inside", ["the state folder", "the witness"])
+def test_witness_and_state_folder_lie_apart(
+    inside: str,
+    medfl: Any,
+    hospital_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if inside == "the witness":
+        (tmp_path / "link").symlink_to(tmp_path)  # by whatever name
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "link"))
+        file = hospital_file("east", state="medfl")
+    else:
+        file = hospital_file("east")
+        monkeypatch.setenv("XDG_STATE_HOME", str(load_site(file).state))
+    medfl("ledger", "init", file).refused(2, "east", "cannot bear witness")
+    assert not (load_site(file).state / "ledger").exists()
+
+
+def test_a_site_file_that_names_a_witness_is_told_where_it_lies(
+    medfl: Any, hospital_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     file = hospital_file("east")
-    state = load_site(file).state
-    file.write_text(f'witness = "{state}/witness"\n' + file.read_text())
-    medfl("ledger", "init", file).refused(2, file, "witness")
+    file.write_text(f'witness = "{tmp_path}/mine"\n' + file.read_text())
+    medfl("ledger", "init", file).refused(
+        2, file, "key witness", "cannot choose", "/var/lib/medfl-witness", "the key too", "mine"
+    )
+    assert not (tmp_path / "mine").exists()

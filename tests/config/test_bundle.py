@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / ".ci" / "bundle.py"
 CONSTRAINTS = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
 WHEELS = [
-    "medfl-0.1.0-py3-none-any.whl",
+    "medfl-0.2.0-py3-none-any.whl",
     "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl",
     "typing_extensions-4.16.0-py3-none-any.whl",
     "with_build-1.0-2-py3-none-any.whl",
@@ -124,7 +124,7 @@ def test_what_is_no_exact_pin_is_refused(script: ModuleType, line: str) -> None:
         script.read_pins(f"numpy==2.4.6\n{line}\n")
 
 
-@pytest.mark.parametrize("file", ["medfl-0.1.0.tar.gz", "notes.txt", "medfl.whl"])
+@pytest.mark.parametrize("file", ["medfl-0.2.0.tar.gz", "notes.txt", "medfl.whl"])
 def test_what_is_no_wheel_is_refused(script: ModuleType, file: str, folder: Path) -> None:
     (folder / "wheels" / file).touch()
     with pytest.raises(ValueError, match=f"Expected wheels only, found '{file}'"):

@@ -27,6 +27,7 @@ from medfl.cli.app import app
 from medfl.config import load_site
 from medfl.data.layout_rules import LAYOUTS
 from medfl.data.layouts import read_cohort
+from medfl.privacy.witness_place import SYSTEM_FOLDER
 
 CONFIGS = Path(__file__).resolve().parents[2] / "site_configs"
 FILES = sorted(path for path in CONFIGS.rglob("*") if path.is_file())
@@ -40,7 +41,7 @@ SECRET_VALUE = re.compile(
     r"-----BEGIN|://[^/\s:@]+:[^/\s@]+@|\b[A-Fa-f0-9]{32,}\b|[A-Za-z0-9+/]{40,}={0,2}"
 )
 WRITABLE = {
-    "medfl-site@.service": {"/srv/medfl-witness", "medfl/%i"},
+    "medfl-site@.service": {str(SYSTEM_FOLDER), "medfl/%i"},
     "medfl-server.service": {"/var/lib/medfl-server", "medfl-server"},
 }
 SANDBOX = {
@@ -98,7 +99,7 @@ def test_there_is_an_example_for_each_kind_of_hospital() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
 def test_an_example_needs_its_folders_changed_and_nothing_else(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
-    for folder in ("/data/brats", "/var/lib/medfl", "/srv/medfl-witness"):
+    for folder in ("/data/brats", "/var/lib/medfl"):
         assert f'"{folder}' in text
         text = text.replace(f'"{folder}', f'"{tmp_path}{folder}')
     file = tmp_path / "site.toml"
@@ -112,14 +113,13 @@ def test_an_example_needs_its_folders_changed_and_nothing_else(path: Path, tmp_p
     assert len(read_cohort(site.data).patients) == 1
     assert site.purpose == "hospital"
     assert site.state.is_relative_to(tmp_path / "var/lib/medfl")
-    assert site.witness == tmp_path / "srv/medfl-witness"
 
 
 def test_examples_can_share_a_machine() -> None:
     sites = [load_site(path) for path in EXAMPLES]
     assert len({site.name for site in sites}) == len(sites)
     assert len({site.state for site in sites}) == len(sites)
-    assert len({site.witness for site in sites}) == 1
+    assert not any(SYSTEM_FOLDER.is_relative_to(site.state) for site in sites)
 
 
 def test_the_example_for_a_gpu_uses_it_and_the_others_do_not() -> None:
@@ -279,7 +279,7 @@ def test_images_are_mounted_to_be_read_only(compose: dict[str, Any]) -> None:
     assert mounts(compose["services"]["site"]) == {
         "/data": True,
         "/var/lib/medfl": False,
-        "/srv/medfl-witness": False,
+        str(SYSTEM_FOLDER): False,
     }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from medfl.data import transforms
-from medfl.data.cohort import Case, Patient
+from medfl.data.cohort import Case
 from medfl.data.intensity import normalise_scan
 from medfl.data.labels import labels_from_regions
 from medfl.data.transforms import (
     Frame,
-    PatientStore,
     prepare_case,
     prepare_image,
     restore_probabilities,
@@ -266,166 +263,6 @@ def test_a_case_without_mask_can_be_segmented(hospital: Any) -> None:
 # The store
 
 
-@pytest.fixture
-def patients(hospital: Any) -> tuple[Patient, ...]:
-    names = ["BraTS2021_00000", "BraTS2021_00001", "BraTS2021_00002"]
-    for number, name in enumerate(names):
-        hospital.add(name, seed=number)
-    first, second, third = (hospital.case(name) for name in names)
-    return (
-        Patient(patient_id="one", cases=(first,)),
-        Patient(patient_id="two", cases=(second, third)),
-    )
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the cases that were read from their source files, in order."""
-    names: list[str] = []
-    real = transforms.prepare_case
-
-    def prepare(case: Case, frame: Frame) -> transforms.PreparedCase:
-        names.append(case.case_id)
-        return real(case, frame)
-
-    monkeypatch.setattr(transforms, "prepare_case", prepare)
-    return names
-
-
-def same(one: transforms.PreparedCase, other: transforms.PreparedCase) -> bool:
-    return one.spacing_mm == other.spacing_mm and all(
-        torch.equal(getattr(one, name), getattr(other, name))
-        and getattr(one, name).dtype == getattr(other, name).dtype
-        for name in ("image_CDHW", "regions_RDHW", "foreground", "background")
-    )
-
-
-def test_a_patient_has_all_of_their_cases(patients: Any, tmp_path: Path) -> None:
-    store = PatientStore(patients, frame(), tmp_path / "cache")
-    assert len(store) == 2
-    assert [len(store.prepared(index)) for index in range(2)] == [1, 2]
-
-
-def test_stored_cases_equal_prepared_ones_but_for_half_precision(
-    patients: Any, tmp_path: Path
-) -> None:
-    (stored,) = PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-    fresh = prepare_case(patients[0].cases[0], frame())
-    assert torch.equal(stored.image_CDHW, fresh.image_CDHW.half().float())
-    assert torch.allclose(stored.image_CDHW, fresh.image_CDHW, atol=2e-3)
-    for name in ("regions_RDHW", "foreground", "background"):
-        assert torch.equal(getattr(stored, name), getattr(fresh, name))
-    assert stored.spacing_mm == fresh.spacing_mm
-
-
-def test_the_second_store_reads_the_cache_and_gets_the_same(
-    patients: Any, tmp_path: Path, reads: list[str]
-) -> None:
-    first = PatientStore(patients, frame(), tmp_path / "cache").prepared(1)
-    second = PatientStore(patients, frame(), tmp_path / "cache").prepared(1)
-    assert len(reads) == 2
-    assert all(same(one, other) for one, other in zip(first, second, strict=True))
-
-
-def test_memory_keeps_the_cases_used_last_within_its_bound(
-    patients: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = [
-        Patient(patient_id=case.case_id, cases=(case,))
-        for patient in patients
-        for case in patient.cases
-    ]
-    size = PatientStore(alone, frame(), tmp_path / "cache").prepared(0)[0].nbytes
-    store = PatientStore(alone, frame(), tmp_path / "cache", memory_bytes=int(2.5 * size))
-    files: list[str] = []
-    real = transforms.TensorCache.read
-
-    def read(cache: transforms.TensorCache, key: str) -> Any:
-        files.append(key)
-        return real(cache, key)
-
-    monkeypatch.setattr(transforms.TensorCache, "read", read)
-    for index, from_disk in [(0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (2, 0), (1, 1), (0, 1)]:
-        before = len(files)
-        store.prepared(index)
-        assert len(files) - before == from_disk
-
-
-def test_a_store_without_memory_still_serves(patients: Any, tmp_path: Path) -> None:
-    store = PatientStore(patients, frame(), tmp_path / "cache", memory_bytes=0)
-    assert same(store.prepared(0)[0], store.prepared(0)[0])
-
-
-def test_a_changed_file_is_read_again_and_a_touched_or_moved_one_is_not(
-    patients: Any, tmp_path: Path, reads: list[str]
-) -> None:
-    PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-    case = patients[0].cases[0]
-    os.utime(case.mask, ns=(1, 1))
-    moved = case.mask.with_name("moved.nii.gz")
-    case.mask.rename(moved)
-    elsewhere = [Patient(patient_id="x", cases=(replace(case, mask=moved),))]
-    store = PatientStore(elsewhere, frame(), tmp_path / "cache")
-    assert store.prepared(0)[0].regions_RDHW.any()
-    assert len(reads) == 1
-    image = nibabel.load(moved)
-    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), moved)
-    assert not store.prepared(0)[0].regions_RDHW.any()
-    assert len(reads) == 2
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"spacing": (3.0, 3.0, 3.0)}, {"regions": ("WT",)}, {"modalities": ("t1c", "t2f")}],
-)
-def test_frames_do_not_share_entries(
-    patients: Any, tmp_path: Path, reads: list[str], changes: dict[str, Any]
-) -> None:
-    PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-    (case,) = PatientStore(patients, frame(**changes), tmp_path / "cache").prepared(0)
-    assert len(reads) == 2
-    assert same(case, PatientStore(patients, frame(**changes), tmp_path / "other").prepared(0)[0])
-
-
-def test_a_damaged_entry_is_rebuilt(patients: Any, tmp_path: Path, reads: list[str]) -> None:
-    (before,) = PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-    (entry,) = (tmp_path / "cache").glob("*.case")
-    entry.write_bytes(entry.read_bytes()[:5000])
-    (after,) = PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-    assert same(before, after)
-    PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-    assert len(reads) == 2
-
-
-def test_entries_name_no_patient(patients: Any, tmp_path: Path) -> None:
-    store = PatientStore(patients, frame(), tmp_path / "cache")
-    store.prepared(0)
-    store.prepared(1)
-    for path in (tmp_path / "cache").iterdir():
-        assert len(path.stem) == 64
-        assert b"BraTS" not in path.name.encode() + path.read_bytes()
-
-
-def test_a_file_that_changes_while_it_is_read_is_refused_and_not_cached(
-    patients: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = transforms.prepare_case
-    mask = patients[0].cases[0].mask
-
-    def prepare(case: Case, frame: Frame) -> transforms.PreparedCase:
-        image = nibabel.load(mask)
-        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
-        return real(case, frame)
-
-    store = PatientStore(patients, frame(), tmp_path / "cache")
-    with monkeypatch.context() as patch:
-        patch.setattr(transforms, "prepare_case", prepare)
-        with pytest.raises(DataError, match="changed while it was read"):
-            store.prepared(0)
-    assert list((tmp_path / "cache").glob("*.case")) == []
-    assert not store.prepared(0)[0].regions_RDHW.any()
-
-
 def test_voxels_that_a_study_would_blow_up_are_refused(hospital: Any) -> None:
     hospital.affine = np.diag([60.0, 45.0, 80.0, 1.0])
     hospital.add()
@@ -447,14 +284,8 @@ def test_a_transform_holds_against_a_pixdim_that_differs_by_a_hair(hospital: Any
     assert torch.equal(before.regions_RDHW, after.regions_RDHW)
 
 
-def test_a_vanished_file_is_refused(patients: Any, tmp_path: Path) -> None:
-    patients[0].cases[0].mask.unlink()
-    with pytest.raises(DataError, match="expected readable files"):
-        PatientStore(patients, frame(), tmp_path / "cache").prepared(0)
-
-
 @pytest.mark.real_data
-def test_a_real_patient_goes_to_a_frame_and_back(real_data: Path, tmp_path: Path) -> None:
+def test_a_real_patient_goes_to_a_frame_and_back(real_data: Path) -> None:
     folder = real_data / "lgg" / "EZ" / "TCGA_EZ_7264"
     case = Case(
         case_id="TCGA_EZ_7264",
@@ -465,8 +296,7 @@ def test_a_real_patient_goes_to_a_frame_and_back(real_data: Path, tmp_path: Path
         mask=folder / "TCGA_EZ_7264_seg.nii.gz",
     )
     study = frame(modalities=("t1n", "t2f"), regions=("WT",), label_scheme="lgg")
-    patient = Patient(patient_id="x", cases=(case,))
-    (prepared,) = PatientStore([patient], study, tmp_path / "cache").prepared(0)
+    prepared = prepare_case(case, study)
     image = prepare_image(case, study)
     restored = restore_probabilities(prepared.regions_RDHW.to(torch.float32), image=image)
     assert case.mask is not None

@@ -254,6 +254,18 @@ class Federation:
         run_in_process(make_server_app(run), grid)
         return Finished(path=out, replies=grid.replies)
 
+    @staticmethod
+    def before_training(action: Callable[[], object]) -> Fault:
+        """A fault that happens once all sites have agreed, and before the first round."""
+        waiting = [action]
+
+        def fault(_: str, message: Message, answer: Callable[[], Message]) -> Message:
+            if message.metadata.message_type == "train" and waiting:
+                waiting.pop()()
+            return answer()
+
+        return fault
+
     def workplace(self, site: SiteConfig) -> Workplace:
         """Where a site works for this test."""
         return simulated_workplace(site, run_folder=self.scratch / "run")

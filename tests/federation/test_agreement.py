@@ -74,6 +74,7 @@ def test_a_declaration_that_keeps_the_studys_promise_is_accepted(federation: Any
         {"noise_origin": "operating-system"},
         {"declared_patients": 19},
         {"noise_multiplier": 0.0},
+        {"revision": 1},
     ],
 )
 def test_another_mechanism_than_the_studys_is_refused(

@@ -227,20 +227,53 @@ def test_damaged_entries_of_the_cache_are_made_again(
 
 
 @pytest.mark.usefixtures("everybody_is_drawn")
-def test_images_lost_with_their_cache_in_a_round_release_nothing(
-    site: Site, after_the_charge: Callable[..., None]
+def test_images_lost_with_their_cache_in_a_round_contribute_nothing_to_it(
+    site: Site, after_the_charge: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The round is answered like any other: a refusal would say that somebody had been drawn."""
+
     def lose() -> None:
         spoil(site.cache)
         shutil.rmtree(site.config.data.root)
 
     after_the_charge(lose)
     reply = site.train(1)
-    assert refusal_code(reply) == "data"
-    assert "BraTS2021" not in str(reply)
-    # What is lost after the charge stays charged.
-    assert site.rounds() == (1, 0)
-    assert list((site.config.state / "outbox").glob("*.safetensors")) == []
+    assert refusal_code(reply) == ""
+    assert site.rounds() == (1, 1)
+    assert "3 patient gradients could not be computed (DataError)" in caplog.text
+    for text in (str(reply), caplog.text):
+        assert "BraTS2021" not in text
+    # What is lost for good shows before the next charge.
+    assert refusal_code(site.train(2)) == "data"
+    assert site.rounds() == (1, 1)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_cache_without_room_serves_what_was_verified_or_nothing(
+    federation: Any,
+    after_the_charge: Callable[..., None],
+    everybody_is_drawn: None,
+    caplog: pytest.LogCaptureFixture,
+    changed: bool,
+) -> None:
+    """Whose images come from the files is settled before the draw, and so is what they show."""
+    site = Site(federation, forgets=True)
+    site.config = site.config.model_copy(update={"cache_gigabytes": 1e-6})
+
+    def change() -> None:
+        image = nibabel.load(flair_of(site.patients[0]))
+        voxels = np.asarray(image.dataobj)[::-1]
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine), flair_of(site.patients[0]))
+
+    after_the_charge(change if changed else lambda: None)
+    assert refusal_code(site.train(1)) == ""
+    failed = "1 patient gradients could not be computed (DataError)"
+    assert (failed in caplog.text) == changed
+    # The changed image takes part in the next round.
+    caplog.clear()
+    after_the_charge(lambda: None)
+    assert refusal_code(site.train(2)) == ""
+    assert "could not be computed" not in caplog.text
 
 
 def full(*_: object) -> None:

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from flwr.app import Message
 
+from medfl.data.patient_store import PatientStore
 from medfl.errors import BudgetExceeded, ConfigError, DataError
+from medfl.federation import site_round
 from medfl.federation.failures import MAX_CHARACTERS, code_of, told
 from medfl.federation.messages import Proposal, refusal_code, to_record
 from medfl.federation.workplace import Workplace
+from medfl.privacy import engine
 from medfl.privacy.engine import PatientOptimizer
 
 pytestmark = pytest.mark.slow
@@ -101,13 +105,76 @@ def test_a_text_that_a_server_chose_stays_short_and_on_one_line() -> None:
     assert len(line) == MAX_CHARACTERS
 
 
-def test_a_site_out_of_memory_in_a_step_lives_on_and_has_paid(
+def first_round(site: str, message: Message) -> bool:
+    """Whether this asks the bad site for the first update."""
+    return (
+        site == BAD
+        and message.metadata.message_type == "train"
+        and message.metadata.group_id == "1"
+    )
+
+
+def test_a_patient_who_does_not_fit_the_memory_shows_before_the_charge(
     federation: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whoever is drawn: else an answer would mean that nobody large was."""
+    study = federation.study()
+    tried: list[int] = []
+
+    def full_device(store: PatientStore, index: int) -> Any:
+        tried.append(index)
+        raise torch.OutOfMemoryError(f"CUDA out of memory at {PATIENT}")
+
+    def runs_out(site: str, message: Message, answer: Callable[[], Message]) -> Message:
+        with monkeypatch.context() as patch:
+            if first_round(site, message):
+                patch.setattr(PatientStore, "prepared", full_device)
+            return answer()
+
+    finished = federation.run(study, federation.sites(), fault=runs_out)
+    assert len(tried) == 1
+    assert finished.outcomes(1)[BAD] == ("refused", "out-of-memory")
+    assert finished.outcomes(2)[BAD] == ("admitted", "")
+    assert finished.charges(BAD) == 1
+    lines = [r.getMessage() for r in caplog.records if r.name == SITE_LOG]
+    (line,) = [line for line in lines if "out-of-memory" in line]
+    assert "device = 'cpu'" in line
+    assert PATIENT not in line
+
+
+def test_the_largest_patient_is_tried_once_for_a_study(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = federation.hospital(BAD, copy_patients=True)
+    root = Path(site.data.root)
+    largest = sorted(root.iterdir())[2]
+    for file in largest.iterdir():
+        image = nibabel.load(file)
+        padded = np.pad(np.asarray(image.dataobj), [(0, 8)] * 3)
+        nibabel.save(nibabel.Nifti1Image(padded, image.affine), file)
+    tried: list[str] = []
+    prepared = PatientStore.prepared
+
+    def noted(store: PatientStore, index: int) -> Any:
+        tried.append(store._patients[index].patient_id)
+        return prepared(store, index)
+
+    monkeypatch.setattr(PatientStore, "prepared", noted)
+    monkeypatch.setattr(engine, "poisson_draw", lambda **_: [])
     study = federation.study(
-        training={"local_steps": 2}, aggregation={"round_timeout_seconds": 0.5}
+        privacy={"noise": "operating-system"},
+        training={"rounds": 3},
+        aggregation={"min_sites": 1},
     )
-    add_patient = PatientOptimizer.add_patient
+    federation.run(study, [site])
+    assert tried == [largest.name]
+
+
+def test_a_patient_who_fails_in_a_step_contributes_zero_and_the_answer_comes(
+    federation: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = federation.study(training={"rounds": 1, "local_steps": 2})
+    train, add_patient = site_round.train_round, PatientOptimizer.add_patient
     calls = iter(range(1000))
 
     def full_device(self: PatientOptimizer, loss: torch.Tensor) -> bool:
@@ -115,35 +182,24 @@ def test_a_site_out_of_memory_in_a_step_lives_on_and_has_paid(
             raise torch.OutOfMemoryError(f"CUDA out of memory at {PATIENT}")
         return add_patient(self, loss)
 
-    def first_round(site: str, message: Message) -> bool:
-        return (
-            site == BAD
-            and message.metadata.message_type == "train"
-            and message.metadata.group_id == "1"
-        )
+    def runs_out(*arguments: Any, **keywords: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(PatientOptimizer, "add_patient", full_device)
+            patch.setattr(engine, "poisson_draw", lambda *, population, **_: range(population))
+            return train(*arguments, **keywords)
 
-    def runs_out(site: str, message: Message, answer: Callable[[], Message]) -> Message:
+    def fault(site: str, message: Message, answer: Callable[[], Message]) -> Message:
         with monkeypatch.context() as patch:
             if first_round(site, message):
-                patch.setattr(PatientOptimizer, "add_patient", full_device)
+                patch.setattr(site_round, "train_round", runs_out)
             return answer()
 
-    finished = federation.run(study, federation.sites(), fault=runs_out)
-    assert next(calls) == 2
-    assert finished.outcomes(1)[BAD] == ("refused", "out-of-memory")
-    assert finished.outcomes(2)[BAD] == ("admitted", "")
-    assert finished.charges(BAD) == 2
-    lines = [r.getMessage() for r in caplog.records if r.name == SITE_LOG]
-    (line,) = [line for line in lines if "out-of-memory" in line]
-    assert "device = 'cpu'" in line
-    assert PATIENT not in line
-
-    # What the failed step left behind has no effect: the same model as if it had never begun.
-    def silent(site: str, message: Message, answer: Callable[[], Message]) -> Message | None:
-        return None if first_round(site, message) else answer()
-
-    other = federation.run(study, federation.sites(), fault=silent, name="silent")
-    assert all(torch.equal(value, other.weights[name]) for name, value in finished.weights.items())
+    finished = federation.run(study, federation.sites(), fault=fault)
+    assert next(calls) > 2
+    assert finished.outcomes(1)[BAD] == ("admitted", "")
+    assert finished.charges(BAD) == 1
+    assert "1 patient gradients could not be computed (OutOfMemoryError)" in caplog.text
+    assert PATIENT not in caplog.text
 
 
 def test_a_site_out_of_memory_before_the_charge_pays_nothing(
@@ -168,12 +224,17 @@ def test_a_damaged_image_is_told_without_its_name(
     federation: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     hospital = federation.hospital(BAD, copy_patients=True)
-    for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
-        file.write_bytes(file.read_bytes()[:200])
-    study = federation.study(
-        privacy={"noise": "operating-system"}, training={"rounds": 1, "local_steps": 6}
+
+    def damage() -> None:
+        for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
+            file.write_bytes(file.read_bytes()[:200])
+
+    study = federation.study(privacy={"noise": "operating-system"}, training={"rounds": 1})
+    finished = federation.run(
+        study,
+        [*federation.sites("east", "south"), hospital],
+        fault=federation.before_training(damage),
     )
-    finished = federation.run(study, [*federation.sites("east", "south"), hospital])
     assert finished.outcomes()[BAD] == ("refused", "data")
     lines = [r.getMessage() for r in caplog.records if r.name == SITE_LOG]
     (line,) = [line for line in lines if "code data" in line]

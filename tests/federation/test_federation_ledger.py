@@ -137,7 +137,7 @@ def test_what_was_rejected_counts_as_well(
         {"steps": 1},
         {"steps": 10**15},
         {"mechanism": Mechanism(**{**MECHANISM.to_dict(), "noise_multiplier": 1e6})},
-        {"mechanism": Mechanism(**{**MECHANISM.to_dict(), "sampling_prob": 1e-9})},
+        {"mechanism": Mechanism(**{**MECHANISM.to_dict(), "sampling_prob": 1e-6})},
         {"mechanism": Mechanism(**{**MECHANISM.to_dict(), "clip_norm": 0.5})},
     ],
 )

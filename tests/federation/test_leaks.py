@@ -90,14 +90,18 @@ def test_a_failing_site_answers_with_a_code_and_the_round_goes_on(
 
 def test_a_patients_damaged_file_is_not_named_to_the_server(federation: Any) -> None:
     hospital = federation.hospital(BAD, copy_patients=True)
-    for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
-        file.write_bytes(file.read_bytes()[:200])
-    # Steps enough that somebody is drawn.
-    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1, "local_steps": 6})
-    finished = federation.run(study, [*federation.sites("east", "south"), hospital])
-    outcome, code = finished.outcomes()[BAD]
-    assert outcome == "refused"
-    assert code in ("data", "internal")
+
+    def damage() -> None:
+        for file in Path(hospital.data.root).rglob("*_flair.nii.gz"):
+            file.write_bytes(file.read_bytes()[:200])
+
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
+    finished = federation.run(
+        study,
+        [*federation.sites("east", "south"), hospital],
+        fault=federation.before_training(damage),
+    )
+    assert finished.outcomes()[BAD] == ("refused", "data")
     assert finished.outcomes()["east"] == ("admitted", "")
     assert_clean(finished.replies, federation)
 
@@ -211,22 +215,25 @@ def test_an_identifier_in_eight_places_reaches_nothing_that_a_simulation_writes_
     assert canary.found_in(*sinks(finished, sites[0].state, log=caplog.text)) == []
 
 
+@pytest.mark.parametrize("when", ["before the agreement", "before the round"])
 def test_an_identifier_reaches_nothing_where_every_image_is_damaged(
-    federation: Any, canary: Any, caplog: pytest.LogCaptureFixture
+    when: str, federation: Any, canary: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     sites = planted_sites(federation, canary)
-    for site in sites[:2]:
-        for file in Path(site.data.root).rglob("*.nii.gz"):
-            file.write_bytes(file.read_bytes()[:200])
-    # Steps enough that somebody is drawn.
-    study = federation.study(
-        **HOSPITAL_NOISE,
-        training={"rounds": 1, "local_steps": 6},
-        aggregation={"min_sites": 1},
-    )
-    finished = federation.run(study, sites)
-    assert finished.outcomes()["east"] == ("refused", "data")
+
+    def damage() -> None:
+        for site in sites[:2]:
+            for file in Path(site.data.root).rglob("*.nii.gz"):
+                file.write_bytes(file.read_bytes()[:200])
+
+    if when == "before the agreement":
+        damage()
+    study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1}, aggregation={"min_sites": 1})
+    finished = federation.run(study, sites, fault=federation.before_training(damage))
+    # Who has nothing to train on does not even agree.
+    expected = None if when == "before the agreement" else ("refused", "data")
+    assert finished.outcomes().get("east") == expected
     assert canary.found_in(*sinks(finished, sites[0].state, log=caplog.text)) == []
 
 

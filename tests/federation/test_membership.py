@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message
 
 from medfl.config import SiteConfig
-from medfl.data.transforms import PatientStore
+from medfl.data.patient_store import PatientStore
 from medfl.errors import LedgerError
 from medfl.federation import site_round
 from medfl.federation.messages import (
@@ -47,7 +48,7 @@ class Watched:
         self.declared: list[Declaration] = []
         self.tasks: list[TrainTask] = []
         self._read: set[str] = set()
-        prepared, trained = PatientStore._prepared_case, site_round.train_round
+        prepared, trained = PatientStore._verified_case, site_round.train_round
 
         def prepare(store: PatientStore, case: Any, *rest: Any) -> Any:
             self._read.add(case.case_id)
@@ -55,14 +56,15 @@ class Watched:
 
         def train(*arguments: Any, **keywords: Any) -> Any:
             self._read = set()
-            for index in range(keywords["population"]):
-                keywords["loss_of"](index)
+            patients = keywords["patients"]
+            for index in range(len(patients)):
+                patients.loss_of(index, torch.Generator())
             self.drawable.append(set(self._read))
             found = trained(*arguments, **keywords)
             assert self._read == self.drawable[-1]
             return found
 
-        monkeypatch.setattr(PatientStore, "_prepared_case", prepare)
+        monkeypatch.setattr(PatientStore, "_verified_case", prepare)
         monkeypatch.setattr(site_round, "train_round", train)
 
     def __call__(self, _: str, message: Message, answer: Answer) -> Message:

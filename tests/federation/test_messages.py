@@ -77,6 +77,7 @@ def bodies(federation: Any) -> dict[str, Body]:
             mechanism=MECHANISM,
             ledger_sequence=4,
             ledger_hash=HASH,
+            affected_steps=200,
         ),
         "task": TrainTask(study=study, run="r", round=3, message_id="r/3/DU", mechanism=MECHANISM),
         "update": SiteUpdate(
@@ -323,6 +324,7 @@ DECLARED: dict[str, Any] = {
     "mechanism": Mechanism(**{**MECHANISM.to_dict(), "noise_multiplier": 2.3457}),
     "event_key": "f" * 64,
     "rotations": (),
+    "affected_steps": 1,
 }
 UPDATED: dict[str, Any] = {
     "site": "HT",

@@ -16,7 +16,13 @@ import torch
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.checks import Finding
 from medfl.federation.outbox import Outbox
-from medfl.federation.preflight import check_keys, check_ledger, check_state, preflight
+from medfl.federation.preflight import (
+    check_keys,
+    check_ledger,
+    check_state,
+    check_witness,
+    preflight,
+)
 from medfl.federation.preflight_dry_run import dry_run
 from medfl.federation.preflight_machine import (
     OUTBOX_BYTES,
@@ -28,7 +34,9 @@ from medfl.federation.preflight_machine import (
 )
 from medfl.federation.site_keys import SiteKeys
 from medfl.federation.workplace import Workplace, hospital_workplace
+from medfl.privacy.ledger import Agreement
 from medfl.privacy.planner import plan_site
+from medfl.privacy.witness_place import witness_folder
 from medfl.segmentation.networks import trainable_state
 
 LARGE = Machine(
@@ -264,7 +272,7 @@ def _behead(workplace: Workplace) -> None:
 
 
 def _forget(workplace: Workplace) -> None:
-    shutil.rmtree(workplace.site.witness)
+    shutil.rmtree(witness_folder())
 
 
 @pytest.mark.parametrize(
@@ -291,10 +299,28 @@ def test_a_ledger_made_for_another_budget_is_an_error(hospital: SiteConfig) -> N
     assert "made for" in only(check_ledger(hospital_workplace(site))).value
 
 
+@pytest.mark.parametrize("purpose", ["hospital", "open-data"])
+def test_patients_of_another_ledger_are_an_error(purpose: str, hospital: SiteConfig) -> None:
+    assert check_witness(hospital_workplace(hospital)) == []
+    state = hospital.state.with_name("second")
+    second = hospital.model_copy(update={"name": "second", "state": state, "purpose": purpose})
+    found = only(check_witness(hospital_workplace(second)))
+    assert found.severity == "error"
+    assert str(hospital.state / "ledger") in found.value
+
+
 def test_a_budget_that_is_almost_spent_is_a_warning(federation: Any, workplace: Workplace) -> None:
     study = federation.study(privacy={"epsilon": 9.5, "noise": "operating-system"})
     with workplace.open_ledger() as ledger:
         mechanism = plan_site(study, workplace.site, history=(), private=True).mechanism
+        agreement = Agreement(
+            study=study.id,
+            proposal=study.digest,
+            mechanism=mechanism,
+            members=frozenset(workplace.members),
+            steps=study.total_steps,
+        )
+        ledger.agree("run", agreement)
         for number in range(1, study.training.rounds + 1):
             ledger.charge(
                 study=study.id,
@@ -437,7 +463,7 @@ def test_a_dry_run_charges_and_leaves_nothing(federation: Any, workplace: Workpl
     study = federation.study(network={"arguments": {"dropout_prob": 0.5}})
     network = workplace.network(study)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    witness = {path: path.read_bytes() for path in workplace.site.witness.iterdir()}
+    witness = {path: path.read_bytes() for path in witness_folder().iterdir()}
     with workplace.open_ledger() as ledger:
         before = ledger.entries()
     state = torch.get_rng_state()
@@ -446,7 +472,7 @@ def test_a_dry_run_charges_and_leaves_nothing(federation: Any, workplace: Workpl
     with workplace.open_ledger() as ledger:
         assert ledger.entries() == before
     assert not (workplace.site.state / "outbox").exists()
-    assert {path: path.read_bytes() for path in workplace.site.witness.iterdir()} == witness
+    assert {path: path.read_bytes() for path in witness_folder().iterdir()} == witness
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medfl.data import transforms
+from medfl.data import patient_store
 from medfl.data.cache import TensorCache
 from medfl.errors import ConfigError, DataError
 from medfl.federation.preparation import fill_cache
@@ -27,13 +27,13 @@ def fill(federation: Any, site: Any) -> tuple[list[DataError], list[tuple[int, i
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cases in the order in which they are prepared."""
     names: list[str] = []
-    original = transforms.prepare_case
+    original = patient_store.prepare_case
 
     def note(case: Any, frame: Any) -> Any:
         names.append(case.case_id)
         return original(case, frame)
 
-    monkeypatch.setattr(transforms, "prepare_case", note)
+    monkeypatch.setattr(patient_store, "prepare_case", note)
     return names
 
 
@@ -46,7 +46,7 @@ def test_a_round_after_it_prepares_nobody_and_nothing_was_charged(
     prepared.clear()
     workplace = federation.workplace(site)
     training, _ = workplace.stores(federation.study())
-    training.verify(range(4))
+    training.verify()
     assert [len(training.prepared(index)) for index in range(4)] == [1, 1, 1, 1]
     assert fill(federation, site)[0] == []
     assert prepared == []

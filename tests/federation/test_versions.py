@@ -36,11 +36,11 @@ def test_a_run_goes_on_with_what_began_it(begun: Path) -> None:
 
 
 def test_a_patch_release_in_mid_study_goes_on(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "__version__", "0.1.99")
+    monkeypatch.setattr(versions, "__version__", "0.2.99")
     require_same_versions(begun)
 
 
-@pytest.mark.parametrize("version", ["0.2.0", "1.1.0", "0.10.0"])
+@pytest.mark.parametrize("version", ["0.3.0", "1.2.0", "0.1.0", "0.20.0"])
 def test_another_minor_version_is_refused_and_says_what_to_do(
     version: str, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,8 +48,8 @@ def test_another_minor_version_is_refused_and_says_what_to_do(
     with pytest.raises(ConfigError) as caught:
         require_same_versions(begun)
     text = str(caught.value)
-    assert f"expected medfl 0.1, with which this run was begun, found {version}" in text
-    assert "install medfl 0.1.0 to go on, or begin a new run" in text
+    assert f"expected medfl 0.2, with which this run was begun, found {version}" in text
+    assert "install medfl 0.2.0 to go on, or begin a new run" in text
 
 
 @pytest.mark.parametrize("name", ["flwr", "dp-accounting", "opacus"])
@@ -73,6 +73,6 @@ def test_a_new_run_notes_its_versions_and_a_resumed_one_is_held_to_them(
     out = tmp_path / "run"
     prepare_folder(out, study=study, resume=False)
     prepare_folder(out, study=study, resume=True)
-    monkeypatch.setattr(versions, "__version__", "0.2.0")
-    with pytest.raises(ConfigError, match=r"expected medfl 0\.1"):
+    monkeypatch.setattr(versions, "__version__", "0.3.0")
+    with pytest.raises(ConfigError, match=r"expected medfl 0\.2"):
         prepare_folder(out, study=study, resume=True)

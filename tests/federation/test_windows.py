@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medfl.federation import pictures
 from medfl.federation.messages import EvaluateTask
-from medfl.federation.site_round import evaluate
+from medfl.federation.site_scores import evaluate
 from medfl.federation.study_model import study_model_bytes
 from medfl.segmentation.networks import trainable_state
 

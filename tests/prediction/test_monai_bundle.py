@@ -25,8 +25,8 @@ config = "configs/inference.json"
 run(config_file=config, bundle_root=".", datalist=json.loads(sys.argv[1]))
 """
 PRIVACY = [
-    {"site": "north", "epsilon_pld": 7.9954, "delta": 1e-5, "budget": 10.0},
-    {"site": "west", "epsilon_pld": 3.2, "delta": 1e-6, "budget": 4.0},
+    {"site": "north", "epsilon_pld": 7.9954, "delta": 1e-5, "budget": 10.0, "revision": 2},
+    {"site": "west", "epsilon_pld": 3.2, "delta": 1e-6, "budget": 4.0, "revision": 2},
 ]
 
 
@@ -49,6 +49,22 @@ def test_the_card_says_what_every_site_promised(run_dir: Path, tmp_path: Path) -
     assert "not a medical device" in card
     assert "T1 with contrast, T2-FLAIR" in card
     assert "It began from random weights." in card
+
+
+@pytest.mark.parametrize("old", [0, 1, 2])
+def test_a_run_of_medfl_0_1_is_not_called_private(old: int, run_dir: Path, tmp_path: Path) -> None:
+    entries = json.loads((run_dir / "privacy.json").read_text())
+    for entry in entries[:old]:
+        del entry["revision"]
+    (run_dir / "privacy.json").write_text(json.dumps(entries))
+    out = export_bundle(run_dir, tmp_path / "bundle")
+    card = (out / "docs" / "README.md").read_text()
+    described = json.loads((out / "configs" / "metadata.json").read_text())["description"]
+    for text in (card, described):
+        assert ("patient-level differential privacy" in text) == (old == 0)
+        assert ("noise of medfl 0.1" in text) == (old > 0)
+    assert ("Do not rely on it" in card) == (old > 0)
+    assert ("learns about any one patient no more" in card) == (old == 0)
 
 
 def test_nothing_is_overwritten_and_an_unfinished_run_is_refused(

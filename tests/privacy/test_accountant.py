@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,9 @@ def test_hopeless_noise_is_answered_at_once_with_a_bound(
 ) -> None:
     # Opacus' PRV takes 143 s for the first, a loss distribution gigabytes for the others.
     started = time.perf_counter()
-    charges = [charge(q, sigma, steps)]
+    # The last one is below what a mechanism may have today, and may stand in an old ledger.
+    mechanism = replace(charge(q, 1.0, steps).mechanism, noise_multiplier=sigma, revision=1)
+    charges = [Charge(mechanism=mechanism, steps=steps)]
     assert epsilon_prv(charges, delta=DELTA) == math.inf
     assert epsilon(charges, delta=DELTA) == epsilon_rdp(charges, delta=DELTA) > 1000
     assert replace_one_epsilon(charges, delta=DELTA) == math.inf

@@ -18,7 +18,7 @@ from medfl.privacy.accountant import (
     lifetime_epsilon,
     noise_multiplier_for,
 )
-from medfl.privacy.ledger import Ledger, Permit, Terms
+from medfl.privacy.ledger import Agreement, Ledger, Permit, Terms
 from medfl.privacy.mechanism import Mechanism
 
 DELTA = 1e-5
@@ -52,11 +52,27 @@ def pay(ledger: Ledger, number: int = 1, **changes: Any) -> Permit:
     return ledger.charge(**{**arguments, **changes})
 
 
+def agreed(ledger: Ledger, *runs: str, steps: int = 10**6) -> Ledger:
+    """The same ledger, after the site agreed to these runs."""
+    for run in runs or ("first",):
+        ledger.agree(
+            run,
+            Agreement(
+                study="gliomas",
+                proposal="0" * 64,
+                mechanism=mechanism(),
+                members=frozenset({"a"}),
+                steps=steps,
+            ),
+        )
+    return ledger
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Folder of a hospital's ledger with a budget of 8 and nothing spent."""
+    """Folder of a hospital's ledger with a budget of 8 and nothing spent, agreed to two runs."""
     path = tmp_path / "state" / "ledger"
-    Ledger.create(path, cohort="DU", epsilon=8.0, delta=DELTA).close()
+    agreed(Ledger.create(path, cohort="DU", epsilon=8.0, delta=DELTA), "first", "second").close()
     return path
 
 
@@ -71,7 +87,7 @@ def open_data(tmp_path: Path) -> Iterator[Ledger]:
     with Ledger.create(
         tmp_path / "open", cohort="TCGA", epsilon=8.0, delta=DELTA, purpose="open-data"
     ) as opened:
-        yield opened
+        yield agreed(opened, "first", "baseline")
 
 
 def in_child(action: Callable[[], object]) -> int:
@@ -131,6 +147,7 @@ def test_the_same_message_computed_again_is_charged_again(ledger: Ledger) -> Non
 def test_a_charge_beyond_the_budget_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "ledger"
     with Ledger.create(folder, cohort="DU", epsilon=cost(3) - 1e-6, delta=DELTA) as ledger:
+        agreed(ledger)
         pay(ledger, 1)
         pay(ledger, 2)
         before = ledger.head()
@@ -148,6 +165,7 @@ def test_a_charge_exactly_at_the_budget_is_accepted(tmp_path: Path, ulps: int) -
     budget = cost(2)
     budget = math.nextafter(budget, math.inf * ulps) if ulps else budget
     with Ledger.create(tmp_path / "l", cohort="DU", epsilon=budget, delta=DELTA) as ledger:
+        agreed(ledger)
         pay(ledger, 1)
         pay(ledger, 2)
         with pytest.raises(BudgetExceeded):
@@ -157,6 +175,7 @@ def test_a_charge_exactly_at_the_budget_is_accepted(tmp_path: Path, ulps: int) -
 def test_a_smaller_charge_still_fits_after_a_refusal(tmp_path: Path) -> None:
     budget = cost(1) + 0.02
     with Ledger.create(tmp_path / "l", cohort="DU", epsilon=budget, delta=DELTA) as ledger:
+        agreed(ledger)
         with pytest.raises(BudgetExceeded):
             pay(ledger, mechanism=mechanism(local_steps=6))
         pay(ledger)
@@ -251,7 +270,7 @@ def test_an_affordable_study_is_admitted_without_spending(ledger: Ledger) -> Non
     planned = [Charge(mechanism=mechanism(), steps=50)]
     assert ledger.admit("gliomas", planned, run="1") == cost(10)
     assert ledger.spent().epsilon == 0
-    assert ledger.head().sequence == 2
+    assert ledger.head().sequence == 4
 
 
 def test_an_unaffordable_study_is_refused_before_its_first_round(ledger: Ledger) -> None:
@@ -285,7 +304,7 @@ def test_a_hospitals_cohort_refuses_weaker_noise(
         with pytest.raises(PolicyRefused) as refused:
             attempt()
         assert refused.value.code == code
-    assert ledger.head().sequence == 1
+    assert ledger.head().sequence == 3
 
 
 def test_open_data_records_a_baseline_as_infinite_and_still_limits_private_charges(
@@ -343,14 +362,14 @@ def test_an_impossible_argument_is_refused_and_writes_nothing(
 ) -> None:
     with pytest.raises(ValueError, match=f"Expected .*{name}"):
         pay(ledger, **{name: value})
-    assert ledger.head().sequence == 1
+    assert ledger.head().sequence == 3
 
 
 def test_a_charge_row_tells_everything_that_was_decided(folder: Path, ledger: Ledger) -> None:
     pay(ledger)
     (body,) = (
         sqlite3.connect(folder / "ledger.sqlite")
-        .execute("SELECT body FROM entries WHERE sequence = 2")
+        .execute("SELECT body FROM entries WHERE sequence = 4")
         .fetchone()
     )
     entry = json.loads(body)
@@ -469,12 +488,13 @@ def test_a_charge_whose_head_cannot_be_kept_counts_but_permits_nothing(
 
 def test_processes_cannot_spend_the_same_budget(tmp_path: Path) -> None:
     folder = tmp_path / "ledger"
-    Ledger.create(folder, cohort="DU", epsilon=cost(5) + 0.01, delta=DELTA).close()
+    with Ledger.create(folder, cohort="DU", epsilon=cost(5) + 0.01, delta=DELTA) as ledger:
+        agreed(ledger, "a", "b", "c")
 
     def spend_until_refused(name: str) -> None:
         with Ledger.open(folder) as ledger:
             for number in range(1, 100):
-                pay(ledger, number, message_id=f"{name}-{number}")
+                pay(ledger, number, run=name, message_id=f"{name}-{number}")
 
     children = []
     for name in ("a", "b", "c"):
@@ -486,7 +506,7 @@ def test_processes_cannot_spend_the_same_budget(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     with Ledger.open(folder) as ledger:
         ledger.verify()
-        assert ledger.head().sequence == 1 + 5
+        assert ledger.head().sequence == 1 + 3 + 5
         assert ledger.spent().epsilon == cost(5)
 
 
@@ -498,4 +518,4 @@ def test_an_open_ledger_sees_what_another_process_charged(folder: Path, ledger: 
     assert in_child(charge_elsewhere) == 0
     assert ledger.spent().epsilon == cost(1)
     pay(ledger, 2)
-    assert ledger.head().sequence == 3
+    assert ledger.head().sequence == 5

@@ -22,7 +22,7 @@ import pytest
 from medfl.errors import BudgetExceeded, LedgerError
 from medfl.privacy import ledger as module
 from medfl.privacy.accountant import Charge, epsilon, lifetime_epsilon
-from medfl.privacy.ledger import Ledger, Permit
+from medfl.privacy.ledger import Agreement, Ledger, Permit
 from medfl.privacy.ledger_head import HEAD
 from medfl.privacy.ledger_store import DATABASE
 from medfl.privacy.mechanism import Mechanism
@@ -51,6 +51,22 @@ def pay(ledger: Ledger, number: int = 1, *, run: str = "first") -> Permit:
     )
 
 
+def agreed(ledger: Ledger, *runs: str, steps: int = 10**6) -> Ledger:
+    """The same ledger, after the site agreed to these runs."""
+    for run in runs or ("first",):
+        ledger.agree(
+            run,
+            Agreement(
+                study="gliomas",
+                proposal="0" * 64,
+                mechanism=Mechanism(**MECHANISM),
+                members=frozenset({"a"}),
+                steps=steps,
+            ),
+        )
+    return ledger
+
+
 def cost(rounds: int) -> float:
     charge = Charge(mechanism=Mechanism(**MECHANISM), steps=STEPS)
     return epsilon([charge] * rounds, delta=DELTA)
@@ -67,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
     """Folder of a hospital's ledger with one charge."""
     path = tmp_path / "state" / "ledger"
     with Ledger.create(path, cohort="DU", epsilon=8.0, delta=DELTA) as ledger:
-        pay(ledger)
+        pay(agreed(ledger))
     return path
 
 
@@ -167,7 +183,7 @@ def test_a_read_only_disk_refuses_before_anything_is_computed() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "ledger"
         with Ledger.create(folder, cohort="DU", epsilon=8.0, delta=DELTA) as ledger:
-            pay(ledger)
+            pay(agreed(ledger))
         paths = [Path(name), folder, *folder.iterdir()]
         for path in paths:
             os.chown(path, NOBODY if os.geteuid() == 0 else -1, -1)
@@ -264,7 +280,7 @@ def test_charges_of_another_accountant_are_counted_by_this_one(
         pay(ledger, 3)
         assert ledger.spent().epsilon == cost(3)
     with sqlite3.connect(folder / DATABASE) as connection:
-        rows = connection.execute("SELECT body FROM entries WHERE sequence > 1").fetchall()
+        rows = connection.execute("SELECT body FROM entries WHERE sequence > 2").fetchall()
     connection.close()
     assert ["dp-accounting 0.5.0" in body for (body,) in rows] == [False, True, False]
 
@@ -289,6 +305,7 @@ def test_new_runs_share_what_the_cohort_has_left(tmp_path: Path) -> None:
         for runs in range(1, len(names) + 1)
     )
     with Ledger.create(tmp_path / "l", cohort="DU", epsilon=budget, delta=DELTA) as ledger:
+        agreed(ledger, *names, "another")
         for run in names[:fitting]:
             pay(ledger, run=run)
         for run in (names[0], names[fitting], "another"):

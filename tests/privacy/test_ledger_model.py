@@ -1,7 +1,8 @@
 """The ledger against a simple model of it: any history of charges, crashes and old copies.
 
-The model is a list of charges and a number of entries. Whatever is done in whatever order, the
-ledger holds what the model holds, never more than the budget and never less than before.
+The model is a list of charges, the steps that each run was agreed to, and a number of entries.
+Whatever is done in whatever order, the ledger holds what the model holds, never more than the
+budget or than was agreed, and never less than before.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from medfl.errors import BudgetExceeded, LedgerError, PermitExhausted
+from medfl.errors import BudgetExceeded, LedgerError, PermitExhausted, PolicyRefused
 from medfl.privacy import ledger as module
 from medfl.privacy.accountant import Charge, epsilon_prv, lifetime_epsilon
-from medfl.privacy.ledger import Ledger, Permit
+from medfl.privacy.ledger import Agreement, Ledger, Permit
 from medfl.privacy.ledger_head import HEAD
 from medfl.privacy.ledger_store import LedgerStore
 from medfl.privacy.mechanism import Mechanism
@@ -45,6 +46,8 @@ RUNS = some.sampled_from(["first", "second"])
 MESSAGES = some.sampled_from(["a", "b", "c"])
 NOISE = some.sampled_from([2.0, 4.0])
 STEPS = some.sampled_from([1, 5])
+ROUNDS = some.sampled_from([1, 2])
+AGREED = some.sampled_from([0, 7, 100])
 
 
 def mechanism(noise: float, steps: int) -> Mechanism:
@@ -64,6 +67,7 @@ class Paid:
 
     study: str
     run: str
+    round: int
     message: str
     noise: float
     steps: int
@@ -91,6 +95,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="medfl-ledger-"))
         self.paid: list[Paid] = []
+        self.agreed: dict[str, int] = {}
         self.lost: list[Ledger] = []
         self.entries = 1
         self.spent = 0.0
@@ -102,6 +107,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger.create(
             self.folder, cohort="DU", epsilon=BUDGET, delta=DELTA, witness=self.witness
         )
+        self.agree("first", 100)
 
     @property
     def folder(self) -> Path:
@@ -135,16 +141,35 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.admit(study, planned, run=run) == expected
             self.entries += 1
 
-    @rule(study=STUDIES, run=RUNS, message=MESSAGES, noise=NOISE, steps=STEPS)
-    def charge(self, study: str, run: str, message: str, noise: float, steps: int) -> None:
-        self.charge_by(self.ledger, study, run, message, noise, steps)
+    @rule(run=RUNS, steps=AGREED)
+    def agree(self, run: str, steps: int) -> None:
+        agreement = Agreement(
+            study="gliomas",
+            proposal="0" * 64,
+            mechanism=mechanism(2.0, 1),
+            members=frozenset({"a"}),
+            steps=steps,
+        )
+        if run in self.agreed:
+            with pytest.raises(LedgerError, match="without an agreement"):
+                self.ledger.agree(run, agreement)
+            return
+        self.ledger.agree(run, agreement)
+        self.agreed[run] = steps
+        self.entries += 1
 
-    @rule(study=STUDIES, run=RUNS, message=MESSAGES, noise=NOISE, steps=STEPS)
+    @rule(study=STUDIES, run=RUNS, number=ROUNDS, message=MESSAGES, noise=NOISE, steps=STEPS)
+    def charge(
+        self, study: str, run: str, number: int, message: str, noise: float, steps: int
+    ) -> None:
+        self.charge_by(self.ledger, study, run, number, message, noise, steps)
+
+    @rule(study=STUDIES, run=RUNS, number=ROUNDS, message=MESSAGES, noise=NOISE, steps=STEPS)
     def charge_by_a_second_handle(
-        self, study: str, run: str, message: str, noise: float, steps: int
+        self, study: str, run: str, number: int, message: str, noise: float, steps: int
     ) -> None:
         with self.opened() as second:
-            self.charge_by(second, study, run, message, noise, steps)
+            self.charge_by(second, study, run, number, message, noise, steps)
 
     @precondition(lambda self: self.paid)
     @rule(which=some.integers(0, 1000), steps=some.integers(1, 6))
@@ -220,26 +245,51 @@ class LedgerMachine(RuleBasedStateMachine):
         assert sum(row.steps for row in spent.by_run) == sum(p.steps for p in self.paid)
         released = [p for p in self.paid if p.digest]
         assert sum(row.released for row in spent.by_run) == len(released)
+        for run in {p.run for p in self.paid}:
+            assert sum(p.steps for p in self.paid if p.run == run) <= self.agreed[run]
         wasted = [(p.study, p.run, p.noise, p.steps) for p in self.paid if not p.digest]
         assert spent.wasted_epsilon == lifetime(wasted)
 
     def charge_by(
-        self, ledger: Ledger, study: str, run: str, message: str, noise: float, steps: int
+        self,
+        ledger: Ledger,
+        study: str,
+        run: str,
+        number: int,
+        message: str,
+        noise: float,
+        steps: int,
     ) -> None:
         asked: dict[str, Any] = {
             "study": study,
             "run": run,
-            "round": 1,
+            "round": number,
             "message_id": message,
             "mechanism": mechanism(noise, steps),
         }
+        code = self.refusal(run, number, message, steps)
+        if code:
+            with pytest.raises(PolicyRefused) as refused:
+                ledger.charge(**asked)
+            assert refused.value.code == code
+            return
         if self.with_another(study, run, noise, steps) > BUDGET + FORGIVEN:
             with pytest.raises(BudgetExceeded):
                 ledger.charge(**asked)
             return
         permit = ledger.charge(**asked)
-        self.paid.append(Paid(study, run, message, noise, steps, permit))
+        self.paid.append(Paid(study, run, number, message, noise, steps, permit))
         self.entries += 1
+
+    def refusal(self, run: str, number: int, message: str, steps: int) -> str:
+        """The code of what the agreement of a run does not allow; empty if it does."""
+        if run not in self.agreed:
+            return "policy-not-agreed"
+        of_run = [p for p in self.paid if p.run == run]
+        if any(p.round == number and p.message != message for p in of_run):
+            return "policy-round"
+        charged = sum(p.steps for p in of_run)
+        return "policy-steps" if charged + steps > self.agreed[run] else ""
 
     def with_another(
         self, study: str = "", run: str = "", noise: float = 0.0, steps: int = 0
@@ -311,8 +361,13 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LedgerStore, "holds", lambda *_: True)
 
 
+def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every charge is within what was agreed."""
+    monkeypatch.setattr(module, "require_allowed", lambda *_, **__: None)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", [refund, a_step_too_many, no_budget, no_memory])
+@pytest.mark.parametrize("bug", [refund, a_step_too_many, no_budget, no_memory, no_limit])
 def test_a_planted_bug_is_found(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import dp_accounting
+import numpy as np
 import pytest
 
 from medfl.privacy.mechanism import Mechanism
@@ -29,6 +30,13 @@ VALUES: dict[str, Any] = {
         ("clipping", "per-layer"),
         ("noise_origin", "torch"),
         ("adjacency", "replace-one"),
+        *(("revision", value) for value in (0, 3, 2.0, True)),
+        # What float32 cannot honour: at a clip norm of 7e-46 one patient's share was 1.75 C.
+        *(("clip_norm", value) for value in (7e-46, 9e-7, 1.1e6, 1e30)),
+        *(("noise_multiplier", value) for value in (5e-324, 9e-4, 1.1e6)),
+        ("sampling_prob", 9e-7),
+        ("local_steps", 10**7 + 1),
+        ("declared_patients", 10**7 + 1),
     ],
 )
 def test_a_parameter_outside_its_range_is_refused(name: str, value: object) -> None:
@@ -51,6 +59,42 @@ def test_divisor_and_noise_follow_from_the_public_constants() -> None:
     mechanism = Mechanism(**VALUES)
     assert mechanism.divisor == pytest.approx(6.0)
     assert mechanism.noise_std == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-6, 1e6])
+@pytest.mark.parametrize("noise_multiplier", [0.0, 1e-3, 1e6])
+@pytest.mark.parametrize(("q", "n"), [(1e-6, 1), (1.0, 10**7)])
+def test_within_the_bounds_every_step_of_the_grid_is_a_normal_float32_number(
+    clip_norm: float, noise_multiplier: float, q: float, n: int
+) -> None:
+    mechanism = Mechanism(
+        **{
+            **VALUES,
+            "clip_norm": clip_norm,
+            "noise_multiplier": noise_multiplier,
+            "sampling_prob": q,
+            "declared_patients": n,
+        }
+    )
+    limits = np.finfo(np.float32)
+    assert mechanism.grid / mechanism.divisor > limits.tiny / limits.eps
+    largest = n * clip_norm + 10 * mechanism.noise_std
+    assert largest / mechanism.divisor < limits.max * limits.eps
+
+
+def test_the_grid_is_a_power_of_two_just_below_a_millionth_of_the_noise() -> None:
+    assert Mechanism(**VALUES).grid == 2.0 / 2**20  # of sigma C = 3
+    assert Mechanism(**{**VALUES, "noise_multiplier": 0.0}).grid == 1.0 / 2**20  # of C = 1.5
+    exact = Mechanism(**{**VALUES, "noise_multiplier": 4.0, "clip_norm": 1.0})
+    assert exact.grid == 4.0 / 2**20
+
+
+def test_a_charge_from_before_revisions_is_of_the_first_and_read_as_it_is() -> None:
+    values = Mechanism(**VALUES).to_dict() | {"clip_norm": 7e-46}
+    del values["revision"]
+    old = Mechanism.from_dict(values)
+    assert (old.revision, old.clip_norm) == (1, 7e-46)
+    assert old != Mechanism(**VALUES)
 
 
 def test_the_event_is_the_subsampled_gaussian_of_the_same_parameters() -> None:

@@ -16,7 +16,7 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.config.site import SiteData, SitePolicy
 from medfl.errors import BudgetExceeded
 from medfl.privacy.accountant import Charge, epsilon
-from medfl.privacy.ledger import Ledger
+from medfl.privacy.ledger import Agreement, Ledger
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.planner import (
     MOST_STEPS,
@@ -53,6 +53,13 @@ def study(*, target: float = 6.0, q: float = 0.25, rounds: int = 10, steps: int 
         "aggregation": {"strategy": "fedavg", "min_sites": 2},
     }
     return StudyConfig.model_validate_json(json.dumps(values))
+
+
+def agree(ledger: Ledger, run: str, *, mechanism: Mechanism, steps: int) -> None:
+    agreement = Agreement(
+        study=run, proposal="0" * 64, mechanism=mechanism, members=frozenset({"a"}), steps=steps
+    )
+    ledger.agree(run, agreement)
 
 
 def site(*, patients: int = 20, weight: float = 20.0, **policy: Any) -> SiteConfig:
@@ -137,6 +144,7 @@ def test_a_ledger_accepts_every_round_of_a_plan_made_from_it(tmp_path: Path) -> 
         for name in ("first", "second"):
             plan = plan_site(study(target=2.0, rounds=3), hospital, history=ledger.history())
             check_proposal(plan.mechanism, rounds=plan.rounds, site=hospital)
+            agree(ledger, name, mechanism=plan.mechanism, steps=plan.total_steps)
             for number in range(1, plan.rounds + 1):
                 ledger.charge(
                     study=name,
@@ -235,6 +243,7 @@ def test_steps_until_spent_is_the_last_that_the_budget_pays_for() -> None:
 def test_steps_until_spent_are_those_that_the_ledger_accepts(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "ledger", cohort="DU", epsilon=8.0, delta=DELTA) as ledger:
         earlier = Mechanism(**{**EARLIER, "local_steps": 2})
+        agree(ledger, "r", mechanism=earlier, steps=2)
         ledger.charge(study="first", run="r", round=1, message_id="m", mechanism=earlier)
         plan = plan_site(study(target=4.0), site(), history=ledger.history())
         steps = plan.steps_until_spent()

@@ -66,7 +66,9 @@ def test_a_stricter_proposal_is_accepted() -> None:
     ("changes", "code"),
     [
         ({"noise_multiplier": 0.9999}, "policy-noise-multiplier"),
-        ({"noise_multiplier": 1e-9}, "policy-noise-multiplier"),
+        ({"noise_multiplier": 1e-3}, "policy-noise-multiplier"),
+        ({"noise_multiplier": 1e-9, "revision": 1}, "policy-noise-multiplier"),
+        ({"revision": 1}, "policy-revision"),
         ({"noise_multiplier": 0.0}, "policy-noise"),
         ({"clip_norm": 2.0001}, "policy-clip-norm"),
         ({"sampling_prob": 0.2501}, "policy-sampling-prob"),

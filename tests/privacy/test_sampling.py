@@ -83,7 +83,12 @@ def test_an_impossible_probability_is_refused(probability: float) -> None:
         )
 
 
-@pytest.mark.parametrize("population", [0, -1, 2.0, True])
+def test_nobody_is_drawn_from_nobody() -> None:
+    source = SecureNormal.from_operating_system()
+    assert poisson_draw(population=0, probability=0.5, source=source) == []
+
+
+@pytest.mark.parametrize("population", [-1, 2.0, True])
 def test_an_impossible_population_is_refused(population: object) -> None:
     with pytest.raises(ValueError, match="Expected a whole population"):
         poisson_draw(

@@ -46,7 +46,8 @@ def folder(tmp_path: Path, witness: Witness) -> Path:
     """A ledger that the witness knows and that has paid for two rounds."""
     path = tmp_path / "state" / "ledger"
     with create(path, witness) as ledger:
-        agree(ledger, "first", marks(witness))
+        for run in ("first", "paid before"):
+            agree(ledger, run, marks(witness))
         pay(ledger, 1)
         pay(ledger, 2)
     return path
@@ -69,7 +70,11 @@ def create(folder: Path, witness: Witness | None, patients: Iterable[str] = PATI
 
 def agree(ledger: Ledger, run: str, patients: Iterable[str]) -> None:
     agreement = Agreement(
-        study="gliomas", proposal="0" * 64, mechanism=MECHANISM, members=frozenset({"a"})
+        study="gliomas",
+        proposal="0" * 64,
+        mechanism=MECHANISM,
+        members=frozenset({"a"}),
+        steps=10**6,
     )
     ledger.agree(run, agreement, patients=patients)
 
@@ -133,7 +138,7 @@ def test_what_it_keeps_is_for_its_owner_only(folder: Path, tmp_path: Path) -> No
     kept = tmp_path / "witness"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in kept.iterdir()} == {0o600}
-    assert len(list(kept.iterdir())) == 2  # the key and one ledger
+    assert len(list(kept.iterdir())) == 3  # the key, the lock and one ledger
 
 
 def test_it_remembers_head_and_charges_as_the_ledger_has_them(
@@ -164,6 +169,7 @@ def test_a_ledger_is_known_by_its_folder_as_well(witness: Witness, folder: Path)
 
 def test_a_ledger_without_a_witness_leaves_nothing_behind(tmp_path: Path) -> None:
     with create(tmp_path / "open" / "ledger", None) as ledger:
+        agree(ledger, "first", [])
         pay(ledger, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["open"]
 
@@ -229,7 +235,7 @@ def test_a_deleted_ledger_is_neither_opened_nor_made_anew(witness: Witness, fold
 
 def test_a_lost_ledger_begins_again_with_everything_spent(witness: Witness, folder: Path) -> None:
     with Ledger.open(folder, witness=witness) as ledger:
-        pay(ledger, 1, study="metastases", run="second")
+        pay(ledger, 1, study="metastases", run="paid before")
         before = ledger.spent()
         history = sorted(ledger.history(), key=str)
         lost = ledger.head()
@@ -255,12 +261,12 @@ def test_the_steps_of_a_run_are_known_after_its_ledger_was_lost(
     witness: Witness, folder: Path
 ) -> None:
     with Ledger.open(folder, witness=witness) as ledger:
-        pay(ledger, 1, run="second")
+        pay(ledger, 1, run="paid before")
     shutil.rmtree(folder)
     with acknowledge(folder, witness) as ledger:
         # What is carried over may only be counted more, never less.
         assert ledger.steps(run="first") >= 2 * STEPS
-        assert ledger.steps(run="second") >= STEPS
+        assert ledger.steps(run="paid before") >= STEPS
 
 
 def test_a_lost_ledger_may_go_on_elsewhere_and_the_old_one_is_dead(
@@ -303,7 +309,7 @@ def test_an_old_copy_goes_on_with_what_it_lacked(witness: Witness, folder: Path)
     backup = copy(folder, "backup")
     with Ledger.open(folder, witness=witness) as ledger:
         pay(ledger, 3)
-        pay(ledger, 1, study="metastases", run="second")
+        pay(ledger, 1, study="metastases", run="paid before")
         before = ledger.spent().epsilon
     restore(folder, backup)
     with acknowledge(folder, witness) as ledger:
@@ -417,6 +423,34 @@ def test_a_key_of_another_length_is_refused(witness: Witness, folder: Path) -> N
         witness.mark("Anna")
 
 
+@pytest.mark.parametrize("key", ["gone", "another"])
+def test_without_the_right_key_nobody_is_known_again_and_nothing_is_permitted(
+    key: str, witness: Witness, folder: Path
+) -> None:
+    path = folder.parent.parent / "witness" / "witness.key"
+    path.unlink()
+    if key == "another":
+        path.write_bytes(b"k" * 32)
+    for action in (
+        lambda: Ledger.open(folder, witness=witness),
+        lambda: create(folder.parent / "other", witness, PATIENTS),
+        lambda: acknowledge(folder, witness),
+    ):
+        with pytest.raises(LedgerError, match="restore it"):
+            action()
+    assert not (folder.parent / "other").exists()
+
+
+def test_a_memory_of_a_version_that_noted_no_key_is_believed(
+    witness: Witness, folder: Path
+) -> None:
+    (memory,) = (folder.parent.parent / "witness").glob("*.json")
+    content = json.loads(memory.read_text())
+    del content["key"]
+    memory.write_text(json.dumps(content))
+    assert spent(folder, witness) == cost(2)
+
+
 def test_what_the_witness_cannot_note_counts_and_permits_nothing(
     witness: Witness, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +514,7 @@ def test_a_loss_takes_nothing_over_from_a_ledger_that_is_still_there(
     """A patient of the lost cohort's data folder may belong to another ledger by now."""
     other = folder.parent / "other"
     with create(other, witness, ["Dora"]) as ledger:
+        agree(ledger, "second", marks(witness, ["Dora"]))
         pay(ledger, 1, study="metastases", run="second")
     for lost, alive, patients in (
         (folder, other, [*PATIENTS, "Dora"]),
@@ -498,6 +533,7 @@ def test_a_loss_takes_nothing_over_from_a_ledger_that_is_still_there(
 def test_two_lost_ledgers_are_both_taken_over(witness: Witness, folder: Path) -> None:
     other = folder.parent / "other"
     with create(other, witness, ["Dora"]) as ledger:
+        agree(ledger, "second", marks(witness, ["Dora"]))
         pay(ledger, 1, study="metastases", run="second")
         alone = ledger.spent().epsilon
     shutil.rmtree(folder)

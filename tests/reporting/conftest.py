@@ -160,7 +160,7 @@ def _study() -> dict[str, Any]:
 
 def _environment() -> dict[str, Any]:
     return {
-        "medfl": "0.1.0",
+        "medfl": "0.2.0",
         "python": "3.11.9",
         "torch": "2.13.0",
         "monai": "1.6.1",
@@ -229,6 +229,8 @@ def _privacy(name: str, epsilon: float, noise_origin: str, purpose: str) -> dict
         "event_key": "5ea1" * 16,
         "noise_origin": noise_origin,
         "adjacency": "zero-out",
+        "revision": 2,
+        "affected_steps": 0,
     }
 
 
@@ -284,6 +286,7 @@ def _write_ledger(
         "declared_patients": 40,
         "noise_origin": noise_origin,
         "adjacency": "zero-out",
+        "revision": 2,
     }
     pairs = [(number, name) for number in range(1, ROUNDS + 1) for name in sites]
     reported = [(number, name) for number, name in pairs if not _is_lost(name, number)]

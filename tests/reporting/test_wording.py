@@ -76,6 +76,7 @@ def test_only_a_guaranteed_run_is_called_private() -> None:
     assert "private" in wording.variant_name("federated", guarantee="given")
     assert wording.variant_name("federated", guarantee="none") == "Federated, without privacy"
     assert "private" not in wording.variant_name("federated", guarantee="simulated")
+    assert "private" not in wording.variant_name("federated", guarantee="overstated")
 
 
 def test_words_agree_with_counts() -> None:

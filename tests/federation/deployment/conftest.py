@@ -36,7 +36,6 @@ purpose = "hospital"
 declared_patients = {patients}
 weight = {patients}.0
 state = "{state}"
-witness = "{witness}"
 threads = 1
 
 [data]
@@ -113,6 +112,11 @@ class Deployment:
     command: str = str(MEDFL)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    @property
+    def memory(self) -> Path:
+        """What holds the witness of the machine that the hospitals stand for."""
+        return self.scratch / "xdg-state"
+
     @staticmethod
     def child(process: subprocess.Popen[bytes], *, word: str) -> psutil.Process | None:
         """The process below another one whose command line has a word in it."""
@@ -137,6 +141,7 @@ class Deployment:
             # Noise is seeded, and processes can be held: see `seeded/sitecustomize.py`.
             "PYTHONPATH": os.pathsep.join([str(SEEDED), os.environ.get("PYTHONPATH", "")]),
             "MEDFL_TEST_HOLDS": str(self.holds),
+            "XDG_STATE_HOME": str(self.memory),
         }
         with self.log(name).open("ab") as log:
             self.running[name] = subprocess.Popen(
@@ -217,9 +222,11 @@ class Deployment:
 
     def spent(self, name: str) -> Any:
         """A hospital's account, after every total was counted again."""
-        with hospital_workplace(self.site(name)).open_ledger() as ledger:
-            ledger.recount()
-            return ledger.spent()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(self.memory))
+            with hospital_workplace(self.site(name)).open_ledger() as ledger:
+                ledger.recount()
+                return ledger.spent()
 
     def run_of(self, name: str, *, study: str) -> Any:
         """What a hospital was charged for the run of a study."""
@@ -257,7 +264,6 @@ def hospital_file(
             name=name,
             patients=PATIENTS[name],
             state=state,
-            witness=folder / f"{name}-witness",
             root=open_data.data.root,
             layout=open_data.data.layout,
             label_scheme=open_data.data.label_scheme,
@@ -307,13 +313,15 @@ def deployment(
     sites = {}
     for name in PATIENTS:
         state = scratch / "state" / name
-        sites[name] = hospital_file(
-            scratch,
-            name=name,
-            open_data=load_site(hospital_files[name]),
-            state=state,
-            key=name.encode() * 8,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(scratch / "xdg-state"))
+            sites[name] = hospital_file(
+                scratch,
+                name=name,
+                open_data=load_site(hospital_files[name]),
+                state=state,
+                key=name.encode() * 8,
+            )
         run_medfl("server", "admit", place, state / PUBLIC, name)
     holds = scratch / "holds"
     holds.mkdir()

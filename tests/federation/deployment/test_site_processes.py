@@ -41,7 +41,6 @@ purpose = "hospital"
 declared_patients = 5
 weight = 5.0
 state = "{state}"
-witness = "{witness}"
 threads = 1
 
 [data]
@@ -122,6 +121,7 @@ class Hospital:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
+            "XDG_STATE_HOME": str(self.scratch / "xdg-state"),
             **variables,
         }
         with (self.scratch / f"{name}.log").open("ab") as log:
@@ -157,9 +157,11 @@ class Hospital:
 
     def spent(self, study: str) -> tuple[int, int]:
         """Charges and released updates of a study, after every total was counted again."""
-        with hospital_workplace(load_site(self.file)).open_ledger() as ledger:
-            ledger.recount()
-            runs = [run for run in ledger.spent().by_run if run.study == study]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(self.scratch / "xdg-state"))
+            with hospital_workplace(load_site(self.file)).open_ledger() as ledger:
+                ledger.recount()
+                runs = [run for run in ledger.spent().by_run if run.study == study]
         return sum(run.charges for run in runs), sum(run.released for run in runs)
 
     def end(self) -> None:
@@ -229,7 +231,6 @@ def write_hospital(folder: Path, open_data: Path) -> Path:
     path.write_text(
         SITE.format(
             state=state,
-            witness=folder / "witness",
             root=data.root,
             layout=data.layout,
             label_scheme=data.label_scheme,
@@ -237,7 +238,9 @@ def write_hospital(folder: Path, open_data: Path) -> Path:
         )
     )
     SiteKeys.create(state / KEYS).write_public(state / PUBLIC, folder=state / KEYS)
-    create_ledger(load_site(path), folder=state / "ledger").close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder / "xdg-state"))
+        create_ledger(load_site(path), folder=state / "ledger").close()
     return path
 
 

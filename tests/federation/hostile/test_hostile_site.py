@@ -205,7 +205,7 @@ def test_a_site_that_does_not_answer_as_asked_is_left_out(
     case: str, runs_with: Any, without_bad: Any, instead: Any, wire: Any, caplog: Any
 ) -> None:
     outcome, code = INSTEAD[case]
-    silent = {"aggregation": {"round_timeout_seconds": 0.5}} if case == "silence" else {}
+    silent = {"aggregation": {"round_timeout_seconds": 3.0}} if case == "silence" else {}
     finished = runs_with("train", instead[case], **silent)
     assert_left_out(finished, outcome, code)
     assert wire.lines_of_medfl(caplog) == []
@@ -228,7 +228,7 @@ def test_an_answer_that_comes_a_round_late_is_left_out(
         return Message(kept[0], reply_to=message)
 
     # In this process everybody who answers does so before anybody is waited for.
-    study = federation.study(aggregation={"round_timeout_seconds": 0.5})
+    study = federation.study(aggregation={"round_timeout_seconds": 3.0})
     others = federation.run(study, federation.sites("east", "south"), name="others")
     finished = federation.run(study, federation.sites(), fault=late)
     assert_left_out(finished, "silent", "silent")
