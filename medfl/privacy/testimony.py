@@ -97,7 +97,8 @@ class Testimony:
         if known is None:
             raise LedgerError(
                 f"{self.store.folder}: expected a ledger that this machine's witness knows, found "
-                "an unknown one. If it was moved here from another machine, say so with `medfl "
-                "ledger acknowledge SITE.toml --reason ...`."
+                f"an unknown one ({witness.folder}). Run medfl under the account that made the "
+                "ledger. If it was moved here from another machine, say so with `medfl ledger "
+                "acknowledge SITE.toml --reason ...`."
             )
         return known

@@ -101,6 +101,11 @@ class Hospital:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
+    def memory(self) -> Path:
+        """What holds the witness of the hospital's machine."""
+        return self.scratch / "xdg-state"
+
+    @property
     def state(self) -> Path:
         """The hospital's state folder."""
         return load_site(self.file).state
@@ -121,7 +126,7 @@ class Hospital:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
-            "XDG_STATE_HOME": str(self.scratch / "xdg-state"),
+            "XDG_STATE_HOME": str(self.memory),
             **variables,
         }
         with (self.scratch / f"{name}.log").open("ab") as log:
@@ -158,7 +163,7 @@ class Hospital:
     def spent(self, study: str) -> tuple[int, int]:
         """Charges and released updates of a study, after every total was counted again."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("XDG_STATE_HOME", str(self.scratch / "xdg-state"))
+            patch.setenv("XDG_STATE_HOME", str(self.memory))
             with hospital_workplace(load_site(self.file)).open_ledger() as ledger:
                 ledger.recount()
                 runs = [run for run in ledger.spent().by_run if run.study == study]
@@ -445,7 +450,8 @@ def test_a_running_site_is_alone_with_its_state_until_it_leaves_for_good(
     assert second.wait(timeout=60) == 1
     assert "found one that does" in hospital.log("second")
     command = [str(MEDFL), "site", "leave", str(hospital.file), "--reason", "moved", "--yes"]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    of_its_account = {**os.environ, "XDG_STATE_HOME": str(hospital.memory)}
+    subprocess.run(command, check=True, timeout=120, capture_output=True, env=of_its_account)
     assert site.wait(timeout=40) == 0
     require_ended(running)
     again = hospital.start_site("again", server=address)
