@@ -260,6 +260,8 @@ def test_bugs_are_caught_by_the_parts_that_can_see_them_and_the_right_code_is_no
     app.command()(pipeline.main)
     out = tmp_path / "found.json"
     options = ["--only", "half of the noise", "--only", "one generator a round"]
+    # The fast tests have groups of their own, and the canaries theirs.
+    options += ["--column", "mechanism", "--column", "sensitivity"]
     done = CliRunner().invoke(app, [*options, "--out", str(out)])
     assert done.exit_code == 0, done.output
     values = json.loads(out.read_text(encoding="utf-8"))
@@ -267,8 +269,6 @@ def test_bugs_are_caught_by_the_parts_that_can_see_them_and_the_right_code_is_no
         row["name"]: {column: cell["outcome"] for column, cell in row["cells"].items()}
         for row in values["bugs"]
     }
-    assert set(outcomes["none planted"].values()) == {"missed"}
-    noise, generator = outcomes["half of the noise"], outcomes["one generator a round"]
-    assert (noise["mechanism"], noise["tests"]) == ("caught", "caught")
-    assert (generator["sensitivity"], generator["tests"]) == ("caught", "caught")
-    assert "canaries" not in generator
+    assert outcomes["none planted"] == {"mechanism": "missed", "sensitivity": "missed"}
+    assert outcomes["half of the noise"]["mechanism"] == "caught"
+    assert outcomes["one generator a round"]["sensitivity"] == "caught"
