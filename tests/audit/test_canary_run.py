@@ -112,10 +112,10 @@ def test_a_canarys_gradient_lies_on_its_own_axis_and_turns_round_every_round(
         patients = site.training_patients(
             study, network, round_number=number, members=frozenset(site.members)
         )
-        assert patients.count == OWN_PATIENTS + 2
+        assert len(patients) == OWN_PATIENTS + 2
         for canary, size in ((0, way * GRADIENT), (1, 0.0)):
             network.zero_grad()
-            patients.loss_of(OWN_PATIENTS + canary).backward()
+            patients.loss_of(OWN_PATIENTS + canary, torch.Generator()).backward()
             gradients = torch.cat(
                 [p.grad.flatten() for p in network.parameters() if p.grad is not None]
             )
