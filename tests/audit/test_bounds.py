@@ -115,6 +115,7 @@ def test_randomised_response_attains_its_epsilon_and_is_not_overcharged() -> Non
     assert np.mean(shown) > 0.95 * epsilon
 
 
+@pytest.mark.slow
 def test_bounds_hold_for_gaussian_mechanisms() -> None:
     rng = np.random.default_rng(6)
     mu, runs = 1.0, 100

@@ -121,6 +121,7 @@ def test_attack_lowers_its_objective_on_a_network_of_one_layer() -> None:
     assert (done[0], done[-1]) == ((1, 60), (60, 60))
 
 
+@pytest.mark.slow
 def test_result_follows_from_its_arguments_and_not_from_torchs_seed(
     mechanism: Mechanism, short: Inversion
 ) -> None:

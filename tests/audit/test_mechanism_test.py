@@ -108,6 +108,7 @@ def test_an_engine_with_a_small_bug_is_caught(bug: str, plant: Callable[[str], N
     assert SLOW_BUGS[bug] in found.broken
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("bug", ["noise shared by two parameters", "a bit in a mantissa"])
 def test_bugs_that_no_variance_shows_are_caught(bug: str, plant: Callable[[str], None]) -> None:

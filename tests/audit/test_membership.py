@@ -110,6 +110,7 @@ def test_rates_agree_with_scipy_and_brute_force(others: int) -> None:
     assert (rates.tpr_low, rates.tpr_high) == pytest.approx((exact.low, exact.high))
 
 
+@pytest.mark.slow
 def test_interval_of_the_auc_agrees_with_scipys_bootstrap() -> None:
     scores = normal_scores(0.8, members=60, others=25, seed=3)
 
@@ -261,6 +262,7 @@ def test_study_and_sites_have_to_be_the_runs(sites: list[SiteConfig], short_run:
         attack_run(other, sites, run_folder=short_run)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_refused_and_nothing_is_written(
     sites: list[SiteConfig], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def look(federation: Federation, scratch: Path) -> ReleasedUpdate:
     return look_at_update(study, sites[0], scratch=scratch)
 
 
+@pytest.mark.slow
 def test_an_update_consists_of_noisy_integers_and_is_charged_in_the_scratch_folder(
     federation: Federation, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def ledger(north: Path) -> Path:
     return load_site(north).state / "ledger"
 
 
+@pytest.mark.slow
 def test_keys_are_made_once_and_only_their_public_half_is_shown(medfl: Any, north: Path) -> None:
     state = load_site(north).state
     medfl("site", "init", state).refused(2, "never replaced")
@@ -92,6 +93,7 @@ def test_an_exported_ledger_convinces_whoever_has_the_sites_public_key(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [

@@ -118,6 +118,7 @@ def test_a_missing_file_is_named(medfl: Medfl, study: Path, tmp_path: Path) -> N
     refused(medfl("report", tmp_path / "no run"), 1, tmp_path / "no run")
 
 
+@pytest.mark.slow
 def test_files_written_on_windows_are_read(medfl: Medfl, study: Path, hospitals: Path) -> None:
     study.write_bytes(b"\xef\xbb\xbf" + study.read_text().replace("\n", "\r\n").encode())
     assert medfl("plan", study, hospitals / "east.toml").code == 0

@@ -135,6 +135,7 @@ def spent(hospital: Path, *, sigma: float, rounds: int) -> None:
             )
 
 
+@pytest.mark.slow
 def test_json_holds_every_figure_of_the_plan(medfl: Medfl, study: Any, site: Any) -> None:
     files = [site("DU"), site("FG", budget=9.0)]
     ended = medfl("plan", study(), *files, "--json")
@@ -174,6 +175,7 @@ def test_the_network_is_counted_without_an_image(medfl: Medfl, study: Any, site:
     assert report["parameters"] == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_tables_and_verdicts_fit_a_terminal(medfl: Medfl, study: Any, site: Any) -> None:
     long = "a-hospital-with-a-name-of-forty-letters0"
     files = [site(name, budget=0.5 if name == "FG" else 10.0) for name in (*PATIENTS, long)]
@@ -199,6 +201,7 @@ def test_much_less_noise_is_a_better_verdict(medfl: Medfl, study: Any, site: Any
     assert benefits == ["none", "weak", "usable"]
 
 
+@pytest.mark.slow
 def test_a_hospitals_earlier_studies_are_counted(medfl: Medfl, study: Any, site: Any) -> None:
     fresh, used = site("DU", purpose="hospital"), site("HT", purpose="hospital")
     spent(fresh, sigma=3.0, rounds=0)
@@ -228,6 +231,7 @@ def test_a_target_that_no_noise_meets_is_said(medfl: Medfl, study: Any, site: An
     assert ended.out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_study", "of_site", "code", "parts"),
     [

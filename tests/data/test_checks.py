@@ -351,6 +351,7 @@ def test_what_is_shared_names_nobody(hospital: Any) -> None:
     assert {finding.patient for finding in shareable(found, key=b"")} == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("name", "patients", "copied"),

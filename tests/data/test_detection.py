@@ -135,6 +135,7 @@ def test_a_folder_of_something_else_gives_no_proposal(tmp_path: Path) -> None:
         detect(tmp_path / "away")
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize(("folder", "layout"), [("brats2015", "brats2015"), ("lgg/CS", "lgg")])
 def test_real_cases_are_detected(folder: str, layout: str, real_data: Path) -> None:

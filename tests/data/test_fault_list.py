@@ -674,6 +674,7 @@ def test_what_is_sound_has_no_finding_and_keeps_its_voxels(oddity: str, pair: An
 # Against another reader
 
 
+@pytest.mark.slow
 def test_whatever_header_is_accepted_nibabel_reads_as_the_same_image(tmp_path: Path) -> None:
     """Random damage to a header: it is refused, or both readers agree on grid and voxels."""
     chance = random.Random(5)  # noqa: S311

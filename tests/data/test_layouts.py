@@ -476,6 +476,7 @@ def test_real_hospitals_are_read(real_data: Path, site: str, patients: int) -> N
     assert len(read_cohort(site_data(real_data / "lgg" / site, "lgg")).patients) == patients
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_the_real_sample_of_2015_is_read(real_data: Path) -> None:
     data = site_data(real_data / "brats2015", "brats2015")

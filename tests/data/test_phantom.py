@@ -71,6 +71,7 @@ def test_same_seed_gives_the_same_patient(skull_stripped: bool) -> None:
         np.testing.assert_array_equal(first.images[modality], again.images[modality])
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_anatomy_and_other_tumours() -> None:
     for seed in SEEDS[1:]:
         assert np.any(patient(0).labels != patient(seed).labels)
@@ -79,6 +80,7 @@ def test_other_seeds_give_other_anatomy_and_other_tumours() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skull_stripped", [True, False])
 @pytest.mark.parametrize("look", range(len(LOOKS)))
 def test_images_are_finite_non_negative_and_fit_16_bits(look: int, skull_stripped: bool) -> None:
@@ -152,6 +154,7 @@ def test_enhancing_rim_lies_between_necrosis_and_oedema() -> None:
     assert rims >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skull_stripped", [True, False])
 @pytest.mark.parametrize("look", range(len(LOOKS)))
 def test_lesion_is_brighter_in_flair_than_the_tissue_around_it(

@@ -39,6 +39,7 @@ def shares(variety: Variety) -> list[float]:
     return [float((one.labels > 0).sum() / (one.images["t1n"] > 0).sum()) for one in made]
 
 
+@pytest.mark.slow
 def test_tumours_take_up_to_a_sixth_of_the_brain_in_one_piece() -> None:
     wide, narrow = shares("wide"), shares("narrow")
     assert 0.009 <= min(wide) < 0.03

@@ -227,6 +227,7 @@ def test_a_native_segmentation_returns_voxel_for_voxel(hospital: Any, axcodes: s
     assert np.array_equal(returned(hospital, frame()), np.asarray(source.dataobj))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SLA"])
 @pytest.mark.parametrize("sizes", [(1.0, 1.0, 5.0), (0.9, 1.1, 1.0), (0.7, 0.7, 0.7)])
 def test_a_resampled_segmentation_returns_to_the_source_s_grid(

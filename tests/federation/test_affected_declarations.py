@@ -39,6 +39,7 @@ def charge_as_then(folder: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_a_hospital_declares_the_steps_that_an_affected_version_charged(
     old: bool, federation: Any

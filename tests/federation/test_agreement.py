@@ -117,6 +117,7 @@ def spoiling(*, spoil: Callable[[dict[str, Any]], Any], sites: tuple[str, ...]) 
     return fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [

@@ -128,6 +128,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_before_the_first_round_costs_nothing(
     change: str, site: Site, caplog: pytest.LogCaptureFixture
@@ -142,6 +143,7 @@ def test_a_change_before_the_first_round_costs_nothing(
         assert str(site.config.data.root) not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["vanished", "truncated", "header changed"])
 def test_a_change_between_two_rounds_costs_nothing_more(change: str, site: Site) -> None:
     assert refusal_code(site.train(1)) == ""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("late_seconds", "found", "charges"),
     [(1.0, ("refused", "message-late"), 1), (-30.0, ("admitted", ""), 2)],

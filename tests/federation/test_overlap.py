@@ -100,6 +100,7 @@ def test_spelling_does_not_hide_a_person(one: str, other: str) -> None:
     assert compare([of("DU", one), of("HT", other)]).pairs[0].patients == 1
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_normalising_again_changes_nothing(text: str) -> None:
     once = normalised(text)

@@ -309,6 +309,7 @@ def test_patients_of_another_ledger_are_an_error(purpose: str, hospital: SiteCon
     assert str(hospital.state / "ledger") in found.value
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_almost_spent_is_a_warning(federation: Any, workplace: Workplace) -> None:
     study = federation.study(privacy={"epsilon": 9.5, "noise": "operating-system"})
     with workplace.open_ledger() as ledger:

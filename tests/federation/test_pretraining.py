@@ -39,6 +39,7 @@ def test_random_weights_follow_from_the_studys_seed(federation: Any) -> None:
     assert not same(first, weights(federation.study(seed=1)))
 
 
+@pytest.mark.slow
 def test_pretraining_repeats_bit_for_bit_and_leaves_nothing_behind(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_hospital_shares_no_metrics(federation: Any, hospital: Any) -> None:
     assert state(hospital, study) == before
 
 
+@pytest.mark.slow
 def test_noise_is_as_large_as_the_policys_floor_whatever_the_study_wants(
     federation: Any,
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_round_is_charged_before_and_released_after(federation: Any, hospital:
     assert update.mechanism == asked.mechanism
 
 
+@pytest.mark.slow
 def test_a_refusal_beyond_the_budget_leaves_ledger_and_weights_as_they_were(
     federation: Any,
 ) -> None:
@@ -385,6 +387,7 @@ def test_a_ledger_made_for_another_budget_is_refused(federation: Any) -> None:
     assert refusal_code(train(federation, workplace, task(federation))) == "ledger"
 
 
+@pytest.mark.slow
 def test_a_second_study_on_the_same_patients_begins_with_what_was_spent(federation: Any) -> None:
     sites = [federation.hospital(name) for name in ("east", "south")]
     small = federation.study(

@@ -96,6 +96,7 @@ def test_the_threshold_is_the_best_for_these_very_patients(
     assert best > 0.2
 
 
+@pytest.mark.slow
 def test_one_command_trains_scores_and_prints_a_row_a_region(
     collection: ModuleType, tmp_path: Path
 ) -> None:

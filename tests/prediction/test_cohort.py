@@ -86,6 +86,7 @@ def test_a_cohort_s_masks_lie_where_the_source_has_them(
         assert voxels(mask).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "mask"),
     [

@@ -151,6 +151,7 @@ _SETTINGS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=8, derandomize=True)
 @given(
     setting=_SETTINGS,
@@ -314,6 +315,7 @@ def test_the_search_ends_on_the_right_value_of_the_grid() -> None:
         assert found == (index + 1) / 10_000
 
 
+@pytest.mark.slow
 def test_earlier_charges_of_the_study_ask_for_more_noise() -> None:
     prior = [charge(0.3, 4.0, 50)]
     sigma = noise_multiplier_for(
@@ -323,6 +325,7 @@ def test_earlier_charges_of_the_study_ask_for_more_noise() -> None:
     assert epsilon([*prior, charge(0.3, sigma - 1e-4, 100)], delta=DELTA) > 8.0
 
 
+@pytest.mark.slow
 def test_earlier_studies_limit_the_noise_by_the_lifetime_budget() -> None:
     earlier = [[charge(0.3, 6.0, 100)], [charge(0.1, 3.0, 50)]]
     target: dict[str, Any] = {"epsilon": 8.0, "delta": DELTA, "sampling_prob": 0.3, "steps": 100}
@@ -341,6 +344,7 @@ def test_a_used_up_budget_is_reported_instead_of_absurd_noise() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_generous_target_gets_the_smallest_noise_of_the_search() -> None:
     assert noise_multiplier_for(epsilon=1e9, delta=DELTA, sampling_prob=0.3, steps=1) == 0.2
 

@@ -196,6 +196,7 @@ def test_a_study_that_changes_its_noise_counts_as_two(ledger: Ledger) -> None:
     assert len(ledger.history()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [0, 1, 2])
 def test_a_plan_made_from_the_ledger_is_never_refused_by_it(
     folder: Path, ledger: Ledger, earlier: int

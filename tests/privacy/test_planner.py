@@ -138,6 +138,7 @@ def test_what_was_spent_before_is_counted_on_top() -> None:
     assert second.mechanism.noise_multiplier > first.mechanism.noise_multiplier
 
 
+@pytest.mark.slow
 def test_a_ledger_accepts_every_round_of_a_plan_made_from_it(tmp_path: Path) -> None:
     hospital = site(epsilon=8.0)
     with Ledger.create(tmp_path / "ledger", cohort="DU", epsilon=8.0, delta=DELTA) as ledger:
@@ -185,6 +186,7 @@ def test_equal_sites_average_their_noise_down_with_the_square_root_of_their_numb
 HOSPITALS = {"DU": (36, 10.8), "HT": (28, 8.4), "CS": (13, 3.9), "FG": (12, 3.6)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "sigma", "of_a_site", "averaged"),
     [
@@ -240,6 +242,7 @@ def test_steps_until_spent_is_the_last_that_the_budget_pays_for() -> None:
     assert oracle(steps) <= 5.0 < oracle(steps + 1)
 
 
+@pytest.mark.slow
 def test_steps_until_spent_are_those_that_the_ledger_accepts(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "ledger", cohort="DU", epsilon=8.0, delta=DELTA) as ledger:
         earlier = Mechanism(**{**EARLIER, "local_steps": 2})

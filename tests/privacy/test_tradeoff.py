@@ -21,6 +21,7 @@ def charge(q: float, sigma: float, steps: int) -> Charge:
 
 
 # The design's table for the plain Gaussian mechanism, at epsilon 1, 2 and 8.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mu", "advantage", "tpr"), [(0.27, 0.11, 0.020), (0.50, 0.20, 0.034), (1.67, 0.60, 0.255)]
 )
@@ -36,6 +37,7 @@ def test_the_gaussian_mechanism_gets_its_published_meaning(
     assert found.tpr_at_1_percent_fpr == pytest.approx(exact, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_mu_is_above_the_central_limit_value_which_is_no_bound() -> None:
     q, sigma, steps = 0.05, 0.6, 50
     found = distinguishability([charge(q, sigma, steps)])
@@ -43,6 +45,7 @@ def test_mu_is_above_the_central_limit_value_which_is_no_bound() -> None:
     assert found.mu > central_limit
 
 
+@pytest.mark.slow
 def test_mu_bounds_the_other_two() -> None:
     found = distinguishability([charge(0.3, 2.0, 50)])
     assert found.membership_advantage <= 2 * stats.norm.cdf(found.mu / 2) - 1

@@ -286,6 +286,7 @@ def test_an_open_copy_writes_nothing_once_the_other_was_charged(
         pay(ledger, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["process", "thread"])
 def test_an_agreement_during_another_ones_note_loses_nobody(
     how: str, witness: Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ def run(finished_run: Path) -> RunResults:
     return read_run(finished_run)
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_picture_with_something_on_it(run: RunResults) -> None:
     style_before = dict(mpl.rcParams)
     files = figures.draw_figures(run)

@@ -79,6 +79,7 @@ def page(finished_run: Path) -> Page:
     return page_of(finished_run)
 
 
+@pytest.mark.slow
 def test_page_has_its_eight_sections_in_order(page: Page) -> None:
     headings = re.findall(r"<h2>(\d) ", page.source)
     assert headings == [str(number) for number in range(1, 9)]
@@ -235,6 +236,7 @@ def test_page_names_no_patient_and_no_folder(page: Page, finished_run: Path) -> 
     assert "synthetic-1" not in page.source
 
 
+@pytest.mark.slow
 def test_a_report_made_twice_is_the_same(finished_run: Path, page: Page) -> None:
     assert page_of(finished_run).source == page.source
     assert not list(finished_run.glob("*.part"))

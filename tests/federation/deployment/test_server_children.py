@@ -45,6 +45,7 @@ def test_a_child_that_does_not_stay_is_given_up(tmp_path: Path, wait_for: Any) -
         wait_for(lambda: failing.revive() and False, seconds=60, what="an end")
 
 
+@pytest.mark.slow
 def test_a_child_that_lived_for_some_time_is_started_as_often_as_it_ends(
     tmp_path: Path, wait_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
