@@ -22,8 +22,8 @@ INSTALL := $(PIP) install -qq -c .venv/constraints.txt
 # One thread in each of two processes uses two cores better than two threads in one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STAGES := lint types contracts test-unit test-federation test-deployment test-e2e test-notebooks
-FEDERATION_TESTS := tests/federation
-DEPLOYMENT_TESTS := tests/federation/deployment
+FEDERATION_TESTS := $(addprefix tests/,hostile preflight protocol server site study)
+DEPLOYMENT_TESTS := tests/deployment
 NOTEBOOK_TESTS := tests/test_notebooks.py
 # Text notebooks where there are any, else the .ipynb files themselves.
 NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))
@@ -72,7 +72,7 @@ test-unit: .venv/.installed-all ## all tests that take seconds
 
 test-federation: .venv/.installed-all ## slow tests of the federation in a process or two: crashes, resumption
 	$(call stage,test-federation,$(PYTEST) -m slow --junitxml=build/tests/federation.xml \
-		--ignore=$(DEPLOYMENT_TESTS) $(FEDERATION_TESTS))
+		$(FEDERATION_TESTS))
 
 test-deployment: .venv/.installed-all ## slow tests of a server and hospitals as real processes
 	$(call stage,test-deployment,$(PYTEST) -m slow --junitxml=build/tests/deployment.xml \
@@ -80,7 +80,7 @@ test-deployment: .venv/.installed-all ## slow tests of a server and hospitals as
 
 test-e2e: .venv/.installed-all ## all other slow tests: whole studies, audits
 	$(call stage,test-e2e,$(PYTEST) -m slow --junitxml=build/tests/e2e.xml \
-		--ignore=$(FEDERATION_TESTS) --ignore=$(NOTEBOOK_TESTS))
+		$(addprefix --ignore=,$(FEDERATION_TESTS) $(DEPLOYMENT_TESTS) $(NOTEBOOK_TESTS)))
 
 test-notebooks: .venv/.installed-all ## execute the notebooks at small size
 	$(call stage,test-notebooks,$(BIN)/python -m pytest --junitxml=build/tests/notebooks.xml -m slow \

@@ -48,18 +48,18 @@ import torch
 from medfl.config import load_site, load_study
 from medfl.data.cohort import pseudonym
 from medfl.data.crops import draw_crops
-from medfl.data.synthetic_hospitals import write_hospitals
 from medfl.errors import ConfigError
-from medfl.federation.progress import Silent
-from medfl.federation.study_run import plan_study, run_whole_study
-from medfl.federation.workplace import simulated_workplace
+from medfl.phantom.hospitals import write_hospitals
 from medfl.prediction.cohort import predict_case
 from medfl.prediction.predictor import Predictor
-from medfl.privacy.accountant import Charge, epsilon, noise_multiplier_for
+from medfl.privacy.accounting.accountant import Charge, epsilon, noise_multiplier_for
 from medfl.reporting import figures, utility_tables, wording
 from medfl.reporting.estimates import in_region
 from medfl.reporting.report import write_report
 from medfl.reporting.results import read_run
+from medfl.server.progress import Silent
+from medfl.site.state import simulated_workplace
+from medfl.study.run import plan_study, run_whole_study
 
 SIZES = {
     "default": {

@@ -36,10 +36,10 @@ from medfl.config.open_data_site import open_data_site
 from medfl.config.site import MODALITY_ORDER
 from medfl.data.checks import check_cohort
 from medfl.data.crops import draw_crops
-from medfl.data.phantom import hospital_looks, write_hospital
-from medfl.federation.study_model import model_spec
-from medfl.federation.workplace import CACHE, Workplace
+from medfl.phantom.patient import hospital_looks, write_hospital
+from medfl.protocol.study_model import model_spec
 from medfl.segmentation.losses import patient_loss
+from medfl.site.state import CACHE, Workplace
 
 SHAPE = (16, 20, 12)
 STEPS = 40

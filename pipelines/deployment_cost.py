@@ -20,13 +20,13 @@ from pathlib import Path
 from resident_memory import forget_peak, peak_bytes, resident_bytes
 from tiny_federation import write_sites, write_study
 
-from medfl.federation.deployment.processes import flower_environment, free_port, start, stop
-from medfl.federation.site_keys import PUBLIC
+from medfl.deployment.processes import flower_environment, free_port, start, stop
+from medfl.protocol.keys import PUBLIC
 
 MEDFL = str(Path(sys.executable).parent / "medfl")
 SERVING_SECONDS = 180.0
 RUN_SECONDS = 780.0
-SUPERLINK = "medfl.federation.deployment.superlink"
+SUPERLINK = "medfl.deployment.coordinator.superlink"
 
 Launch = Callable[..., None]
 """Starts a medfl command under a name."""

@@ -26,20 +26,20 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from medfl.config import SiteConfig, StudyConfig, load_site
-from medfl.data.synthetic_hospitals import write_hospitals
-from medfl.federation.client_app import make_client_app
-from medfl.federation.exchange import ask
-from medfl.federation.grid import InProcessGrid, run_in_process
-from medfl.federation.messages import Proposal, Weights, refusal_code, to_arrays, to_record
-from medfl.federation.outbox import Outbox
-from medfl.federation.pretraining import initial_weights
-from medfl.federation.site_keys import SiteKeys
-from medfl.federation.workplace import KEYS, create_ledger, hospital_workplace
-from medfl.privacy.accountant import Charge, epsilon
-from medfl.privacy.ledger_store import DATABASE
+from medfl.phantom.hospitals import write_hospitals
+from medfl.privacy.accounting.accountant import Charge, epsilon
+from medfl.privacy.accounting.planner import plan_site
+from medfl.privacy.ledger.store import DATABASE
+from medfl.privacy.ledger.witness import Witness
 from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.planner import plan_site
-from medfl.privacy.witness import Witness
+from medfl.protocol.keys import SiteKeys
+from medfl.protocol.messages import Proposal, Weights, refusal_code, to_arrays, to_record
+from medfl.server.ask import ask
+from medfl.site.client_app import make_client_app
+from medfl.site.outbox import Outbox
+from medfl.site.state import KEYS, create_ledger, hospital_workplace
+from medfl.study.in_process_grid import InProcessGrid, run_in_process
+from medfl.study.pretraining import initial_weights
 
 WENT_ON = "went on"
 KILLED = "killed"

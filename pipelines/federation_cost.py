@@ -19,12 +19,12 @@ from standing_sites import standing_sites
 from tiny_federation import write_sites, write_study
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.federation.grid import InProcessGrid, run_in_process
-from medfl.federation.pretraining import initial_weights
-from medfl.federation.progress import Silent
-from medfl.federation.run_folder import RunFolder
-from medfl.federation.server_app import Run, make_server_app
-from medfl.federation.simulation import Engine, prepare_folder, simulate
+from medfl.server.progress import Silent
+from medfl.server.run_folder import RunFolder
+from medfl.server.server_app import Run, make_server_app
+from medfl.study.in_process_grid import InProcessGrid, run_in_process
+from medfl.study.pretraining import initial_weights
+from medfl.study.simulation import Engine, prepare_folder, simulate
 
 
 def main() -> None:

@@ -38,9 +38,9 @@ from faulty_hospital import (
 from rich.console import Console
 from rich.table import Table
 
-from medfl.privacy import ledger_store
-from medfl.privacy.ledger_head import HEAD
-from medfl.privacy.ledger_store import DATABASE
+from medfl.privacy.ledger import store as ledger_store
+from medfl.privacy.ledger.head import HEAD
+from medfl.privacy.ledger.store import DATABASE
 
 NOBODY = 65534
 SECTOR = 512  # bytes, what a disk writes whole

@@ -20,8 +20,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from medfl.config.site import MODALITY_ORDER
-from medfl.data.phantom import PhantomPatient, hospital_looks, make_patient
-from medfl.data.phantom_lesion import ENHANCING_LABEL, NECROSIS_LABEL, OEDEMA_LABEL
+from medfl.phantom.lesion import ENHANCING_LABEL, NECROSIS_LABEL, OEDEMA_LABEL
+from medfl.phantom.patient import PhantomPatient, hospital_looks, make_patient
 
 OUT = Path(__file__).resolve().parents[1] / "notebooks" / "images" / "phantoms.png"
 SPACING = (1.1, 1.1, 1.2)

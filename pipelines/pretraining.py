@@ -32,7 +32,7 @@ from rich.table import Table
 from medfl.cli.pretrain import write_with_progress
 from medfl.config import StudyConfig, load_study
 from medfl.config.site import LabelScheme, Layout, Modality, Region, SiteData
-from medfl.data.layouts import name_of_mask, read_cohort
+from medfl.data.layouts.survey import name_of_mask, read_cohort
 from medfl.data.transforms import Frame, prepare_case
 from medfl.prediction.cohort import predict_cohort
 from medfl.prediction.evaluation import evaluate

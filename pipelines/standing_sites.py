@@ -12,7 +12,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.federation.messages import (
+from medfl.privacy.accounting.planner import plan_site
+from medfl.protocol.keys import SiteKeys
+from medfl.protocol.messages import (
     Declaration,
     Proposal,
     SiteUpdate,
@@ -22,8 +24,6 @@ from medfl.federation.messages import (
     to_record,
     weights_digest,
 )
-from medfl.federation.site_keys import SiteKeys
-from medfl.privacy.planner import plan_site
 
 
 def standing_sites(study: StudyConfig, sites: Sequence[SiteConfig], *, folder: Path) -> ClientApp:

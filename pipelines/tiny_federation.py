@@ -12,9 +12,9 @@ from pathlib import Path
 
 from medfl.config import SiteConfig, StudyConfig, load_site, load_study
 from medfl.config.site import Purpose
-from medfl.data.phantom import hospital_looks, write_hospital
-from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
-from medfl.federation.workplace import create_ledger
+from medfl.phantom.patient import hospital_looks, write_hospital
+from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
+from medfl.site.state import create_ledger
 
 PATIENTS = 4
 ROUNDS = 3

@@ -18,6 +18,9 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+# The small federation, for tests of sites, of the server and of whole studies alike.
+pytest_plugins = ("tests.federations",)
+
 # A shared machine is slow now and then; a slow example is no failure.
 settings.register_profile("medfl", deadline=None)
 settings.load_profile("medfl")
@@ -39,7 +42,7 @@ def witness_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     Nor the machine's, in this process; processes of their own are told by `XDG_STATE_HOME` alone,
     and so no test starts one where an administrator has made the machine's.
     """
-    from medfl.privacy import witness_place
+    from medfl.privacy.ledger import witness_place
 
     if witness_place.SYSTEM_FOLDER.exists():
         pytest.exit(f"Expected a machine without {witness_place.SYSTEM_FOLDER}, found one.", 4)

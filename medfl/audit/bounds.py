@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, ndtr, ndtri
 from scipy.stats import binom
 
-from medfl.privacy.tradeoff import gaussian_delta
+from medfl.privacy.accounting.tradeoff import gaussian_delta
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -24,9 +24,9 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Split, pseudonym
 from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError
-from medfl.federation.messages import Weights
-from medfl.federation.workplace import Workplace
 from medfl.privacy.patients import Patients
+from medfl.protocol.messages import Weights
+from medfl.site.state import Workplace
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -26,26 +26,26 @@ from medfl.audit.bounds import (
 )
 from medfl.audit.canaries import AuditedWorkplace, BoolArray, Canaries, draw_canaries, moved
 from medfl.config import SiteConfig, StudyConfig, load_site
-from medfl.data.synthetic_hospitals import write_hospitals
 from medfl.errors import ConfigError
-from medfl.federation.agreement import content_of
-from medfl.federation.client_app import ignore_steps
-from medfl.federation.federation_ledger import FederationLedger
-from medfl.federation.grid import InProcessGrid, run_in_process
-from medfl.federation.messages import TrainTask, Weights, read_body, read_weights
-from medfl.federation.pretraining import initial_weights
-from medfl.federation.progress import Silent
-from medfl.federation.run_folder import RoundRecord, RunFolder
-from medfl.federation.server_app import Run, make_server_app
-from medfl.federation.simulation import (
+from medfl.phantom.hospitals import write_hospitals
+from medfl.privacy.accounting.accountant import epsilon
+from medfl.privacy.accounting.charges import Charge
+from medfl.privacy.accounting.tradeoff import distinguishability
+from medfl.protocol.messages import TrainTask, Weights, read_body, read_weights
+from medfl.server.agreement import content_of
+from medfl.server.ledger import FederationLedger
+from medfl.server.progress import Silent
+from medfl.server.run_folder import RoundRecord, RunFolder
+from medfl.server.server_app import Run, make_server_app
+from medfl.site.client_app import ignore_steps
+from medfl.study.in_process_grid import InProcessGrid, run_in_process
+from medfl.study.pretraining import initial_weights
+from medfl.study.simulation import (
     check_sites,
     client_app_of,
     nodes_of,
     prepare_folder,
 )
-from medfl.privacy.accountant import epsilon
-from medfl.privacy.charges import Charge
-from medfl.privacy.tradeoff import distinguishability
 
 CANARIES = 2000
 GUESSED = 400

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from medfl.config.site import Modality, Region
 from medfl.data.intensity import normalise_scan
 from medfl.data.labels import regions_of
-from medfl.data.phantom import hospital_looks, make_patient
-from medfl.privacy.accountant import epsilon
-from medfl.privacy.charges import Charge
+from medfl.phantom.patient import hospital_looks, make_patient
+from medfl.privacy.accounting.accountant import epsilon
+from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.engine import PatientOptimizer, local_optimizer
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal

@@ -28,11 +28,11 @@ from medfl.data.cohort import Patient, pseudonym
 from medfl.data.crops import cut_crops
 from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError, FederationError, ModelError, PolicyRefused
-from medfl.federation.study_model import model_spec
-from medfl.federation.workplace import Workplace, simulated_workplace
-from medfl.privacy.tradeoff import Distinguishability
+from medfl.privacy.accounting.tradeoff import Distinguishability
+from medfl.protocol.study_model import model_spec
 from medfl.segmentation.losses import patient_loss
 from medfl.segmentation.model_file import read_model
+from medfl.site.state import Workplace, simulated_workplace
 
 Float64Array = npt.NDArray[np.float64]
 Variant = Literal["federated", "non-private"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.config import SiteConfig, StudyConfig, load_site
-from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.phantom.hospitals import write_hospitals
 
 SCANS = (8, 5, 1, 1)  # the last two hospitals are not used
 

@@ -21,11 +21,11 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Patient
 from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import Frame
-from medfl.federation.workplace import Workplace
-from medfl.privacy.charges import Charge
+from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.engine import train_round
+from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import Mechanism, NoiseOrigin
-from medfl.privacy.permit import Permit
+from medfl.site.state import Workplace
 
 NEVER = 1.0
 """A coin below no probability."""

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from medfl.audit.released_integers import Int64Array, read_integers
-from medfl.privacy.charges import Charge
+from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.engine import train_round
+from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
-from medfl.privacy.permit import Permit
 
 BoolArray = npt.NDArray[np.bool_]
 

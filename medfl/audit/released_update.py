@@ -20,10 +20,10 @@ from medfl.audit.figure import SHARE
 from medfl.audit.released_integers import read_integers
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
-from medfl.federation.messages import Proposal, TrainTask
-from medfl.federation.site_round import declare, train_update
-from medfl.federation.workplace import simulated_workplace
+from medfl.protocol.messages import Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
+from medfl.site.round import declare, train_update
+from medfl.site.state import simulated_workplace
 
 _RUN = "audit"
 

@@ -19,18 +19,18 @@ import numpy as np
 from medfl.audit.canary_run import CANARIES, GUESSED, CanaryAudit, audit_study, small_federation
 from medfl.audit.inversion import Inversion, invert_update
 from medfl.audit.inversion_figure import draw
-from medfl.audit.mechanism_test import MechanismTest, mechanism_test
+from medfl.audit.mechanism_probe import MechanismTest, mechanism_test
 from medfl.audit.membership import MembershipAttack, attack_run
 from medfl.audit.path_federation import path_federation
 from medfl.audit.released_update import ReleasedUpdate, look_at_update
 from medfl.audit.sensitivity import PathSensitivity, sensitivity_on_path
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
-from medfl.federation.federation_ledger import FederationLedger
-from medfl.federation.messages import Declaration
-from medfl.federation.run_folder import RunFolder
 from medfl.privacy.mechanism import Clipping
+from medfl.protocol.messages import Declaration
 from medfl.reporting.audit_records import PICTURE
+from medfl.server.ledger import FederationLedger
+from medfl.server.run_folder import RunFolder
 
 RESULT = "audit.json"
 

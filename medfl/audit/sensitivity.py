@@ -24,9 +24,9 @@ import numpy as np
 from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingWorkplace
 from medfl.audit.released_integers import Int64Array
 from medfl.config import SiteConfig, StudyConfig
-from medfl.federation.workplace import CACHE, Workplace, simulated_workplace
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
+from medfl.site.state import CACHE, Workplace, simulated_workplace
 
 STEPS = 2
 """Of each draw: what a patient did in an earlier step must not show in a later one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medfl.privacy.reassessment import Reassessment
+    from medfl.privacy.accounting.reassessment import Reassessment
 
 
 def warning(found: Reassessment) -> str:
@@ -41,7 +41,7 @@ def as_json(found: Reassessment) -> dict[str, Any]:
     """The same as JSON types, under one key; empty where no charge is affected."""
     if not found.steps:
         return {}
-    from medfl.privacy.recount import json_number
+    from medfl.privacy.ledger.recount import json_number
 
     return {
         "affected": {

@@ -58,7 +58,7 @@ def phantom(
     Patients that belong to nobody: brain MRI in four modalities with tumours, in the folder layout
     of BraTS 2021, unequal in number and each hospital with a scanner look of its own.
     """
-    from medfl.data.synthetic_hospitals import write_hospitals
+    from medfl.phantom.hospitals import write_hospitals
 
     console = Console(stderr=True)
     with Progress(console=console) as progress:
@@ -110,7 +110,7 @@ def check(
     own screen; with --shareable they name patients by a keyed hash and nothing else.
     """
     from medfl.data.checks import Part, shareable
-    from medfl.federation.preflight import preflight, pseudonym_key
+    from medfl.preflight.site import preflight, pseudonym_key
 
     if detect:
         _detect(site if site.is_dir() else load_site(site).data.root, as_json=as_json)
@@ -153,8 +153,8 @@ def check(
 
 def _detect(root: Path, *, as_json: bool) -> None:
     """Propose how a folder is laid out; exits with 2 if no layout fits."""
-    from medfl.data.detection import detect
-    from medfl.data.other_formats import not_nifti
+    from medfl.data.layouts.detection import detect
+    from medfl.data.layouts.other_formats import not_nifti
 
     proposals = detect(root)
     if as_json:
@@ -195,8 +195,8 @@ def fill(
     Charges nothing, and nothing leaves. What is prepared already is not prepared again. Exits with
     2 if a patient cannot be prepared.
     """
-    from medfl.federation.preparation import fill_cache
-    from medfl.federation.workplace import hospital_workplace
+    from medfl.site.filling import fill_cache
+    from medfl.site.state import hospital_workplace
 
     config = load_site(site)
     with Progress(console=Console(stderr=True)) as progress:
@@ -235,6 +235,6 @@ def _report_size(config: SiteConfig) -> None:
 
 def _cache(config: SiteConfig) -> TensorCache:
     from medfl.data.cache import TensorCache
-    from medfl.federation.workplace import CACHE
+    from medfl.site.state import CACHE
 
     return TensorCache(config.state / CACHE)

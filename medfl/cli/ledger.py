@@ -15,8 +15,8 @@ from medfl.config import SiteConfig, load_site
 from medfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medfl.federation.workplace import Workplace
-    from medfl.privacy.reassessment import Reassessment
+    from medfl.privacy.accounting.reassessment import Reassessment
+    from medfl.site.state import Workplace
 
 RunFolder = Annotated[
     Path | None,
@@ -44,7 +44,7 @@ def init(site: SiteFile) -> None:
     long as they are used. Nothing else ever creates one, and none is made where another ledger of
     this machine pays for one of the patients: every image is read once to see that.
     """
-    from medfl.federation.workplace import create_ledger, hospital_workplace
+    from medfl.site.state import create_ledger, hospital_workplace
 
     config = _hospital(site)
     folder = hospital_workplace(config).ledger_folder
@@ -73,9 +73,9 @@ def export(
 
     Patients stand in it as keyed hashes; the key never leaves the site.
     """
+    from medfl.deployment.hospital.participation import require_not_left
     from medfl.durable import write_atomically
-    from medfl.federation.deployment.presence import require_not_left
-    from medfl.federation.ledger_export import export_ledger
+    from medfl.site.ledger_export import export_ledger
 
     if out.exists():
         raise ConfigError(f"{out}: expected a new file, found one that exists.")
@@ -97,8 +97,8 @@ def check(
 
     Needs nothing but the file and the site's site.pub.
     """
-    from medfl.federation.ledger_export import check_export, reassess_export
-    from medfl.federation.site_keys import read_public
+    from medfl.protocol.keys import read_public
+    from medfl.site.ledger_export import check_export, reassess_export
 
     event_key = read_public(key)
     try:
@@ -123,7 +123,7 @@ def acknowledge(
     Nothing is forgiven: everything that this machine's witness remembers and the ledger does not
     hold is charged at once, and the reason is recorded in the ledger.
     """
-    from medfl.federation.workplace import acknowledge_loss
+    from medfl.site.state import acknowledge_loss
 
     with acknowledge_loss(_hospital(site), reason=reason) as ledger:
         spent, found = ledger.spent(), ledger.reassess()
@@ -149,7 +149,7 @@ def _hospital(site: Path) -> SiteConfig:
 
 
 def _workplace(site: Path, *, run: Path | None) -> Workplace:
-    from medfl.federation.workplace import hospital_workplace, simulated_workplace
+    from medfl.site.state import hospital_workplace, simulated_workplace
 
     config = load_site(site)
     if config.purpose == "open-data" and run is None:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from medfl.federation.messages import Declaration, Scores
-    from medfl.federation.run_folder import RoundRecord
+    from medfl.protocol.messages import Declaration, Scores
+    from medfl.server.run_folder import RoundRecord
 
 
 def quiet_flower() -> None:

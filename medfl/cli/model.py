@@ -177,7 +177,7 @@ def _data(
             "--layout: expected a known layout for a folder, found 'custom'; give a "
             "site file that describes it."
         )
-    from medfl.data.layout_rules import LAYOUTS
+    from medfl.data.layouts.rules import LAYOUTS
 
     named = _known(modalities, MODALITY_ORDER, "modality")
     there = named or LAYOUTS[layout].modalities

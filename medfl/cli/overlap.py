@@ -12,7 +12,7 @@ import typer
 from medfl.config import load_site
 
 if TYPE_CHECKING:
-    from medfl.federation.overlap import Overlap
+    from medfl.privacy.linkage import Overlap
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def key(out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file.")])
     Whoever has it and a token file can test guesses of identifiers: give it to the other sites
     only, never to the server, and delete it after the check.
     """
-    from medfl.federation.overlap import create_key
+    from medfl.privacy.linkage import create_key
 
     create_key(out)
     typer.echo(f"Study key: {out} (for the sites only, never for the server)")
@@ -55,8 +55,8 @@ def tokens(
 
     Spelling does not matter: only letters and digits count, in upper case.
     """
-    from medfl.data.layouts import read_cohort
-    from medfl.federation.overlap import make_tokens, read_identifiers, read_key, write_tokens
+    from medfl.data.layouts.survey import read_cohort
+    from medfl.privacy.linkage import make_tokens, read_identifiers, read_key, write_tokens
 
     config = load_site(site)
     made = make_tokens(
@@ -79,7 +79,7 @@ def compare(
 
     Patients who have different identifiers at two sites are not found.
     """
-    from medfl.federation.overlap import compare, read_tokens
+    from medfl.privacy.linkage import compare, read_tokens
 
     found = compare([read_tokens(path) for path in files])
     typer.echo(json.dumps(asdict(found), indent=2) if as_json else _text(found))

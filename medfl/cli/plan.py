@@ -18,7 +18,7 @@ from medfl.errors import ConfigError, PolicyRefused
 from medfl.json_text import to_json
 
 if TYPE_CHECKING:
-    from medfl.privacy.planner import SitePlan
+    from medfl.privacy.accounting.planner import SitePlan
 
 # The libraries behind a plan take seconds to import: they are imported after the files are read.
 
@@ -120,9 +120,9 @@ def _expect_distinct(sites: Sequence[SiteConfig]) -> None:
 
 
 def _plan(study: StudyConfig, sites: Sequence[SiteConfig]) -> StudyPlan:
-    from medfl.federation.study_model import model_spec
-    from medfl.federation.study_run import plan_study
+    from medfl.protocol.study_model import model_spec
     from medfl.segmentation.networks import trainable_state
+    from medfl.study.run import plan_study
 
     plans = plan_study(study, sites)
     weights = trainable_state(model_spec(study).build(seed=study.seed))
@@ -147,7 +147,7 @@ def _refusal(plan: SitePlan, site: SiteConfig) -> PolicyRefused | None:
 
 def _report(planned: StudyPlan) -> dict[str, Any]:
     """Everything that is printed."""
-    from medfl.privacy.planner import averaged_noise
+    from medfl.privacy.accounting.planner import averaged_noise
 
     federation = None
     if planned.accepting:
@@ -190,7 +190,7 @@ def _site_row(planned: StudyPlan, plan: SitePlan) -> dict[str, Any]:
 
 
 def _noise(planned: StudyPlan, noise_per_coordinate: float) -> dict[str, Any]:
-    from medfl.privacy.planner import expected_benefit, noise_to_signal
+    from medfl.privacy.accounting.planner import expected_benefit, noise_to_signal
 
     ratio = noise_to_signal(
         noise_per_coordinate, steps=planned.study.total_steps, parameters=planned.parameters
@@ -248,7 +248,7 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
 
 
 def _rule_of_thumb(planned: StudyPlan) -> str:
-    from medfl.privacy.planner import NO_BENEFIT_FROM, USABLE_BELOW
+    from medfl.privacy.accounting.planner import NO_BENEFIT_FROM, USABLE_BELOW
 
     return RULE_OF_THUMB.format(
         usable=USABLE_BELOW,
@@ -279,7 +279,7 @@ def _draw(planned: StudyPlan, path: Path) -> None:
 
 
 def _shown(key: str, value: object) -> str:
-    from medfl.privacy.planner import MOST_STEPS
+    from medfl.privacy.accounting.planner import MOST_STEPS
     from medfl.reporting import wording
 
     if key == "steps_until_spent" and value == MOST_STEPS:

@@ -48,7 +48,7 @@ def write_with_progress(study: StudyConfig, *, out: Path) -> str:
     """
     import torch
 
-    from medfl.federation.starting_point import write_starting_point
+    from medfl.study.starting_point import write_starting_point
 
     with Progress(console=Console(stderr=True)) as progress:
         drawing = progress.add_task(f"{study.id}: synthetic patients", total=None)

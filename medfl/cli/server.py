@@ -45,7 +45,7 @@ def init(
     ] = "medfl federation",
 ) -> None:
     """Make a server: its certificate authority, certificate, secrets, and a study to start from."""
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.coordinator.server_folder import ServerFolder
 
     server = ServerFolder.create(folder, host=host, port=port, federation=federation)
     typer.echo(f"Server: {server.path} (keep it secret, and keep a copy)")
@@ -67,7 +67,7 @@ def invite(
     The file holds nothing secret and lets nobody in: `medfl server admit` does, by the keys in the
     hospital's site.pub. Inviting again makes the earlier file void.
     """
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.coordinator.server_folder import ServerFolder
 
     invitation = ServerFolder(folder).invite(name)
     path = out / invitation.file_name
@@ -88,8 +88,8 @@ def admit(
     Ask the hospital by telephone for the fingerprint: the file may have been changed on its way. A
     hospital that is admitted already may bring new keys that its old ones have signed.
     """
-    from medfl.federation.deployment.admission import read_bundle
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.admission import read_bundle
+    from medfl.deployment.coordinator.server_folder import ServerFolder
 
     received = read_bundle(bundle)
     hospital = ServerFolder(folder).admit(received, name=name)
@@ -109,7 +109,7 @@ def revoke(
     reason: Annotated[str, typer.Option("--reason", help="For the record.")],
 ) -> None:
     """Shut a hospital out for ever; its name stays reserved and its history stays."""
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.coordinator.server_folder import ServerFolder
 
     ServerFolder(folder).revoke(name, reason=reason)
     typer.echo(
@@ -124,7 +124,7 @@ def renew(folder: ServerFolderArgument) -> None:
     The old one and its key stay beside it as .old. A running server shows the new one after a
     restart, which a run under way survives.
     """
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.coordinator.server_folder import ServerFolder
 
     server = ServerFolder(folder)
     certificate = server.renew_certificate()
@@ -134,8 +134,8 @@ def renew(folder: ServerFolderArgument) -> None:
 
 def start(folder: ServerFolderArgument) -> None:
     """Serve the admitted hospitals until SIGTERM or Ctrl-C; logs are in DIR/logs."""
-    from medfl.federation.deployment.server import serve
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.coordinator.server import serve
+    from medfl.deployment.coordinator.server_folder import ServerFolder
 
     server = ServerFolder(folder)
     certificate = server.require_usable_certificate()
@@ -161,8 +161,8 @@ def run(
     """Run a study with the hospitals that are connected to this machine's server."""
     loaded = load_study(study)
     from medfl.cli.live import LiveProgress, quiet_flower
-    from medfl.federation.deployment.deployed_study import run_deployed_study
-    from medfl.federation.deployment.server_folder import ServerFolder
+    from medfl.deployment.coordinator.deployed_study import run_deployed_study
+    from medfl.deployment.coordinator.server_folder import ServerFolder
     from medfl.reporting.report import write_report
 
     quiet_flower()

@@ -41,10 +41,10 @@ def init(
     event key that signs what its ledger was charged for. Back them up where the ledger is.
     """
     from medfl.config.site_template import SITE_FILE, write_site_template
+    from medfl.deployment.hospital.participation import require_not_left
+    from medfl.deployment.invitation import read_invitation
     from medfl.durable import write_atomically
-    from medfl.federation.deployment.invitation import read_invitation
-    from medfl.federation.deployment.presence import require_not_left
-    from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
+    from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
 
     require_not_left(folder)
     invitation = read_invitation(invite) if invite is not None else None
@@ -72,8 +72,8 @@ def rotate(folder: SiteFolder) -> None:
     The old event key signs the new one and is then deleted; what it signed can still be verified.
     The coordinator needs the new site.pub.
     """
-    from medfl.federation.deployment.presence import require_not_left
-    from medfl.federation.site_keys import KEYS, PUBLIC, SiteKeys
+    from medfl.deployment.hospital.participation import require_not_left
+    from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
 
     require_not_left(folder)
     keys = SiteKeys.read(folder / KEYS).rotate(folder / KEYS)
@@ -97,7 +97,7 @@ def start(
     The site runs the medfl package that is installed here and refuses any other app that the server
     ships. The site file decides what it accepts, and the ledger pays for it.
     """
-    from medfl.federation.deployment.site_node import run_site
+    from medfl.deployment.hospital.site_node import run_site
 
     run_site(site, server=server, authority=authority)
 
@@ -107,9 +107,9 @@ def pause(site: SiteFile) -> None:
 
     The site stays connected, and nothing is charged. A round under way ends: it is paid for.
     """
-    from medfl.federation.deployment.hospital import load_hospital
-    from medfl.federation.deployment.presence import pause as pause_site
-    from medfl.federation.deployment.presence import require_not_left
+    from medfl.deployment.hospital.environment import load_hospital
+    from medfl.deployment.hospital.participation import pause as pause_site
+    from medfl.deployment.hospital.participation import require_not_left
 
     config = load_hospital(site)
     require_not_left(config.state)
@@ -119,9 +119,9 @@ def pause(site: SiteFile) -> None:
 
 def resume(site: SiteFile) -> None:
     """Take part again after `medfl site pause`."""
-    from medfl.federation.deployment.hospital import load_hospital
-    from medfl.federation.deployment.presence import require_not_left
-    from medfl.federation.deployment.presence import resume as resume_site
+    from medfl.deployment.hospital.environment import load_hospital
+    from medfl.deployment.hospital.participation import require_not_left
+    from medfl.deployment.hospital.participation import resume as resume_site
 
     config = load_hospital(site)
     require_not_left(config.state)
@@ -139,8 +139,8 @@ def leave(
     Ledger, witness and paid updates stay, and so does a last signed export of the ledger. What the
     patients have spent stays spent, wherever they take part next.
     """
-    from medfl.federation.deployment.departure import leave as leave_for_good
-    from medfl.federation.deployment.hospital import load_hospital
+    from medfl.deployment.hospital.departure import leave as leave_for_good
+    from medfl.deployment.hospital.environment import load_hospital
 
     config = load_hospital(site)
     if not yes:
@@ -162,15 +162,15 @@ def clean(
     If one is asked for all the same, its round is computed and charged again: that costs budget,
     never privacy.
     """
-    from medfl.federation.deployment.hospital import load_hospital
-    from medfl.federation.workplace import hospital_workplace
+    from medfl.deployment.hospital.environment import load_hospital
+    from medfl.site.state import hospital_workplace
 
     workplace = hospital_workplace(load_hospital(site))
     typer.echo(f"Deleted: {workplace.prune_outbox(older_than_days=older_than)} updates.")
 
 
 def _echo_public(path: Path) -> None:
-    from medfl.federation.deployment.admission import read_bundle
+    from medfl.deployment.admission import read_bundle
 
     typer.echo(
         f"For the coordinator: {path} (fingerprint {read_bundle(path).site.fingerprint}: compare "

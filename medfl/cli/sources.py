@@ -34,7 +34,7 @@ def from_fets(
     ] = 10,
 ) -> None:
     """Write one site file for each institution of FeTS 2022."""
-    from medfl.data.fets import write_fets_sites
+    from medfl.data.layouts.fets import write_fets_sites
 
     files = write_fets_sites(
         root, partition=partition, out=out, held_out=held_out, at_least=at_least
@@ -50,7 +50,7 @@ def lgg(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
 ) -> None:
     """Write the TCGA-LGG slices (TIFF) as NIfTI, with one folder and one site file a hospital."""
-    from medfl.data.lgg_tiff import import_lgg
+    from medfl.data.layouts.lgg_tiff import import_lgg
 
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("importing patients", total=None)

@@ -43,8 +43,8 @@ def status(
     """
     if watch and as_json:
         raise ConfigError("Expected --watch or --json, found both.")
-    from medfl.federation.deployment.server_folder import ServerFolder
-    from medfl.federation.deployment.status import read_status
+    from medfl.deployment.coordinator.server_folder import ServerFolder
+    from medfl.deployment.coordinator.status import read_status
 
     server = ServerFolder(folder)
 

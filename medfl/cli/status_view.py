@@ -19,7 +19,7 @@ from medfl.reporting.live_run import LiveRun, read_live, shown
 from medfl.reporting.waiting import Waiting
 
 if TYPE_CHECKING:
-    from medfl.federation.deployment.status import ServerStatus, SiteStatus
+    from medfl.deployment.coordinator.status import ServerStatus, SiteStatus
 
 LAST_ROUNDS = 5
 

@@ -45,8 +45,8 @@ def simulate(
     """
     loaded, files = load_study(study), [load_site(path) for path in sites]
     from medfl.cli.live import LiveProgress, quiet_flower
-    from medfl.federation.study_run import run_whole_study
     from medfl.reporting.report import write_report
+    from medfl.study.run import run_whole_study
 
     quiet_flower()
     console = Console(stderr=True)

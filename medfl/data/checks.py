@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from medfl.config.site import LabelScheme, SiteConfig
 from medfl.data.cohort import Case, Cohort, Patient, pseudonym, split
-from medfl.data.headers import FileFaults, Header, read_header, read_voxels
 from medfl.data.label_schemes import scheme_values
 from medfl.data.labels import judge_labels
-from medfl.data.layouts import survey_cohort
-from medfl.data.nifti_faults import Fault
+from medfl.data.layouts.survey import survey_cohort
+from medfl.data.nifti.faults import Fault
+from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
 
 Severity = Literal["error", "warning", "note"]
 Part = Literal["headers", "voxels"]

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from medfl.config.site import SiteData
 from medfl.data.cache import TensorCache
 from medfl.data.cohort import Patient
-from medfl.data.headers import FileFaults, Header, read_header, read_voxels
-from medfl.data.layout_rules import rule_of
-from medfl.data.layouts import survey_cohort
+from medfl.data.layouts.rules import rule_of
+from medfl.data.layouts.survey import survey_cohort
+from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
 from medfl.errors import DataError
 
 FEWEST_VALUES = 16

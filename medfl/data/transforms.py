@@ -23,8 +23,8 @@ from medfl.data.cohort import Case
 from medfl.data.intensity import normalise_scan
 from medfl.data.label_schemes import require_regions
 from medfl.data.labels import regions_of
-from medfl.data.nifti_faults import MAX_VOXELS
-from medfl.data.nifti_scans import MASK, read_scans
+from medfl.data.nifti.faults import MAX_VOXELS
+from medfl.data.nifti.scans import MASK, read_scans
 from medfl.errors import DataError
 
 _MAX_CENTRES = 20_000

@@ -10,7 +10,7 @@ import numpy as np
 
 from medfl.config.site import SiteData
 from medfl.data.cohort import Case
-from medfl.data.layouts import name_of_mask, read_case, survey_cohort
+from medfl.data.layouts.survey import name_of_mask, read_case, survey_cohort
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.predictor import Predictor, Segmentation, save_like
 

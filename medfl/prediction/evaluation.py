@@ -21,10 +21,10 @@ from torch import Tensor
 
 from medfl.config.site import Region, SiteData
 from medfl.data.cohort import Case
-from medfl.data.headers import FileFaults, Header, read_header, read_voxels
 from medfl.data.label_schemes import scheme_regions
 from medfl.data.labels import regions_of
-from medfl.data.layouts import name_of_mask, survey_cohort
+from medfl.data.layouts.survey import name_of_mask, survey_cohort
+from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
 from medfl.errors import ConfigError, DataError
 from medfl.segmentation.metrics import score, surface_dice, volumes_ml
 

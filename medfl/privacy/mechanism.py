@@ -21,7 +21,7 @@ REVISION = 2
 """Of the engine here: patients share no randomness, and noisy sums lie on a fixed grid."""
 
 FIRST_REVISION = 1
-"""Of medfl 0.1, whose promises were too small; see `medfl.privacy.reassessment`."""
+"""Of medfl 0.1, whose promises were too small; see `medfl.privacy.accounting.reassessment`."""
 
 # What float32 can honour. Far inside of these bounds no product of two of them, and no step of the
 # grid over the divisor, leaves float32's normal numbers.

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from medfl.audit.canary_run import small_federation
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import MedflError
-from medfl.federation import site_round
-from medfl.federation.workplace import Workplace
 from medfl.privacy import engine
-from medfl.privacy.charges import Charge
-from medfl.privacy.ledger import Agreement, Ledger
+from medfl.privacy.accounting.charges import Charge
+from medfl.privacy.ledger.ledger import Agreement, Ledger
+from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import Clipping, Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
-from medfl.privacy.permit import Permit
+from medfl.site import round as site_round
+from medfl.site.state import Workplace
 
 _BROKEN, _FAILING = 4, 5  # a patient without a finite gradient, and one without a readable file
 _WEIGHTS = (30, 50)

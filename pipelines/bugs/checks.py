@@ -14,7 +14,7 @@ import torch
 
 from bugs import plant
 from medfl.audit.canary_run import CANARIES, GUESSED, audit_study, small_federation
-from medfl.audit.mechanism_test import mechanism_test
+from medfl.audit.mechanism_probe import mechanism_test
 from medfl.audit.path_federation import path_federation
 from medfl.audit.sensitivity import sensitivity_on_path
 

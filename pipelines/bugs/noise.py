@@ -12,9 +12,9 @@ import torch
 from opacus.optimizers import DPOptimizer
 
 from bugs.planting import Bug, Planting, edited, together
-from medfl.federation import site_round
 from medfl.privacy.engine import NORMALISING_OFFSET, PatientOptimizer, train_round
 from medfl.privacy.noise import SecureNormal
+from medfl.site import round as site_round
 
 _STD = "std=self._mechanism.noise_std / grid"
 _FRESH = """\

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from bugs.planting import Bug, Planting, edited
 from medfl.data import crops
 from medfl.data.patient_store import PatientStore
-from medfl.federation import workplace
-from medfl.federation.training_patients import training_patients
 from medfl.privacy.engine import PatientOptimizer, train_round
 from medfl.privacy.patients import Patients
 from medfl.segmentation.model_file import ModelSpec
+from medfl.site import state as workplace
+from medfl.site.training_patients import training_patients
 
 _MUCH = 1e-3  # by which a layer that counts changes its output from call to call
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bugs.planting import Bug, edited
 from medfl.privacy.engine import train_round
-from medfl.privacy.ledger import Ledger
+from medfl.privacy.ledger.ledger import Ledger
+from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.permit import Permit
 
 _CONSUME = "permit.consume()"
 

@@ -68,8 +68,8 @@ def _in_server_app(module: Any) -> None:
 
 
 _WATCHED: dict[str, Callable[[Any], None]] = {
-    "medfl.federation.site_round": _in_site_round,
-    "medfl.federation.server_app": _in_server_app,
+    "medfl.site.round": _in_site_round,
+    "medfl.server.server_app": _in_server_app,
 }
 
 

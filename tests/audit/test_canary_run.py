@@ -23,10 +23,10 @@ from medfl.audit.canary_run import (
 )
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError, QuorumError
-from medfl.federation.run_folder import RunFolder
-from medfl.privacy.accountant import Charge, epsilon
+from medfl.privacy.accounting.accountant import Charge, epsilon
 from medfl.privacy.mechanism import Mechanism
 from medfl.segmentation.networks import trainable_state
+from medfl.server.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -21,11 +21,11 @@ from medfl.audit.membership import (
     membership_rates,
 )
 from medfl.config import SiteConfig, StudyConfig, load_site
-from medfl.data.synthetic_hospitals import write_hospitals
 from medfl.errors import ConfigError, FederationError, PolicyRefused
-from medfl.federation.progress import Silent
-from medfl.federation.study_run import run_whole_study
-from medfl.privacy.tradeoff import Distinguishability
+from medfl.phantom.hospitals import write_hospitals
+from medfl.privacy.accounting.tradeoff import Distinguishability
+from medfl.server.progress import Silent
+from medfl.study.run import run_whole_study
 
 GAUSSIAN = Distinguishability(mu=1.0, membership_advantage=0.3829, tpr_at_1_percent_fpr=0.0924)
 STUDY: dict[str, Any] = {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingWorkplace
 from medfl.config import SiteConfig, StudyConfig, load_site
-from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.phantom.hospitals import write_hospitals
 from medfl.privacy.mechanism import Mechanism
 
 STEPS, SCANS = 2, 8

@@ -11,7 +11,7 @@ from medfl.audit.canary_run import small_federation
 from medfl.audit.released_update import ReleasedUpdate, look_at_update
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
-from medfl.privacy.ledger import Ledger
+from medfl.privacy.ledger.ledger import Ledger
 
 Federation = tuple[StudyConfig, list[SiteConfig]]
 

@@ -13,8 +13,8 @@ from medfl.audit.run_audit import audit_run
 from medfl.cli import main
 from medfl.config import SiteConfig
 from medfl.errors import ConfigError, PolicyRefused
-from medfl.federation.progress import Silent
-from medfl.federation.study_run import run_whole_study
+from medfl.server.progress import Silent
+from medfl.study.run import run_whole_study
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from medfl.audit.sensitivity import PathSensitivity, SiteSensitivity, sensitivit
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import PreparedCase
-from medfl.federation import workplace as workplaces
-from medfl.federation.workplace import Workplace
 from medfl.privacy import engine
 from medfl.privacy.patients import Patients
+from medfl.site import state as workplaces
+from medfl.site.state import Workplace
 
 Federation = tuple[StudyConfig, list[SiteConfig]]
 

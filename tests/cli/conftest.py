@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from medfl.cli import main
-from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.phantom.hospitals import write_hospitals
 
 
 @dataclass

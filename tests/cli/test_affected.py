@@ -12,12 +12,12 @@ import pytest
 
 from medfl.cli import affected
 from medfl.config import load_site
-from medfl.federation.workplace import hospital_workplace
-from medfl.privacy.accountant import Charge, epsilon
-from medfl.privacy.ledger import Agreement
-from medfl.privacy.ledger_store import LedgerStore
+from medfl.privacy.accounting.accountant import Charge, epsilon
+from medfl.privacy.accounting.reassessment import Reassessment
+from medfl.privacy.ledger.ledger import Agreement
+from medfl.privacy.ledger.store import LedgerStore
 from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.reassessment import Reassessment
+from medfl.site.state import hospital_workplace
 
 STEPS, ROUNDS = 5, 3
 MECHANISM = Mechanism(

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from medfl.config import load_site
-from medfl.data.synthetic_hospitals import write_hospitals
-from medfl.federation.site_keys import SiteKeys
-from medfl.federation.workplace import create_ledger
-from medfl.privacy.ledger import Ledger
+from medfl.phantom.hospitals import write_hospitals
+from medfl.privacy.ledger.ledger import Ledger
+from medfl.protocol.keys import SiteKeys
+from medfl.site.state import create_ledger
 
 MEDFL = Path(sys.executable).with_name("medfl")
 LONG = {

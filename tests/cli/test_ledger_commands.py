@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from medfl.config import load_site
-from medfl.federation.workplace import hospital_workplace
-from medfl.privacy.ledger import Agreement
+from medfl.privacy.ledger.ledger import Agreement
 from medfl.privacy.mechanism import Mechanism
+from medfl.site.state import hospital_workplace
 
 MECHANISM = Mechanism(
     sampling_prob=0.3,

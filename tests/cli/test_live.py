@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from medfl.cli.live import LiveProgress
-from medfl.federation.messages import Declaration, PatientScore, Scores
-from medfl.federation.run_folder import RoundRecord, SiteOutcome
 from medfl.privacy.mechanism import Mechanism
+from medfl.protocol.messages import Declaration, PatientScore, Scores
+from medfl.server.run_folder import RoundRecord, SiteOutcome
 
 DECLARATION = Declaration(
     site="DU",

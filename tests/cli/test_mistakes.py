@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medfl import __version__
-from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.phantom.hospitals import write_hospitals
 
 COMMANDS = ("phantom", "check", "predict", "plan", "simulate", "report", "budget", "ledger init")
 

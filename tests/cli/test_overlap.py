@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from medfl.config.study import StudyOverlap
-from medfl.data.synthetic_hospitals import write_hospitals
+from medfl.phantom.hospitals import write_hospitals
 
 Medfl = Callable[..., Any]
 

@@ -16,10 +16,10 @@ from dp_accounting.pld import PLDAccountant
 from PIL import Image
 
 from medfl.config import load_site
-from medfl.federation.workplace import hospital_workplace, terms_of
-from medfl.privacy.ledger import Agreement, Ledger
+from medfl.privacy.ledger.ledger import Agreement, Ledger
+from medfl.privacy.ledger.witness import Witness
 from medfl.privacy.mechanism import Mechanism
-from medfl.privacy.witness import Witness
+from medfl.site.state import hospital_workplace, terms_of
 
 PATIENTS = {"DU": 36, "HT": 28, "CS": 13, "FG": 12}
 STUDY = """

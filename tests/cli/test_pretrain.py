@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from medfl.config import load_study
-from medfl.federation.simulation import prepare_folder
-from medfl.federation.starting_point import first_weights
+from medfl.study.simulation import prepare_folder
+from medfl.study.starting_point import first_weights
 
 Medfl = Callable[..., Any]
 
@@ -87,7 +87,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_training(
     def train(*_: object, **__: object) -> None:
         pytest.fail("Expected no training.")
 
-    monkeypatch.setattr("medfl.federation.starting_point.initial_weights", train)
+    monkeypatch.setattr("medfl.study.starting_point.initial_weights", train)
     (tmp_path / "file").touch()
     medfl("pretrain", study, "-o", tmp_path / "file" / "model").refused(2, "can be written")
 

@@ -25,9 +25,9 @@ from typer.main import get_command
 
 from medfl.cli.app import app
 from medfl.config import load_site
-from medfl.data.layout_rules import LAYOUTS
-from medfl.data.layouts import read_cohort
-from medfl.privacy.witness_place import SYSTEM_FOLDER
+from medfl.data.layouts.rules import LAYOUTS
+from medfl.data.layouts.survey import read_cohort
+from medfl.privacy.ledger.witness_place import SYSTEM_FOLDER
 
 CONFIGS = Path(__file__).resolve().parents[2] / "site_configs"
 FILES = sorted(path for path in CONFIGS.rglob("*") if path.is_file())

@@ -10,8 +10,8 @@ import pytest
 from medfl.config import load_site
 from medfl.config.site import CustomLayout, SiteConfig, SiteData, SitePolicy
 from medfl.config.site_template import SITE_FILE, write_site_template
-from medfl.federation.known_patients import require_apart
-from medfl.privacy.witness import Witness
+from medfl.privacy.ledger.witness import Witness
+from medfl.site.known_patients import require_apart
 
 
 def test_a_new_sites_file_loads_and_keeps_everything_in_its_folder(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from medfl.config.site import SiteConfig, SiteData, SitePolicy
 from medfl.data.checks import Finding, check_cohort, shareable
 from medfl.data.cohort import pseudonym
-from medfl.data.layouts import read_cohort
+from medfl.data.layouts.survey import read_cohort
 from medfl.errors import DataError
 
 # Where NIfTI-1 keeps its fields, in bytes.

@@ -26,8 +26,8 @@ import pytest
 
 from medfl.config.site import SiteConfig
 from medfl.data.checks import Finding, check_cohort
-from medfl.data.headers import FileFaults, read_header, read_voxels
-from medfl.data.layouts import read_cohort
+from medfl.data.layouts.survey import read_cohort
+from medfl.data.nifti.headers import FileFaults, read_header, read_voxels
 from medfl.data.transforms import Frame, prepare_case
 from medfl.errors import DataError
 

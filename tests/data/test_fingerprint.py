@@ -25,7 +25,7 @@ from medfl.data.fingerprint import (
     fingerprint,
     patient_fingerprints,
 )
-from medfl.data.layouts import read_cohort
+from medfl.data.layouts.survey import read_cohort
 from medfl.errors import DataError
 
 ENDINGS = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}

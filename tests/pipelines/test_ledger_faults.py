@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from medfl.privacy.charges import Charge
-from medfl.privacy.ledger import Ledger, Permit
+from medfl.privacy.accounting.charges import Charge
+from medfl.privacy.ledger.ledger import Ledger, Permit
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -125,7 +125,7 @@ def test_a_site_that_computes_again_for_the_same_charge_is_found(
 
     monkeypatch.setattr(Ledger, "charge", once)
     monkeypatch.setattr(Ledger, "mark_released", lambda *_: None)
-    monkeypatch.setattr("medfl.federation.outbox.Outbox.get", lambda *_, **__: None)
+    monkeypatch.setattr("medfl.site.outbox.Outbox.get", lambda *_, **__: None)
     assert faults.run("killed in mid-send", laboratory).balance < 0
 
 

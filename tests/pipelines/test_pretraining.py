@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from medfl.config.site import MODALITY_ORDER
-from medfl.data.phantom import hospital_looks, write_hospital
+from medfl.phantom.patient import hospital_looks, write_hospital
 from medfl.segmentation.metrics import score
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"

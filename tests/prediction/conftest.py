@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medfl.config.site import MODALITY_ORDER, SiteData
-from medfl.data.phantom import hospital_looks, write_hospital
+from medfl.phantom.patient import hospital_looks, write_hospital
 from medfl.segmentation.model_file import ModelSpec, model_bytes
 from medfl.segmentation.networks import trainable_state
 

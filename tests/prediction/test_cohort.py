@@ -15,7 +15,7 @@ import torch
 from medfl.config.site import MODALITY_ORDER, SiteData
 from medfl.data.label_schemes import scheme_values
 from medfl.data.labels import regions_of
-from medfl.data.layouts import read_case
+from medfl.data.layouts.survey import read_case
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.cohort import predict_case, predict_cohort
 from medfl.prediction.predictor import Predictor

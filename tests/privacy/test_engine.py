@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from medfl.errors import PermitExhausted, PrivacyError
 from medfl.privacy import engine
-from medfl.privacy.accountant import Charge
+from medfl.privacy.accounting.accountant import Charge
 from medfl.privacy.engine import (
     PatientOptimizer,
     RoundDiagnostics,
     local_optimizer,
     train_round,
 )
-from medfl.privacy.ledger import Agreement, Ledger, Permit
+from medfl.privacy.ledger.ledger import Agreement, Ledger, Permit
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from medfl.privacy.charges import Charge
+from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.engine import RoundDiagnostics, train_round
+from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.patients import PatientLoss, Patients
-from medfl.privacy.permit import Permit
 
 NAMES = tuple("abcdefgh")
 

@@ -1,0 +1,1 @@
+"""Folders as collections of this field come, read into cases and patients."""

@@ -1,0 +1,159 @@
+"""What can be wrong with a site's folders, each with the rule, what was found, and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medfl.config.site import SiteData
+from medfl.data.layouts.rules import LayoutRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One reason why a folder cannot be used; local text that never leaves the site.
+
+    Attributes:
+        names: Whether `value` holds names of files, folders or people; `rule` and `fix` never do.
+    """
+
+    patient_id: str
+    where: str
+    rule: str
+    value: str
+    fix: str
+    names: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.rule}, found {self.value}. {self.fix}"
+
+
+def missing_folder(folder: Path) -> Problem:
+    """Where a folder should be, there is none."""
+    return Problem(
+        patient_id="",
+        where=str(folder),
+        rule="a folder",
+        value="a file" if folder.exists() else "nothing",
+        fix="Correct the path, or mount the disk that holds it.",
+    )
+
+
+def unreadable(patient_id: str, folder: Path, error: OSError) -> Problem:
+    """A folder may not be read."""
+    return Problem(
+        patient_id=patient_id,
+        where=str(folder),
+        rule="a readable folder",
+        value=str(error.strerror),
+        fix="Let medfl's user read the folder.",
+    )
+
+
+def no_patients(data: SiteData, rule: LayoutRule) -> Problem:
+    """Nothing below the root fits the layout."""
+    paths = rule.images[data.modalities[0]]
+    return Problem(
+        patient_id="",
+        where=str(data.root),
+        rule=f"images at {' or '.join(paths[:2])} (.nii.gz), case {rule.case or rule.patient}",
+        value="none",
+        fix="Point data.root at the folder that holds the patients, or correct data.layout; "
+        "`medfl check --detect` proposes one.",
+    )
+
+
+def no_patient_in(case_id: str, where: Path, pattern: str) -> Problem:
+    """The person cannot be told from the name of a case."""
+    return Problem(
+        patient_id=case_id,
+        where=str(where),
+        rule=f"a case whose name matches data.patient = {pattern!r}",
+        value=repr(case_id),
+        fix="Correct data.patient in the site's file, or the name.",
+        names=True,
+    )
+
+
+def unprintable(path: Path) -> Problem:
+    """A file or folder has a name that cannot be shown."""
+    return Problem(
+        patient_id="",
+        where=f"{path.parent}/{ascii(path.name)[1:-1]}",
+        rule="a name of printable characters in UTF-8",
+        value=ascii(path.name),
+        fix="Rename it, and check that nothing else was lost when it was copied.",
+        names=True,
+    )
+
+
+def empty_patient(patient_id: str, folder: Path) -> Problem:
+    """A person's folder holds no case."""
+    return Problem(
+        patient_id=patient_id,
+        where=str(folder),
+        rule="a patient's images",
+        value="none",
+        fix="Add the images, or remove the folder.",
+    )
+
+
+def unknown_folder(folder: Path, expected: Sequence[str], rule: LayoutRule) -> Problem:
+    """A folder has a name that the layout does not know."""
+    names = list(dict.fromkeys(expected))
+    fixed = [name for name in names if "{" not in name and "*" not in name]
+    patterns = [
+        rule.pattern(name, known={}, ignore_case=False).pattern
+        for name in names
+        if name not in fixed and name != "*"
+    ]
+    wanted = [f"one of {fixed}"] if fixed else []
+    wanted += [f"a name that matches {pattern}" for pattern in patterns]
+    return Problem(
+        patient_id="",
+        where=str(folder),
+        rule=" or ".join(wanted),
+        value=repr(folder.name),
+        fix="Move the folder elsewhere, or correct data.layout.",
+        names=True,
+    )
+
+
+def unknown_file(path: Path, expected: Sequence[str], rule: LayoutRule) -> Problem:
+    """A file has a name that the layout does not know."""
+    names = dict.fromkeys(expected)
+    patterns = [rule.pattern(name, known={}, ignore_case=False).pattern for name in names]
+    return Problem(
+        patient_id="",
+        where=str(path),
+        rule=" or ".join(f"a name that matches {pattern}" for pattern in patterns),
+        value=repr(path.name),
+        fix="Move the file elsewhere, rename it, or correct data.layout.",
+        names=True,
+    )
+
+
+def doubled_case(patient_id: str, first: Path, second: Path) -> Problem:
+    """A case lies in two folders."""
+    return Problem(
+        patient_id=patient_id,
+        where=str(second),
+        rule="each case in one folder",
+        value=f"also {first}",
+        fix="Remove one of the two.",
+        names=True,
+    )
+
+
+def wrong_count(patient_id: str, where: Path, what: str, paths: Sequence[Path]) -> Problem:
+    """A file is missing, or there are several."""
+    names = ", ".join(path.name for path in paths)
+    return Problem(
+        patient_id=patient_id,
+        where=str(where),
+        rule=what,
+        value=names or "none",
+        fix="Keep one of the files." if paths else "Add the file, or remove the case.",
+        names=bool(paths),
+    )

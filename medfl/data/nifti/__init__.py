@@ -1,0 +1,1 @@
+"""NIfTI files: their headers, their faults, their voxels."""

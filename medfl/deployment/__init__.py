@@ -1,0 +1,1 @@
+"""A real deployment: a server and hospitals as processes of Flower."""

@@ -1,0 +1,181 @@
+"""A study on a running server: submit, follow the run folder, account for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from medfl.config import StudyConfig
+from medfl.deployment.coordinator.control import Control, RunState, Unreachable
+from medfl.deployment.coordinator.follower import Follower
+from medfl.deployment.coordinator.job import RUN_LOCK, ExpectedSite, Job
+from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.deployment.lock import exclusive, is_held
+from medfl.deployment.thin_app import THIN_APP, ThinApp
+from medfl.errors import ConfigError, FederationError
+from medfl.protocol.study_model import model_spec
+from medfl.server.progress import Progress
+from medfl.server.run_folder import RunFolder
+from medfl.study.run import finish_run
+from medfl.study.simulation import prepare_folder, require_sites
+from medfl.study.tensorboard_log import TensorBoardLog
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+# A server that is started again goes on with its run.
+PATIENCE_SECONDS = 300.0
+# Flower misses a killed ServerApp only after a minute; one that came to its end says so within
+# seconds.
+GONE_SECONDS = 30.0
+
+
+class RunStates(Protocol):
+    """Where it can be asked how far Flower is: the SuperLink's control path."""
+
+    def state(self, run: int) -> RunState:
+        """How far a run is."""
+
+
+def run_deployed_study(
+    study: StudyConfig,
+    *,
+    folder: ServerFolder,
+    out: Path,
+    resume: bool,
+    progress: Progress,
+    command: str = "",
+    app: ThinApp = THIN_APP,
+) -> dict[str, Any]:
+    """Run a study with the hospitals that are connected to a server on this machine.
+
+    Args:
+        study: The study.
+        folder: The server's files.
+        out: The run folder.
+        resume: Go on with the run in `out`.
+        progress: Who watches.
+        command: The command that repeats the run, for the report; empty if there is none.
+        app: What is shipped to the sites; they accept what they pinned.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        MedflError: If the run cannot go on; what was done stays in the folder.
+    """
+    begin = time.monotonic()
+    check_deployable(study, sites=set(folder.sites()))
+    model_spec(study).build(seed=study.seed)
+    out = out.resolve()
+    with exclusive(folder.path / "study.lock", noun="a server"), Control(folder) as control:
+        job = _job(study, folder=folder, control=control, out=out)
+        prepare_folder(out, study=study, resume=resume)
+        folder.note_run(out)
+        with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
+            state = _federate(job, folder=folder, control=control, app=app, progress=watched)
+    if not state.completed:
+        raise FederationError(
+            f"{out}: expected the run to come to its end, found: {state.details} Go on with "
+            "--resume."
+        )
+    minutes = (time.monotonic() - begin) / 60
+    return finish_run(RunFolder(out), study, minutes=minutes, command=command, progress=progress)
+
+
+def check_deployable(study: StudyConfig, *, sites: set[str]) -> None:
+    """Refuse a study that no hospital may take part in.
+
+    Args:
+        study: The study.
+        sites: Names of the admitted sites.
+
+    Raises:
+        ConfigError: If it has baselines or seeded noise, or needs or names sites that are not
+            admitted.
+    """
+    if study.evaluation.baselines:
+        raise ConfigError(
+            "Expected evaluation.baselines = [] in a deployment, found "
+            f"{list(study.evaluation.baselines)}: baselines on private patients have no guarantee."
+        )
+    if study.privacy.noise != "operating-system":
+        raise ConfigError(
+            "Expected privacy.noise = 'operating-system' in a deployment, found "
+            f"{study.privacy.noise!r}."
+        )
+    require_sites(study, sites, noun="admitted sites", among="the admitted sites")
+
+
+def _job(study: StudyConfig, *, folder: ServerFolder, control: Control, out: Path) -> Job:
+    try:
+        nodes = control.nodes()
+    except Unreachable:
+        raise FederationError(
+            f"{folder.path}: expected a running server (`medfl server start`), found none."
+        ) from None
+    sites = {
+        name: ExpectedSite(node=nodes[site.node_key_pem], event_key=site.event_key)
+        for name, site in folder.sites().items()
+        if site.node_key_pem in nodes
+    }
+    return Job(study=study, out=out, sites=sites)
+
+
+def _federate(
+    job: Job, *, folder: ServerFolder, control: Control, app: ThinApp, progress: Progress
+) -> RunState:
+    follower = Follower(RunFolder(job.out), rounds=job.study.training.rounds, progress=progress)
+    progress.phase("waiting for the sites")
+    run = control.start(app)
+    try:
+        with job.left(folder.jobs, run=run):
+            return follow(control, run, follower, lock=job.out / RUN_LOCK)
+    except BaseException:  # also Ctrl-C: nothing goes on that nobody watches
+        control.stop(run)
+        raise
+
+
+def follow(control: RunStates, run: int, follower: Follower, *, lock: Path) -> RunState:
+    """Follow a run to its end.
+
+    Args:
+        control: Says how far Flower is.
+        run: Flower's number of the run.
+        follower: Tells the progress.
+        lock: Held by the ServerApp while it works.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        FederationError: If the ServerApp ended without a word, or the server is silent for long.
+    """
+    heard = time.monotonic()
+    worked = math.inf  # when the ServerApp was last seen at work
+    while True:
+        follower.look()
+        if is_held(lock):
+            worked = time.monotonic()
+        elif time.monotonic() - worked > GONE_SECONDS:
+            raise FederationError(
+                "Expected the server's process of this run to go on, found that it ended; see the "
+                "server's logs. Go on with --resume."
+            )
+        try:
+            state = control.state(run)
+        except Unreachable:
+            if time.monotonic() - heard > PATIENCE_SECONDS:
+                raise FederationError(
+                    f"Expected the server to answer within {PATIENCE_SECONDS:g} s, found silence. "
+                    "Go on with --resume."
+                ) from None
+        else:
+            heard = time.monotonic()
+            if state.finished:
+                follower.look()
+                return state
+        time.sleep(POLL_SECONDS)

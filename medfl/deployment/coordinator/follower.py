@@ -1,0 +1,74 @@
+"""`Follower`: the progress of a run that another process works on, read off its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medfl.errors import FederationError
+from medfl.server.progress import Progress
+from medfl.server.run_folder import RoundRecord, RunFolder, SiteOutcome
+from medfl.study.pretraining_progress import read_progress
+
+
+class Follower:
+    """Tells a `Progress` what is new in a run folder.
+
+    Args:
+        folder: The run folder; what it holds already is not told again.
+        rounds: Rounds of the study.
+        progress: Who is told.
+    """
+
+    def __init__(self, folder: RunFolder, *, rounds: int, progress: Progress) -> None:
+        self._folder = folder
+        self._rounds = rounds
+        self._progress = progress
+        self._told = max((line["round"] for line in folder.rounds()), default=0)
+        self._declared = len(folder.declarations())
+        self._phase = ""
+        self._pretrained = read_progress(folder.path)
+
+    def look(self) -> None:
+        """Tell what came since the last look."""
+        try:
+            declarations = self._folder.declarations()
+            lines = self._folder.rounds()
+        except FederationError:
+            return  # a line is being written; the next look finds it whole
+        new = [declaration for _, declaration in declarations[self._declared :]]
+        if new:
+            self._declared = len(declarations)
+            self._progress.planned(new, rounds=self._rounds)
+        if new or self._phase:
+            self._look_at_first_model()
+        # A resumed run does again what came after its checkpoint.
+        self._told = min(self._told, max((line["round"] for line in lines), default=0))
+        for line in lines:
+            if line["round"] > self._told:
+                self._told = line["round"]
+                self._progress.round_finished(_record(line))
+
+    def _look_at_first_model(self) -> None:
+        """It is made when the sites have agreed, perhaps by a pretraining; then rounds begin."""
+        if (self._folder.path / "checkpoints" / "initial.safetensors").exists():
+            self._enter("rounds")
+            return
+        self._enter("first model")
+        pretrained = read_progress(self._folder.path)
+        if pretrained is not None and pretrained != self._pretrained:
+            self._pretrained = pretrained
+            self._progress.advanced(*pretrained)
+
+    def _enter(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._progress.phase(phase)
+
+
+def _record(line: dict[str, Any]) -> RoundRecord:
+    sites = {
+        # An infinite epsilon is written as text.
+        name: SiteOutcome(**{**values, "epsilon": float(values["epsilon"])})
+        for name, values in line["sites"].items()
+    }
+    return RoundRecord(round=line["round"], seconds=line["seconds"], sites=sites)

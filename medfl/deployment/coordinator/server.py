@@ -1,0 +1,185 @@
+"""A coordinator's server: SuperLink and SuperExec as children that begin and end together.
+
+A child that is killed is started again at once. Sites and a ServerApp at work wait for a SuperLink
+that is away and go on with the new one, since all of its state is in Flower's database; a server
+that ended with its child would take the ServerApp, and so the run, with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from medfl.deployment.admission import AdmittedSite
+from medfl.deployment.coordinator.control import Control, Unreachable
+from medfl.deployment.coordinator.node_registry import align_nodes
+from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
+from medfl.deployment.coordinator.server_logs import rotate_logs
+from medfl.deployment.lock import exclusive
+from medfl.deployment.processes import (
+    flower_environment,
+    is_free,
+    start,
+    stop,
+    stop_signals,
+)
+from medfl.errors import FederationError
+
+SUPERLINK, SUPEREXEC = "superlink", "superexec"
+
+READY_SECONDS = 120.0
+POLL_SECONDS = 1.0
+PORT_SECONDS = 30.0
+# A child that ends as soon as this, several times in a row, will not stay: something is wrong.
+SHORT_LIFE_SECONDS = 5.0
+SHORT_LIVES = 3
+
+logger = logging.getLogger(__name__)
+
+
+def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
+    """Serve hospitals until SIGTERM or SIGINT comes; who is admitted meanwhile may join.
+
+    Args:
+        folder: The server's files.
+        on_ready: Called once, when sites can connect.
+
+    Raises:
+        FederationError: If another process serves this folder or listens on its port, or if one of
+            the children does not stay.
+    """
+    with (
+        exclusive(folder.path / "server.lock", noun="a server's folder"),
+        stop_signals() as stopped,
+        _children(folder, stopped) as children,
+        Control(folder) as control,
+    ):
+        aligned: dict[str, AdmittedSite] | None = None
+        announced = is_open = False
+        heard = time.monotonic()
+        while not stopped.is_set():
+            if SUPERLINK in _revive(children):
+                is_open = False
+            sites = folder.sites()
+            with suppress(Unreachable):  # the next look says whether it ended
+                if sites != aligned:
+                    align_nodes(sites, control)
+                    aligned = sites
+                if not is_open:
+                    control.open_fleet()
+                    is_open = True
+            if is_open:
+                heard = time.monotonic()
+                if not announced:
+                    on_ready()
+                    announced = True
+            elif time.monotonic() - heard > READY_SECONDS:
+                raise FederationError(
+                    f"Expected the server to answer within {READY_SECONDS:g} s, found silence; see "
+                    f"{children[SUPERLINK].log}."
+                )
+            rotate_logs(folder.logs)
+            stopped.wait(POLL_SECONDS)
+
+
+class Child:
+    """A process of the server that is started again when it ends.
+
+    Args:
+        name: For the log.
+        command: Program and arguments.
+        log: Where it writes.
+        environment: All of its variables.
+    """
+
+    def __init__(
+        self, name: str, command: list[str], *, log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.log = log
+        self._name = name
+        self._command = command
+        self._environment = environment
+        self._short_lives = 0
+        self._start()
+
+    def revive(self) -> bool:
+        """Start it again if it has ended, and say whether it had.
+
+        Raises:
+            FederationError: If it does not stay.
+        """
+        code = self._process.poll()
+        if code is None:
+            return False
+        is_short = time.monotonic() - self._begin < SHORT_LIFE_SECONDS
+        self._short_lives = self._short_lives + 1 if is_short else 0
+        if self._short_lives == SHORT_LIVES:
+            raise FederationError(
+                f"Expected the {self._name} to stay, found that it ended with {code}; see "
+                f"{self.log}."
+            )
+        logger.warning("The %s ended with %d and is started again.", self._name, code)
+        self._start()
+        return True
+
+    def stop(self) -> None:
+        """End it."""
+        stop(self._process)
+
+    def _start(self) -> None:
+        self._begin = time.monotonic()
+        self._process = start(self._command, log=self.log, environment=self._environment)
+
+
+@contextmanager
+def _children(folder: ServerFolder, stopped: threading.Event) -> Iterator[dict[str, Child]]:
+    _wait_for_port(folder, stopped)
+    environment = flower_environment(home=folder.flower_home)
+    environment[FOLDER_VARIABLE] = str(folder.path)
+    children: dict[str, Child] = {}
+    try:
+        for name, command in _commands(folder).items():
+            log = folder.logs / f"{name}.log"
+            children[name] = Child(name, command, log=log, environment=environment)
+        yield children
+    finally:
+        # The SuperExec first, so that a ServerApp can still say that it was stopped.
+        for name in reversed(children):
+            children[name].stop()
+
+
+def _wait_for_port(folder: ServerFolder, stopped: threading.Event) -> None:
+    """Let the SuperLink of an earlier server end first: it would answer for the new one."""
+    deadline = time.monotonic() + PORT_SECONDS
+    while not stopped.is_set() and not is_free(folder.port, address=folder.listening_address):
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"Expected port {folder.port} to be free, found that something listens there."
+            )
+        stopped.wait(POLL_SECONDS)
+
+
+def _commands(folder: ServerFolder) -> dict[str, list[str]]:
+    this = str(os.getpid())
+    superlink = [
+        *(sys.executable, "-m", "medfl.deployment.coordinator.superlink"),
+        *(str(folder.path), this),
+    ]
+    superexec = [
+        str(Path(sys.executable).parent / "flower-superexec"),
+        *("--runtime-api-address", folder.local_address),
+        *("--root-certificates", str(folder.authority)),
+        *("--superexec-auth-secret-file", str(folder.superexec_secret)),
+        *("--parent-pid", this),
+    ]
+    return {SUPERLINK: superlink, SUPEREXEC: superexec}
+
+
+def _revive(children: Mapping[str, Child]) -> set[str]:
+    return {name for name, child in children.items() if child.revive()}

@@ -1,0 +1,330 @@
+"""`ServerFolder`: everything that a coordinator's server keeps, under fixed names.
+
+The folder is private (mode 0700, keys 0600). Hospitals get an invitation, which holds a copy of
+`ca.crt`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError
+
+from medfl.config.files import Section
+from medfl.deployment.admission import AdmittedSite, Bundle
+from medfl.deployment.certificates import (
+    Certificate,
+    read_certificate,
+    renew_certificate,
+    write_certificates,
+)
+from medfl.deployment.coordinator.roster import Hospital, Roster
+from medfl.deployment.invitation import FederationName, Invitation, new_code
+from medfl.deployment.lock import exclusive, is_held
+from medfl.durable import write_atomically
+from medfl.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+FEDERATION = "medfl federation"
+FOLDER_VARIABLE = "MEDFL_SERVER_FOLDER"
+"""Environment variable that names the server's folder to the ServerApp."""
+
+STUDY_TEMPLATE = """\
+# What is proposed to every hospital. All of it is public; each site decides by its own policy.
+id = "first-study"
+seed = 1
+
+[input]
+modalities = ["t1n", "t1c", "t2f"]
+regions = ["WT"]
+spacing = "native"               # or millimetres per voxel, for example [1.0, 1.0, 1.0]
+crop_size = [64, 64, 16]
+crops_per_patient = 2
+
+[network]                        # of monai.networks.nets
+name = "SegResNet"
+arguments = { init_filters = 8, blocks_down = [1, 2, 2], blocks_up = [1, 1] }
+
+[privacy]                        # `medfl plan` shows what this means for each hospital
+epsilon = 8.0
+sampling_prob = 0.3
+clip_norm = 1.0
+
+[training]
+rounds = 60
+local_steps = 1
+optimizer = "sgd"
+learning_rate = 1.0
+
+[aggregation]
+strategy = "fedadam"
+server_learning_rate = 4e-3
+ema_decay = 0.9
+min_sites = 3
+round_timeout_seconds = 3600.0
+"""
+
+
+class _Settings(Section):
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    federation: FederationName = FEDERATION
+
+
+class ServerFolder:
+    """The files of one server.
+
+    Args:
+        path: A folder that `create` has made.
+
+    Raises:
+        ConfigError: If it is no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        try:
+            text = (self.path / "server.json").read_text(encoding="utf-8")
+            self._settings = _Settings.model_validate_json(text)
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"{path}: expected a server's folder, found none; make one with "
+                "`medfl server init`."
+            ) from None
+
+    @classmethod
+    def create(cls, path: Path, *, host: str, port: int, federation: str = FEDERATION) -> Self:
+        """Make a server's folder, with new keys.
+
+        Args:
+            path: Must be new or empty.
+            host: Name or address under which hospitals reach the server.
+            port: TCP port.
+            federation: Name of the federation, as hospitals read it in their invitation.
+
+        Raises:
+            ConfigError: If there is something already, or host, port or name cannot be.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"{path}: expected a new or empty folder, found files; they are never replaced."
+            )
+        try:
+            settings = _Settings(host=host, port=port, federation=federation)
+        except ValidationError:
+            raise ConfigError(
+                "Expected a port from 1 to 65535 and a federation's name of 1 to 60 letters, "
+                f"digits, spaces, '.', '-' or '_', found {port} and {federation!r}."
+            ) from None
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        for name in ("state", "jobs", "logs", "flower"):
+            (path / name).mkdir(mode=0o700)
+        write_certificates(host=host, **_certificate_paths(path))
+        for name in ("superexec.secret", "control.secret"):
+            write_atomically(path / name, secrets.token_hex(32).encode(), mode=0o600)
+        write_atomically(path / "study.toml", STUDY_TEMPLATE.encode())
+        # Last: what was begun and not finished is no server's folder.
+        write_atomically(path / "server.json", settings.model_dump_json(indent=2).encode())
+        return cls(path)
+
+    @property
+    def host(self) -> str:
+        """Name or address under which hospitals reach the server."""
+        return self._settings.host
+
+    @property
+    def port(self) -> int:
+        """TCP port."""
+        return self._settings.port
+
+    @property
+    def federation(self) -> str:
+        """Name of the federation."""
+        return self._settings.federation
+
+    @property
+    def address(self) -> str:
+        """Address and port at which hospitals reach the server."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def listening_address(self) -> str:
+        """Where the server listens: on this machine only if it is called so, else everywhere."""
+        return LOOPBACK if self.host in ("localhost", LOOPBACK) else "0.0.0.0"  # noqa: S104
+
+    @property
+    def local_address(self) -> str:
+        """Address and port at which this machine's own processes reach the server."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that hospitals trust."""
+        return self.path / "ca.crt"
+
+    @property
+    def certificate(self) -> Path:
+        """The server's certificate."""
+        return self.path / "server.crt"
+
+    @property
+    def certificate_key(self) -> Path:
+        """Its key."""
+        return self.path / "server.key"
+
+    @property
+    def superexec_secret(self) -> Path:
+        """Shared by Flower's two server processes; without it nobody gets a ServerApp's token."""
+        return self.path / "superexec.secret"
+
+    @property
+    def control_secret(self) -> str:
+        """What a request to the control path has to bring."""
+        return (self.path / "control.secret").read_text(encoding="ascii")
+
+    @property
+    def database(self) -> Path:
+        """Flower's database, so that a run survives a restart."""
+        return self.path / "state" / "flower.db"
+
+    @property
+    def jobs(self) -> Path:
+        """Where a ServerApp finds its work."""
+        return self.path / "jobs"
+
+    @property
+    def logs(self) -> Path:
+        """Output of Flower's processes."""
+        return self.path / "logs"
+
+    @property
+    def flower_home(self) -> Path:
+        """Where Flower installs the app."""
+        return self.path / "flower"
+
+    def roster(self) -> Roster:
+        """Every hospital that was ever invited, admitted or revoked.
+
+        Raises:
+            ConfigError: If the list is damaged.
+        """
+        return Roster.read(self.path / "sites.json")
+
+    def sites(self) -> dict[str, AdmittedSite]:
+        """The admitted sites by name.
+
+        Raises:
+            ConfigError: If the list is damaged.
+        """
+        return self.roster().admitted()
+
+    def invite(self, name: str) -> Invitation:
+        """Reserve a hospital's name, and say how to join; it makes earlier invitations void.
+
+        Raises:
+            ConfigError: If the name is admitted or revoked, or cannot be.
+        """
+        code = new_code()
+        self._change(lambda roster: roster.invite(name, code=code))
+        return Invitation.of_this_version(
+            federation=self.federation,
+            name=name,
+            server=self.address,
+            code=code,
+            certificate=self.authority.read_text(encoding="ascii"),
+        )
+
+    def admit(self, bundle: Bundle, *, name: str) -> Hospital:
+        """Bind a site's keys to a hospital's name, or follow a rotation of its keys.
+
+        Raises:
+            ConfigError: If `Roster.admit` refuses them.
+        """
+        return self._change(lambda roster: roster.admit(bundle, name=name))[name]
+
+    def revoke(self, name: str, *, reason: str) -> Hospital:
+        """Let a hospital go for ever; its name and its history stay.
+
+        Raises:
+            ConfigError: If `Roster.revoke` refuses it.
+        """
+        return self._change(lambda roster: roster.revoke(name, reason=reason))[name]
+
+    def read_certificate(self) -> Certificate:
+        """The server's certificate as it is on disk.
+
+        Raises:
+            ConfigError: If it is missing or damaged.
+        """
+        return read_certificate(self.certificate, key=self.certificate_key)
+
+    def require_usable_certificate(self) -> Certificate:
+        """The server's certificate, if hospitals will accept it.
+
+        Raises:
+            ConfigError: If it is damaged, at its end, or another key's.
+        """
+        certificate = self.read_certificate()
+        fix = f"make a new one with `medfl server renew {self.path}`; hospitals change nothing."
+        if certificate.left.total_seconds() <= 0:
+            raise ConfigError(
+                f"{self.certificate}: expected a certificate that is still valid, found its end on "
+                f"{certificate.end:%Y-%m-%d}: {fix}"
+            )
+        if not certificate.fits_key:
+            raise ConfigError(
+                f"{self.certificate}: expected the certificate of {self.certificate_key.name}, "
+                f"found another key's: {fix}"
+            )
+        return certificate
+
+    def renew_certificate(self) -> Certificate:
+        """Replace the server's certificate and key under the same authority.
+
+        Raises:
+            ConfigError: If the authority is missing, damaged or at its end.
+        """
+        with exclusive(self.path / "sites.lock", noun="a list of sites"):
+            return renew_certificate(host=self.host, **_certificate_paths(self.path))
+
+    def note_run(self, out: Path) -> None:
+        """Remember where the newest run is, for `last_run`."""
+        write_atomically(self.path / "last_run.json", json.dumps({"out": str(out)}).encode())
+
+    def run_under_way(self) -> Path | None:
+        """Run folder of the run that `medfl server run` follows now; None without one."""
+        for job in self.jobs.glob("*.json"):
+            if is_held(job.with_suffix(".lock")):  # else its command was killed
+                return _out(job)
+        return None
+
+    def last_run(self) -> Path | None:
+        """Run folder of the newest run; None where none is known."""
+        return _out(self.path / "last_run.json")
+
+    def _change(self, change: Callable[[Roster], Roster]) -> Roster:
+        with exclusive(self.path / "sites.lock", noun="a list of sites"):
+            roster = change(self.roster())
+            roster.write(self.path / "sites.json")
+        return roster
+
+
+def _certificate_paths(path: Path) -> dict[str, Path]:
+    return {
+        "authority": path / "ca.crt",
+        "server": path / "server.crt",
+        "authority_key": path / "ca.key",
+        "server_key": path / "server.key",
+    }
+
+
+def _out(path: Path) -> Path | None:
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["out"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None  # taken away in this moment, or never written

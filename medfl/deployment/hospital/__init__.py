@@ -1,0 +1,1 @@
+"""A hospital's side of a deployment."""

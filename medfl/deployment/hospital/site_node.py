@@ -1,0 +1,187 @@
+"""A hospital's site: one outbound connection, and beside it a process for each message.
+
+This process starts and watches two others, a SuperNode and what runs its ClientApps, and writes
+their log. The three live and die together: if one of them ends by itself the site ends with an
+error, so that the service manager starts it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+
+from medfl.deployment.child import SECRET_BYTES
+from medfl.deployment.hospital.environment import load_hospital
+from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
+from medfl.deployment.hospital.site_log import SiteLog
+from medfl.deployment.lock import exclusive
+from medfl.deployment.processes import flower_environment, free_port, stop, stop_signals
+from medfl.errors import ConfigError, FederationError
+from medfl.protocol.keys import KEYS, SiteKeys
+
+CONNECT_SECONDS = 10.0
+POLL_SECONDS = 0.5
+
+_ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+_LOCAL = "127.0.0.1"
+_NODE, _TASKS = "the connection to the server", "the runner of ClientApps"
+_MODULES = {
+    _NODE: "medfl.deployment.hospital.supernode",
+    _TASKS: "medfl.deployment.hospital.task_processes",
+}
+
+
+def run_site(site_file: Path, *, server: str, authority: Path) -> None:
+    """Run a site until a signal comes; waits for a server that is not there yet.
+
+    Args:
+        site_file: The site's file.
+        server: ``HOST:PORT`` of the coordinator's server.
+        authority: Certificate of the coordinator's authority, as PEM.
+
+    Raises:
+        ConfigError: If the file breaks a rule or is no hospital's, if the site has no keys or has
+            left, or if the server shows a certificate of another authority.
+        FederationError: If the site runs already, or one of its processes ended by itself.
+    """
+    site_file, authority = site_file.resolve(), authority.resolve()
+    site = load_hospital(site_file)
+    if '"' in str(site_file) or "\\" in str(site_file):
+        raise ConfigError(f"{site_file}: expected a path without quotes and backslashes.")
+    require_not_left(site.state)
+    SiteKeys.read(site.state / KEYS)
+    home = site.state / "flower"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ.update(flower_environment(home=home))
+    require_trusted(server, authority=authority)
+    with (
+        exclusive(site.state / LOCK, noun="a site"),
+        stop_signals() as stopped,
+        closing(SiteLog(site.state, data=site.data)) as log,
+    ):
+        log.say(f"Site {site.name}; the whole log is in {log.path}.")
+        with _children(log, _arguments(site_file, server=server, authority=authority)) as children:
+            while not stopped.wait(POLL_SECONDS):
+                if (site.state / LEFT).exists():
+                    break
+                _require_alive(children, log)
+        log.say("Ended.")
+
+
+def require_trusted(server: str, *, authority: Path) -> None:
+    """Refuse a server with a certificate of another authority; one that is not there may come.
+
+    It goes the way that the node will go: through the proxy that the environment names, if any.
+
+    Args:
+        server: ``HOST:PORT``.
+        authority: The only authority that is trusted.
+
+    Raises:
+        ConfigError: If the certificate does not fit, the address is none, there is no authority, or
+            a proxy forbids the way.
+    """
+    match = _ADDRESS.fullmatch(server)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise ConfigError(f"Expected the server as HOST:PORT, found {server!r}.")
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+    except (OSError, ssl.SSLError):
+        raise ConfigError(f"{authority}: expected a certificate as PEM, found none.") from None
+    try:
+        httpx.get(f"https://{server}/health", verify=context, timeout=CONNECT_SECONDS)
+    except httpx.HTTPError as error:
+        refusal = _refusal_in(error)
+        if refusal is not None:
+            raise ConfigError(
+                f"{server}: expected a certificate of the authority in {authority}, found another "
+                f"({refusal.verify_message})."
+            ) from None
+        # What a proxy answers, for example 407 or 403; with 5xx it cannot reach the server yet.
+        if isinstance(error, httpx.ProxyError) and str(error).startswith("4"):
+            raise ConfigError(
+                f"{server}: expected a proxy that lets this site through, found {error}."
+            ) from None
+        # Not there yet: the node keeps trying.
+
+
+def _refusal_in(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _arguments(site_file: Path, *, server: str, authority: Path) -> dict[str, list[str]]:
+    port = str(free_port())
+    return {
+        _NODE: [str(site_file), server, str(authority), port],
+        _TASKS: [f"{_LOCAL}:{port}"],
+    }
+
+
+@contextmanager
+def _children(
+    log: SiteLog, arguments: dict[str, list[str]]
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    secret = secrets.token_bytes(SECRET_BYTES)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    readers = []
+    try:
+        for name, given in arguments.items():
+            children[name] = child = _start(_MODULES[name], given, secret=secret)
+            readers.append(threading.Thread(target=_follow, args=(log, child), daemon=True))
+            readers[-1].start()
+        yield children
+    finally:
+        # The runner of ClientApps first: it has nobody to report to without the other.
+        for name in reversed(children):
+            stop(children[name])
+        for reader in readers:
+            reader.join(timeout=POLL_SECONDS)
+
+
+def _start(module: str, arguments: list[str], *, secret: bytes) -> subprocess.Popen[bytes]:
+    # Not `-m`: a fork server would run such a module again in every fork.
+    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
+    # How often the runner asks the node for a message, in seconds.
+    environment = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", **os.environ}
+    child = subprocess.Popen(  # noqa: S603
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    # The pipe stays open: its end tells the child that this process is gone.
+    stdin = child.stdin
+    if stdin is not None:
+        stdin.write(secret)
+        stdin.flush()
+    return child
+
+
+def _follow(log: SiteLog, child: subprocess.Popen[bytes]) -> None:
+    output = child.stdout
+    if output is not None:
+        log.follow(line.decode(errors="replace") for line in output)
+
+
+def _require_alive(children: dict[str, subprocess.Popen[bytes]], log: SiteLog) -> None:
+    for name, child in children.items():
+        if child.poll() is not None:
+            message = (
+                f"Expected {name} to go on, found that it ended with {child.returncode}; see "
+                f"{log.path}."
+            )
+            log.note(message)
+            raise FederationError(message)

@@ -1,8 +1,0 @@
-"""Server, sites and what they say to each other, on Flower."""
-
-import os
-
-# Flower reads these when it is first imported, and would otherwise call its makers' servers from
-# inside a hospital. Whoever wants that can set them before.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

@@ -1,1 +1,0 @@
-"""A real deployment: a coordinator's server and hospitals' sites as processes of Flower."""

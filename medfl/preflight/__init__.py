@@ -1,0 +1,1 @@
+"""What a hospital finds out before its first study: data, machine, network."""

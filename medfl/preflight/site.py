@@ -1,0 +1,242 @@
+"""`preflight`: everything that would stop a site, found in one pass before a study depends on it.
+
+Data, machine, state folder, keys, ledger, one gradient of a study and the way to the server are
+judged one after the other; whatever one check meets, the others still run. Nothing is charged and
+nothing leaves the site.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from medfl.config import SiteConfig
+from medfl.config.study import load_study
+from medfl.data.checks import Finding, OnProgress, Severity, check_cohort
+from medfl.errors import ConfigError, DataError, LedgerError
+from medfl.preflight.dry_run import dry_run
+from medfl.preflight.machine import (
+    check_machine,
+    nearest_existing,
+    need_of,
+    this_machine,
+)
+from medfl.preflight.network import check_server
+from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys, read_public
+from medfl.site.state import SITE_KEY, Workplace, hospital_workplace
+
+LOW_BUDGET = 0.1
+"""Part of a budget below which little of it is left."""
+
+
+def preflight(
+    site: SiteConfig,
+    *,
+    study: Path | None = None,
+    server: str = "",
+    ca: Path | None = None,
+    on_progress: OnProgress = lambda _part, _done, _total: None,
+) -> list[Finding]:
+    """Look at everything that a site needs for its next study.
+
+    Args:
+        site: The site.
+        study: A study file, for a dry run of one patient and closer estimates.
+        server: ``HOST:PORT`` of the server; empty leaves the network alone.
+        ca: Certificate of the authority that signed the server's.
+        on_progress: Who is told how far the images are read.
+
+    Returns:
+        All findings: errors, then warnings, then notes.
+    """
+    workplace = hospital_workplace(site)
+    pseudonym_key(site)  # made at first use, and then there for its check
+    findings = check_cohort(site, on_progress=on_progress)
+    proposal = None
+    if study is not None:
+        try:
+            proposal = load_study(study)
+        except ConfigError as error:
+            findings.append(_unreadable_study(study, error))
+    findings += check_machine(
+        workplace, machine=this_machine(site.state), need=need_of(workplace, proposal)
+    )
+    findings += check_state(site)
+    if site.purpose == "hospital":
+        findings += check_keys(site)
+        findings += check_ledger(workplace)
+    findings += check_witness(workplace)
+    if proposal is not None:
+        findings += dry_run(workplace, proposal)
+    if server:
+        findings += check_server(server, ca=ca)
+    return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
+
+
+def pseudonym_key(site: SiteConfig) -> bytes:
+    """The key of a site's pseudonyms; empty where its state folder cannot hold one."""
+    try:
+        return hospital_workplace(site).key
+    except OSError:
+        return b""
+
+
+def check_state(site: SiteConfig) -> list[Finding]:
+    """Whether the state folder can be written, and by its owner only.
+
+    Open data are public, so that only a hospital's folder has to be closed.
+    """
+    folder = site.state
+    name = str(folder)
+    try:
+        # Deleted at once, and on most systems without ever having had a name.
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
+            pass
+    except OSError as error:
+        return [
+            _finding(
+                "error",
+                name,
+                rule="a state folder that this user can write",
+                value=error.strerror or str(error),
+                fix=f"Make it for the user who runs medfl: install -d -m 700 -o USER {folder}",
+            )
+        ]
+    if site.purpose == "open-data" or not folder.is_dir():
+        return []
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & 0o077:
+        return []
+    return [
+        _finding(
+            # Who can write the folder can exchange the ledger and the keys in it.
+            "error" if mode & 0o022 else "warning",
+            name,
+            rule="a state folder for its owner only (mode 0700)",
+            value=f"mode {mode:04o}",
+            fix=f"chmod 700 {folder}",
+        )
+    ]
+
+
+def check_keys(site: SiteConfig) -> list[Finding]:
+    """Whether a hospital's keys are there, for its owner only, and match its public file."""
+    return list(_key_findings(site))
+
+
+def check_ledger(workplace: Workplace) -> list[Finding]:
+    """Whether a hospital's ledger is whole and known to the witness, and what is left in it."""
+    name = str(workplace.ledger_folder)
+    try:
+        with workplace.open_ledger() as ledger:
+            ledger.recount()
+            spent = ledger.spent()
+    except (LedgerError, OSError) as error:
+        return [
+            _finding(
+                "error",
+                name,
+                rule="a whole ledger that the witness knows",
+                value=str(error),
+                fix="Do what the text says. `medfl ledger init SITE.toml` makes a hospital's first "
+                "one; nothing is computed without it.",
+            )
+        ]
+    low = spent.remaining < LOW_BUDGET * spent.budget
+    return [
+        _finding(
+            "warning" if low else "note",
+            name,
+            rule="a budget for the next study",
+            value=f"epsilon {spent.remaining:.3f} of {spent.budget:g} left at delta "
+            f"{spent.delta:g}",
+            fix="See with `medfl plan` whether a study still fits; a budget is never refilled."
+            if low
+            else "Nothing; `medfl plan` shows what a study would take.",
+        )
+    ]
+
+
+def check_witness(workplace: Workplace) -> list[Finding]:
+    """Whether the witness can be asked, and no other ledger pays for one of the patients."""
+    try:
+        parts = workplace.patients
+    except (ConfigError, DataError, OSError):
+        return []  # the cohort's own findings tell
+    used = parts.training
+    if workplace.site.purpose == "open-data":
+        used += parts.held_out
+    try:
+        workplace.require_unclaimed(used)
+    except DataError:
+        return []
+    except LedgerError as error:
+        return [
+            _finding(
+                "error",
+                workplace.site.name,
+                rule="patients whom no other ledger of this machine pays for",
+                value=str(error),
+                fix="Do what the text says; nothing is computed before.",
+            )
+        ]
+    return []
+
+
+def _finding(severity: Severity, name: str, *, rule: str, value: str, fix: str) -> Finding:
+    return Finding(
+        severity=severity, patient="", name=name, rule=rule, value=value, fix=fix, names=True
+    )
+
+
+def _unreadable_study(path: Path, error: ConfigError) -> Finding:
+    fix = "Correct the file, or ask the coordinator for it again."
+    return _finding("error", str(path), rule="a study file", value=str(error), fix=fix)
+
+
+def _key_findings(site: SiteConfig) -> Iterator[Finding]:
+    folder = site.state / KEYS
+    make = f"Make the keys once with `medfl site init {site.state}`, or restore them."
+    event_key = ""
+    try:
+        event_key = SiteKeys.read(folder).event_key
+    except (ConfigError, OSError) as error:
+        rule = "the site's event key, for its owner only"
+        path = folder / EVENT_KEY
+        there = os.access(path, os.F_OK)
+        fix = f"chmod 600 {path}, or restore it where it is damaged." if there else make
+        yield _finding("error", str(folder), rule=rule, value=str(error), fix=fix)
+    for path in (folder / NODE_KEY, site.state / SITE_KEY):
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError as error:
+            rule, value = "a key", error.strerror or str(error)
+            yield _finding("error", str(path), rule=rule, value=value, fix=make)
+            continue
+        if mode & 0o077:
+            rule, value = "a key for its owner only (mode 0600)", f"mode {mode:04o}"
+            yield _finding("error", str(path), rule=rule, value=value, fix=f"chmod 600 {path}")
+    yield from _public_findings(site, event_key=event_key)
+
+
+def _public_findings(site: SiteConfig, *, event_key: str) -> Iterator[Finding]:
+    path = site.state / PUBLIC
+    try:
+        stated = read_public(path)
+    except ConfigError as error:
+        value = str(error)
+    else:
+        if stated == event_key or not event_key:
+            return
+        value = "those of other keys"
+    yield _finding(
+        "warning",
+        str(path),
+        rule="the public halves of the site's keys, for the coordinator",
+        value=value,
+        fix=f"Restore the file, or write a new one with new keys: medfl site rotate {site.state}",
+    )

@@ -1,0 +1,1 @@
+"""What steps cost: charges, epsilon by several accountants, plans, and what they mean."""

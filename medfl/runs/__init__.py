@@ -1,0 +1,1 @@
+"""What a run leaves on disk, as values that are written and read alike."""

@@ -1,0 +1,205 @@
+"""``privacy.json`` and ``federation.json``: what the sites have spent, each and together.
+
+The largest loss of a site is that of the federation only where no patient is at two sites. What is
+charged to several sites on one patient composes: they draw and noise apart from each other, with
+parameters that were fixed before the first round.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from medfl.privacy.accounting.accountant import (
+    Accuracy,
+    Charge,
+    epsilon,
+    epsilon_rdp,
+    replace_one_epsilon,
+)
+from medfl.privacy.accounting.prv import epsilon_prv
+from medfl.privacy.accounting.tradeoff import distinguishability
+from medfl.protocol.messages import Declaration
+from medfl.server.ledger import FederationLedger
+from medfl.server.run_folder import RunFolder
+
+DELTAS = (1e-4, 1e-5, 1e-6)
+GROUP_SIZES = (2, 5)
+DISJOINT = "maximum over sites (disjoint patients)"
+COMPOSED = "composed over declared overlaps"
+
+_SMALLEST_LOG_DELTA = -690.0  # floats end at about exp(-708)
+_BISECTIONS = 40
+
+Charges = Mapping[str, Sequence[Charge]]
+Deltas = Mapping[str, float]
+
+
+def privacy_summary(folder: RunFolder) -> list[dict[str, Any]]:
+    """One entry for every site that ever joined the run, recomputed from the federation ledger.
+
+    Args:
+        folder: The finished run.
+    """
+    ledger = FederationLedger(folder)
+    rounds = folder.rounds()
+    return [
+        _site_entry(
+            ledger,
+            declaration,
+            lost=sum(_is_lost(line["sites"], site=site) for line in rounds),
+        )
+        for site, declaration in ledger.declarations.items()
+    ]
+
+
+def _site_entry(ledger: FederationLedger, declaration: Declaration, *, lost: int) -> dict[str, Any]:
+    charges, newest = ledger.charges(declaration.site), ledger.newest(declaration.site)
+    delta = declaration.delta
+    attack = distinguishability(charges)
+    return {
+        "site": declaration.site,
+        "delta": delta,
+        "epsilon_pld": epsilon(charges, delta=delta, accuracy="report"),
+        "epsilon_prv": epsilon_prv(charges, delta=delta),
+        "epsilon_rdp": epsilon_rdp(charges, delta=delta),
+        "epsilon_replace_one": replace_one_epsilon(charges, delta=delta),
+        "epsilon_at": {
+            f"{other:g}": epsilon(charges, delta=other, accuracy="report") for other in DELTAS
+        },
+        "mu": attack.mu,
+        "membership_advantage": attack.membership_advantage,
+        "tpr_at_1_percent_fpr": attack.tpr_at_1_percent_fpr,
+        "steps": sum(charge.steps for charge in charges),
+        "unseen_steps": ledger.unseen_steps(declaration.site),
+        "lifetime_epsilon": declaration.epsilon,
+        "budget": declaration.epsilon_budget,
+        "lost_rounds": lost,
+        "ledger_sequence": newest.ledger_sequence,
+        "ledger_hash": newest.ledger_hash,
+        "event_key": declaration.event_key,
+        "revision": min(
+            (charge.mechanism.revision for charge in charges),
+            default=declaration.mechanism.revision,
+        ),
+        "affected_steps": declaration.affected_steps,
+        "noise_origin": declaration.mechanism.noise_origin,
+        "adjacency": declaration.mechanism.adjacency,
+    }
+
+
+def federation_summary(
+    folder: RunFolder, *, overlaps: Iterable[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """What one patient may lose to all sites of a run together.
+
+    Args:
+        folder: The finished run.
+        overlaps: Groups of sites that may share patients; sites that never joined do not count.
+
+    Returns:
+        Epsilon and delta that hold for every patient; those of a patient at all sites of each
+        group, and at any two sites, whatever was declared; and the epsilon of several patients
+        together, see `group_epsilon`.
+    """
+    ledger = FederationLedger(folder)
+    charges = {site: ledger.charges(site) for site in ledger.declarations}
+    deltas = {site: declaration.delta for site, declaration in ledger.declarations.items()}
+    joined = [tuple(site for site in group if site in charges) for group in overlaps]
+    groups = [_composed(group, charges, deltas) for group in joined if len(group) > 1]
+    alone = [_composed((site,), charges, deltas) for site in charges]
+    delta = max(deltas.values())
+    one_patient = [
+        [charge for site in entry["sites"] for charge in charges[site]]
+        for entry in (*alone, *groups)
+    ]
+    return {
+        "disjoint": not groups,
+        "epsilon": max(entry["epsilon"] for entry in (*alone, *groups)),
+        "delta": delta,
+        "composition": COMPOSED if groups else DISJOINT,
+        "overlaps": groups,
+        "any_two_sites": _worst_pair(charges, deltas),
+        "groups": {
+            str(size): group_epsilon(one_patient, size=size, delta=delta) for size in GROUP_SIZES
+        },
+    }
+
+
+def group_epsilon(one_patient: Iterable[Sequence[Charge]], *, size: int, delta: float) -> float:
+    """Epsilon of several patients together, a family for example, wherever each of them is.
+
+    If one patient is protected with (e, d), then k patients are with k e and
+    d (1 + exp(e) + ... + exp((k - 1) e)); Vadhan, "The Complexity of Differential Privacy", 2017,
+    lemma 2.2, with the sum of its proof in place of k exp(k e). Any d may be taken, so it is the
+    largest found at which the sum keeps to `delta`. Rényi bounds reach such small d; they stay an
+    upper bound.
+
+    Args:
+        one_patient: What may be charged on one patient, one entry for each place to be at.
+        size: k, the number of patients.
+        delta: For all of them together, in (0, 1).
+
+    Returns:
+        An upper bound; infinite without noise, or where no d is small enough.
+    """
+    places = [tuple(charges) for charges in one_patient]
+
+    def of_one(log_delta: float) -> float:
+        return max(epsilon_rdp(charges, delta=math.exp(log_delta)) for charges in places)
+
+    def fits(log_delta: float) -> bool:
+        one = of_one(log_delta)
+        return log_delta + _log_sum(one, size=size) <= math.log(delta)
+
+    low, high = _SMALLEST_LOG_DELTA, math.log(delta)
+    if not fits(low):
+        return math.inf
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return size * of_one(low)
+
+
+def _log_sum(one: float, *, size: int) -> float:
+    """Logarithm of 1 + exp(one) + ... + exp((size - 1) one)."""
+    largest = (size - 1) * one
+    if math.isinf(largest):
+        return math.inf
+    return largest + math.log(sum(math.exp(i * one - largest) for i in range(size)))
+
+
+def _worst_pair(charges: Charges, deltas: Deltas) -> dict[str, Any] | None:
+    """The two sites that cost a patient of both the most; None where there is one site only."""
+    # A coarse count bounds each pair from above, so most pairs never need the fine one.
+    coarse = {pair: _epsilon(pair, charges, deltas) for pair in itertools.combinations(charges, 2)}
+    worst: dict[str, Any] | None = None
+    for pair in sorted(coarse, key=coarse.__getitem__, reverse=True):
+        if worst is not None and coarse[pair] <= worst["epsilon"]:
+            break
+        found = _composed(pair, charges, deltas)
+        if worst is None or found["epsilon"] > worst["epsilon"]:
+            worst = found
+    return worst
+
+
+def _composed(sites: Sequence[str], charges: Charges, deltas: Deltas) -> dict[str, Any]:
+    return {
+        "sites": list(sites),
+        "epsilon": _epsilon(sites, charges, deltas, accuracy="report"),
+        "delta": max(deltas[site] for site in sites),
+    }
+
+
+def _epsilon(
+    sites: Sequence[str], charges: Charges, deltas: Deltas, *, accuracy: Accuracy = "budget"
+) -> float:
+    together = [charge for site in sites for charge in charges[site]]
+    return epsilon(together, delta=max(deltas[site] for site in sites), accuracy=accuracy)
+
+
+def _is_lost(sites: Mapping[str, Any], *, site: str) -> bool:
+    """Whether a round has no update of a site, be it that the site only joined a resumed run."""
+    return site not in sites or sites[site]["outcome"] != "admitted"

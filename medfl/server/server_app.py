@@ -1,0 +1,300 @@
+"""The ServerApp: agree on a plan, then rounds of train, admit, aggregate, record.
+
+A loop of our own on Flower's Message API: it has a quorum, deadlines, a checkpoint after every
+round and a federation ledger, and it goes on when a site fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from medfl.config import StudyConfig
+from medfl.errors import MedflError, QuorumError
+from medfl.protocol.messages import (
+    Declaration,
+    EvaluateTask,
+    Scores,
+    SiteUpdate,
+    TrainTask,
+    Weights,
+    read_body,
+    read_weights,
+    to_record,
+)
+from medfl.protocol.study_model import study_model_bytes
+from medfl.server.agreement import Doorkeeper, agree, content_of, welcome_all
+from medfl.server.ask import answers, release
+from medfl.server.ledger import FederationLedger
+from medfl.server.progress import Progress
+from medfl.server.run_folder import RoundRecord, RunFolder, ServerState, SiteOutcome
+from medfl.server.spool import Spool
+from medfl.server.strategy import Aggregator, admit, exponential_average
+from medfl.server.waiting import Waiting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a study: what is fixed before the first message.
+
+    Attributes:
+        run: Identifier of the run; message ids derive from it, so that a resumed run repeats them.
+        private: False for the baseline without noise.
+        variant: Name under which scores are stored.
+        start: Makes the first global model.
+        welcome: Decides which site may declare for which node.
+    """
+
+    study: StudyConfig
+    folder: RunFolder
+    run: str
+    private: bool
+    variant: str
+    start: Callable[[], Weights]
+    progress: Progress
+    welcome: Doorkeeper = welcome_all
+
+
+def make_server_app(run: Run) -> ServerApp:
+    """The app that runs a study."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        run_study(grid, run)
+
+    return app
+
+
+def run_study(grid: Grid, run: Run) -> None:
+    """Run a study to its end, from its last checkpoint where there is one.
+
+    Raises:
+        QuorumError: If too few sites are usable; what was done stays in the run folder.
+        FederationError: If the run folder is damaged.
+    """
+    study, folder = run.study, run.folder
+    state = folder.read_state(study=study)
+    folder.forget_round()  # an interrupted one is asked again
+    ledger = FederationLedger(folder)
+    declarations, nodes = agree(
+        grid, study, run=run.run, private=run.private, ledger=ledger, welcome=run.welcome
+    )
+    run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
+    server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger)
+    if state is None:
+        weights = run.start()
+        state = ServerState(run=run.run, round=0, weights=weights, average=weights, moments={})
+        folder.write_checkpoint("initial", server.model_file(state))
+        server.score(state)
+        folder.write_state(state, study=study)
+    folder.truncate_tables(after_round=state.round, variant=run.variant)
+    server.aggregator.restore(state.moments)
+    run.progress.phase("rounds")
+    for number in range(state.round + 1, study.training.rounds + 1):
+        state = server.round(state, number)
+        if number % study.evaluation.every == 0 or number == study.training.rounds:
+            folder.write_checkpoint(f"round-{number:04d}", server.model_file(state))
+            server.score(state)
+        folder.write_state(state, study=study)
+    folder.write_checkpoint("final", server.model_file(state))
+
+
+class _Server:
+    """One run's sites, and what the server does with them."""
+
+    def __init__(
+        self,
+        *,
+        grid: Grid,
+        run: Run,
+        declarations: Mapping[str, Declaration],
+        nodes: Mapping[str, int],
+        ledger: FederationLedger,
+    ) -> None:
+        self._grid = grid
+        self._run = run
+        self._declarations = declarations
+        self._nodes = nodes
+        self._ledger = ledger
+        self.aggregator = Aggregator(run.study)
+
+    def round(self, state: ServerState, number: int) -> ServerState:
+        """Train, admit, aggregate, record."""
+        try:
+            return self._round(state, number)
+        finally:
+            self._run.folder.forget_round()
+
+    def _round(self, state: ServerState, number: int) -> ServerState:
+        begin = time.monotonic()
+        study, run = self._run.study, self._run
+        spool = Spool(run.folder.updates(number))
+        outcomes = self._collect(state, number, spool=spool)
+        _require_quorum(outcomes, needed=study.aggregation.min_sites, number=number)
+        new = self.aggregator.aggregate(
+            spool.updates,
+            start=state.weights,
+            site_weights={site: d.weight for site, d in self._declarations.items()},
+            round_number=number,
+        )
+        average = exponential_average(
+            state.average, new, decay=study.aggregation.ema_decay, round_number=number
+        )
+        record = RoundRecord(round=number, seconds=time.monotonic() - begin, sites=outcomes)
+        run.folder.append_round(record)
+        run.progress.round_finished(record)
+        return ServerState(
+            run=run.run,
+            round=number,
+            weights=new,
+            average=average,
+            moments=self.aggregator.state(),
+        )
+
+    def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteOutcome]:
+        """Ask every site; each answer is screened, recorded and put away before the next one."""
+        tasks = {site: self._task(site, number) for site in self._nodes}
+        waiting = Waiting(
+            self._run.folder,
+            round_number=number,
+            asked=tasks,
+            timeout=self._run.study.aggregation.round_timeout_seconds,
+        )
+        outcomes: dict[str, SiteOutcome] = {}
+        questions = _questions(tasks, weights=state.weights)
+        for site, reply in self._answers(questions, kind="train", group=str(number)):
+            weights, outcomes[site] = self._receive(
+                reply, tasks[site], start=state.weights, site=site
+            )
+            release(reply)
+            if weights is not None:
+                spool.put(site, weights)
+            waiting.heard(site)
+        for site, task in tasks.items():
+            if site not in outcomes:
+                outcomes[site] = self._lost(site, "silent", task, code="silent")
+        return {site: outcomes[site] for site in tasks}
+
+    def score(self, state: ServerState) -> None:
+        """Ask sites with open data for scores; hospitals share none and are not asked."""
+        study = self._run.study
+        task = EvaluateTask(
+            study=study,
+            round=state.round,
+            distances=state.round in (0, study.training.rounds),
+        )
+        question = to_record(task, weights=state.average)
+        asked = [site for site, d in self._declarations.items() if d.purpose == "open-data"]
+        questions = dict.fromkeys(asked, question)
+        scores = {}
+        for site, reply in self._answers(questions, kind="evaluate", group=str(state.round)):
+            try:
+                answer = read_body(content_of(reply), Scores)
+            except MedflError:
+                continue
+            if answer.site == site:
+                scores[site] = answer
+        in_order = [scores[site] for site in asked if site in scores]
+        self._run.folder.append_scores(
+            in_order, variant=self._run.variant, round_number=state.round
+        )
+        self._run.progress.scored(state.round, in_order)
+
+    def model_file(self, state: ServerState) -> bytes:
+        """The averaged model after a round, as a file."""
+        return study_model_bytes(
+            state.average,
+            study=self._run.study,
+            round_number=state.round,
+            declarations=self._declarations,
+        )
+
+    def _task(self, site: str, number: int) -> TrainTask:
+        return TrainTask(
+            study=self._run.study,
+            run=self._run.run,
+            round=number,
+            message_id=f"{self._run.run}/{number}/{site}",
+            mechanism=self._declarations[site].mechanism,
+        )
+
+    def _answers(
+        self, questions: Mapping[str, RecordDict], *, kind: str, group: str
+    ) -> Iterator[tuple[str, Message]]:
+        """Site and answer, in the order in which they come."""
+        sites = {self._nodes[site]: site for site in questions}
+        found = answers(
+            self._grid,
+            {node: questions[site] for node, site in sites.items()},
+            kind=kind,
+            group=group,
+            timeout=self._run.study.aggregation.round_timeout_seconds,
+        )
+        return ((sites[node], reply) for node, reply in found)
+
+    def _receive(
+        self, reply: Message, task: TrainTask, *, start: Weights, site: str
+    ) -> tuple[Weights | None, SiteOutcome]:
+        """Screen one answer; what the site spent counts even if it is rejected."""
+        try:
+            content = content_of(reply)
+        except MedflError as error:
+            return None, self._lost(site, "refused", task, code=error.code)
+        try:
+            update = read_body(content, SiteUpdate)
+        except MedflError:
+            return None, self._lost(site, "rejected", task, code="update-body")
+        weights, code = self._screen(content, update, task, start=start, site=site)
+        self._ledger.record(update, site=site, round_number=task.round, admitted=not code)
+        if update.message_id != task.message_id:
+            # What was asked for never came.
+            self._ledger.presume(site, round_number=task.round, code=code)
+        outcome = "rejected" if code else "admitted"
+        return weights, self._outcome(site, outcome, code=code, steps=update.steps)
+
+    def _screen(
+        self, content: RecordDict, update: SiteUpdate, task: TrainTask, *, start: Weights, site: str
+    ) -> tuple[Weights | None, str]:
+        try:
+            self._ledger.check(update, site=site)
+            weights = read_weights(content)
+            admit(update, weights, task=task, declaration=self._declarations[site], start=start)
+        except MedflError as error:
+            return None, error.code
+        return weights, ""
+
+    def _lost(self, site: str, outcome: str, task: TrainTask, *, code: str) -> SiteOutcome:
+        self._ledger.presume(site, round_number=task.round, code=code)
+        return self._outcome(site, outcome, code=code)
+
+    def _outcome(self, site: str, outcome: str, *, code: str, steps: int = 0) -> SiteOutcome:
+        return SiteOutcome(
+            outcome=outcome,
+            code=code,
+            epsilon=self._ledger.epsilon(site),
+            budget=self._declarations[site].epsilon_budget,
+            steps=steps,
+        )
+
+
+def _questions(tasks: Mapping[str, TrainTask], *, weights: Weights) -> dict[str, RecordDict]:
+    """The tasks, with one record of the model that all of them share."""
+    first = to_record(next(iter(tasks.values())), weights=weights)
+    model = {name: part for name, part in first.items() if isinstance(part, ArrayRecord)}
+    return {site: RecordDict({**to_record(task), **model}) for site, task in tasks.items()}
+
+
+def _require_quorum(outcomes: Mapping[str, SiteOutcome], *, needed: int, number: int) -> None:
+    admitted = sum(outcome.outcome == "admitted" for outcome in outcomes.values())
+    if admitted < needed:
+        problems = ", ".join(f"{site}: {o.code}" for site, o in outcomes.items() if o.code)
+        raise QuorumError(
+            f"Round {number}: expected at least {needed} usable updates, found {admitted} "
+            f"({problems})."
+        )

@@ -1,0 +1,189 @@
+"""Admit, then aggregate: what the server does with the answers of a round.
+
+`admit` is a plain function that accepts or rejects one update with a code. Aggregation itself is
+Flower's own; it is only ever given admitted updates under declared public weights, since it would
+average NaN, broadcast shapes and believe any weight that a reply states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+
+from medfl.config import StudyConfig
+from medfl.errors import QuorumError
+from medfl.protocol.messages import (
+    Declaration,
+    SiteUpdate,
+    TrainTask,
+    Weights,
+    expect,
+    to_arrays,
+    weights_digest,
+)
+
+# Far above any update of a working study; an accident or attack beyond it would wreck the model.
+MAX_UPDATE_NORM = 1e4
+
+# Aggregation asks for no sender.
+_NO_NODE = 0
+
+
+def admit(
+    update: SiteUpdate,
+    weights: Weights,
+    *,
+    task: TrainTask,
+    declaration: Declaration,
+    start: Weights,
+) -> None:
+    """Screen one site update.
+
+    Args:
+        update: What the site says of it.
+        weights: The site's noisy weights.
+        task: What the site was asked.
+        declaration: What the site declared before round 1.
+        start: The global model that was sent.
+
+    Raises:
+        MessageError: With a code of its own for each rule that is broken.
+    """
+    expect(update.site == declaration.site, "update-site", "the site that was asked")
+    asked = (task.run, task.round, task.message_id)
+    answered = (update.run, update.round, update.message_id)
+    expect(answered == asked, "update-replayed", "an answer to this round")
+    expect(update.mechanism == task.mechanism, "update-mechanism", "the mechanism that was agreed")
+    expect(update.steps == task.mechanism.local_steps, "update-steps", "all steps of the round")
+    expect(set(weights) == set(start), "update-keys", "exactly the model's parameters")
+    for name, value in weights.items():
+        expect(value.shape == start[name].shape, "update-shape", "the model's shapes")
+        expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
+    expect(update.weights_digest == weights_digest(weights), "update-digest", "the signed weights")
+    distance = torch.stack([(weights[name] - start[name]).norm() for name in start]).norm()
+    expect(float(distance) <= MAX_UPDATE_NORM, "update-norm", f"a norm <= {MAX_UPDATE_NORM:g}")
+
+
+class Aggregator:
+    """A Flower strategy's arithmetic, with a state that can be stored and restored.
+
+    Args:
+        study: Names the strategy and its constants.
+    """
+
+    def __init__(self, study: StudyConfig) -> None:
+        self._strategy = _strategy(study)
+
+    def aggregate(
+        self,
+        updates: Mapping[str, ArrayRecord],
+        *,
+        start: Weights,
+        site_weights: Mapping[str, float],
+        round_number: int,
+    ) -> Weights:
+        """The next global model.
+
+        Args:
+            updates: Admitted weights by site, read array by array as they are summed.
+            start: The global model that was sent.
+            site_weights: Declared public weight by site.
+            round_number: 1 for the first round.
+
+        Returns:
+            The new weights.
+
+        Raises:
+            QuorumError: If there is no update.
+        """
+        if not updates:
+            raise QuorumError("Expected at least one admitted update, found none.")
+        self._begin(start)
+        # Sorted, so that floating-point sums do not depend on who answered first.
+        replies = [
+            self._reply(updates[site], weight=site_weights[site]) for site in sorted(updates)
+        ]
+        arrays, _ = self._strategy.aggregate_train(round_number, replies)
+        if arrays is None:
+            raise QuorumError("Expected an aggregated model, found none.")
+        # Some strategies compute in float64; the model is float32.
+        return {
+            name: torch.from_numpy(np.asarray(array.numpy(), dtype=np.float32).copy())
+            for name, array in arrays.items()
+        }
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Moments of the server optimizer, for a checkpoint."""
+        tensors: dict[str, torch.Tensor] = {}
+        if isinstance(self._strategy, FedAdam):
+            for prefix, moments in (("m", self._strategy.m_t), ("v", self._strategy.v_t)):
+                for name, value in (moments or {}).items():
+                    tensors[f"{prefix}.{name}"] = torch.from_numpy(np.asarray(value))
+        if isinstance(self._strategy, FedAvgM):
+            for index, value in enumerate(self._strategy.momentum_vector or []):
+                tensors[f"momentum.{index}"] = torch.from_numpy(np.asarray(value))
+        return tensors
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
+        if isinstance(self._strategy, FedAdam) and tensors:
+            self._strategy.m_t = _with_prefix(tensors, "m.")
+            self._strategy.v_t = _with_prefix(tensors, "v.")
+        if isinstance(self._strategy, FedAvgM) and tensors:
+            self._strategy.momentum_vector = [
+                tensors[f"momentum.{index}"].numpy() for index in range(len(tensors))
+            ]
+
+    def _reply(self, arrays: ArrayRecord, *, weight: float) -> Message:
+        # The form that Flower aggregates, with the declared weight and no number from a reply.
+        metrics = MetricRecord({self._strategy.weighted_by_key: weight})
+        content = RecordDict({self._strategy.arrayrecord_key: arrays, "metrics": metrics})
+        return Message(content, _NO_NODE, "train")
+
+    def _begin(self, start: Weights) -> None:
+        # What the strategies' own `configure_train` would note before it draws nodes.
+        if isinstance(self._strategy, FedAdam):
+            self._strategy.current_arrays = {name: start[name].numpy() for name in sorted(start)}
+        if isinstance(self._strategy, FedAvgM):
+            self._strategy.current_arrays = to_arrays(start)
+
+
+def exponential_average(
+    average: Weights, weights: Weights, *, decay: float, round_number: int
+) -> Weights:
+    """Exponential moving average of the global models, which costs no privacy.
+
+    De et al., arXiv 2204.13650, section 3.2; the decay warms up as min(decay, (1+t)/(10+t)).
+    """
+    rate = min(decay, (1 + round_number) / (10 + round_number))
+    return {name: rate * average[name] + (1 - rate) * weights[name] for name in weights}
+
+
+def _strategy(study: StudyConfig) -> FedAvg:
+    settings = study.aggregation
+    if settings.strategy == "fedadam":
+        return FedAdam(
+            eta=settings.server_learning_rate,
+            eta_l=study.training.learning_rate,
+            beta_1=settings.momentum,
+            beta_2=settings.second_momentum,
+            tau=settings.adaptivity,
+        )
+    if settings.strategy == "fedavgm":
+        return FedAvgM(
+            server_learning_rate=settings.server_learning_rate, server_momentum=settings.momentum
+        )
+    # FedProx aggregates as FedAvg does; its term is applied at the sites.
+    return FedAvg()
+
+
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): value.numpy()
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

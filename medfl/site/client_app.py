@@ -1,0 +1,114 @@
+"""The ClientApp: Flower's messages in, the site's answers out.
+
+A failure leaves the site as a fixed code, and one line about it goes to the site's own log. Flower
+would otherwise send the exception's text, which may name folders or patients, to the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from medfl.errors import MessageError
+from medfl.privacy.engine import StepObserver
+from medfl.protocol.failures import code_of, told
+from medfl.protocol.messages import (
+    EvaluateTask,
+    Proposal,
+    TrainTask,
+    read_body,
+    read_weights,
+    refusal,
+    to_record,
+)
+from medfl.site.round import declare, train_update
+from medfl.site.scores import evaluate
+from medfl.site.state import Workplace
+
+logger = logging.getLogger(__name__)
+
+WorkplaceOf = Callable[[Context], Workplace]
+"""Finds the site of a node: the only difference between simulation and deployment."""
+
+ObserverOf = Callable[[str], StepObserver]
+"""Progress of the site with this name."""
+
+KINDS = frozenset({"query", "train", "evaluate"})
+"""Flower's types of the messages that a site answers."""
+
+
+def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> ClientApp:
+    """The app that every site runs.
+
+    Args:
+        workplace_of: Finds the site's files.
+        observer_of: Where the site's progress is shown.
+    """
+    app = _SiteApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: to_record(declare(workplace_of(context), read_body(record, Proposal))),
+        )
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        def work(record: RecordDict) -> RecordDict:
+            workplace = workplace_of(context)
+            update, weights = train_update(
+                workplace,
+                read_body(record, TrainTask),
+                read_weights(record),
+                expires=message.metadata.created_at + message.metadata.ttl,
+                on_step=observer_of(workplace.site.name),
+            )
+            return to_record(update, weights=weights)
+
+        return _answer(message, work)
+
+    @app.evaluate()
+    def score(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: to_record(
+                evaluate(
+                    workplace_of(context), read_body(record, EvaluateTask), read_weights(record)
+                )
+            ),
+        )
+
+    return app
+
+
+def ignore_steps(done: int, total: int) -> None:
+    """An observer that shows nothing."""
+
+
+class _SiteApp(ClientApp):
+    """Refuses a kind of message that it does not know; Flower would raise and send a text."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type in KINDS:
+            return super().__call__(message, context)
+        return _answer(message, _refuse_kind)
+
+
+def _refuse_kind(_: RecordDict) -> RecordDict:
+    raise MessageError(
+        f"Expected a message of a kind among {sorted(KINDS)}, found another.", code="message-kind"
+    )
+
+
+def _answer(message: Message, work: Callable[[RecordDict], RecordDict]) -> Message:
+    try:
+        content = work(message.content)
+    except Exception as error:  # noqa: BLE001  an unforeseen failure's text must not leave either
+        code = code_of(error)
+        logger.warning("Refused with code %s: %s", code, told(error))
+        content = refusal(code)
+    return Message(content, reply_to=message)

@@ -1,0 +1,364 @@
+"""What a site does with a proposal and with a round, without Flower: declare and train.
+
+The order of `train_update` is the guarantee: the site's policy first, then what was paid for
+already, then the charge, then the first step that touches data. Before the charge every patient's
+files are looked at, whoever will be drawn, and the largest one goes through the network: a damaged
+file or a lack of memory costs nothing, and whether the site answers says nothing about the draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections import Counter
+
+import torch
+from torch import nn
+
+from medfl.config import StudyConfig
+from medfl.errors import FederationError, MessageError, PolicyRefused
+from medfl.privacy.accounting.charges import Charge
+from medfl.privacy.accounting.planner import plan_site
+from medfl.privacy.engine import StepObserver, local_optimizer, train_round
+from medfl.privacy.ledger.allowance import most_steps
+from medfl.privacy.ledger.ledger import Agreement, Permit
+from medfl.privacy.mechanism import Mechanism
+from medfl.privacy.noise import SecureNormal
+from medfl.privacy.patients import Patients
+from medfl.privacy.policy import check_proposal
+from medfl.protocol.messages import (
+    Declaration,
+    Proposal,
+    SiteUpdate,
+    TrainTask,
+    Weights,
+    weights_digest,
+)
+from medfl.segmentation.networks import load_trainable, trainable_state
+from medfl.site.state import Workplace
+
+logger = logging.getLogger(__name__)
+
+# Far above any model that trains; beyond it a step's change would be lost in float32's rounding.
+MAX_WEIGHTS_NORM = 1e6
+
+_REHEARSAL = -1  # the step of a gradient that nobody gets
+
+
+def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
+    """Answer a proposal: the site's public constants and the mechanism that it will run.
+
+    Raises:
+        PolicyRefused: If the proposal is weaker than the site's policy.
+        BudgetExceeded: If the study does not fit what is left of the budget.
+        MedflError: If the site cannot take part (data, modalities, ledger).
+    """
+    site, study = workplace.site, proposal.study
+    # Whatever would make a round fail shall fail here, before anything is charged.
+    workplace.stores(study)
+    workplace.network(study)
+    keys = workplace.keys
+    with workplace.open_ledger() as ledger:
+        agreement = ledger.agreement(proposal.run)
+        if agreement is None:
+            _require_within_policy(proposal, workplace)
+            workplace.require_declared_patients()
+            mechanism = plan_site(
+                study, site, history=ledger.history(), private=proposal.private
+            ).mechanism
+        else:
+            _require_agreed(agreement, study)
+            mechanism = agreement.mechanism
+        check_proposal(mechanism, rounds=study.training.rounds, site=site)
+        # A run that goes on after a crash has paid for some of its steps already.
+        done = ledger.steps(run=proposal.run)
+        if done < study.total_steps:
+            remaining = Charge(mechanism=mechanism, steps=study.total_steps - done)
+            epsilon = ledger.admit(study.id, [remaining], run=proposal.run)
+        else:
+            epsilon = ledger.spent().epsilon
+        if agreement is None:
+            ledger.agree(
+                proposal.run,
+                Agreement(
+                    study=study.id,
+                    proposal=study.digest,
+                    mechanism=mechanism,
+                    members=frozenset(workplace.members),
+                    steps=most_steps(
+                        rounds=study.training.rounds, local_steps=mechanism.local_steps
+                    ),
+                ),
+                patients=workplace.marks(),
+            )
+        head, affected = ledger.head(), ledger.affected_steps()
+    declaration = Declaration(
+        site=site.name,
+        run=proposal.run,
+        run_steps=done,
+        event_key=keys.event_key,
+        rotations=keys.rotations,
+        purpose=site.purpose,
+        declared_patients=site.declared_patients,
+        weight=site.weight,
+        modalities=site.data.modalities,
+        label_scheme=site.data.label_scheme,
+        delta=site.privacy.delta,
+        epsilon_budget=site.privacy.epsilon,
+        epsilon=epsilon,
+        mechanism=mechanism,
+        ledger_sequence=head.sequence,
+        ledger_hash=head.hash,
+        affected_steps=affected,
+    )
+    return declaration.signed(keys)
+
+
+def train_update(
+    workplace: Workplace,
+    task: TrainTask,
+    weights: Weights,
+    *,
+    expires: float,
+    on_step: StepObserver,
+) -> tuple[SiteUpdate, Weights]:
+    """One round at one site: charge, compute, store, release.
+
+    Args:
+        workplace: The site.
+        task: The server's request.
+        weights: The global model.
+        expires: When the server stops waiting, in seconds since 1970 by its clock.
+        on_step: Progress.
+
+    Returns:
+        The update and its noisy weights; the stored ones where this request was answered before.
+
+    Raises:
+        PolicyRefused: If the task is weaker than the site's policy, or its server does not wait
+            as long as the site lets an update rest; nothing was charged.
+        MessageError: If the weights are beyond any model, or nobody waits for the update any more;
+            nothing was charged.
+        DataError: If a patient's files cannot be used; nothing was charged.
+        BudgetExceeded: If the charge does not fit; nothing was charged.
+        MedflError: If the round cannot be computed; what was charged stays charged.
+    """
+    arrived = time.monotonic()
+    check_proposal(task.mechanism, rounds=task.study.training.rounds, site=workplace.site)
+    if task.round > task.study.training.rounds:
+        raise PolicyRefused(
+            f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
+            code="policy-rounds",
+        )
+    _require_bounded(weights)
+    request = _digest(task, weights)
+    stored = workplace.outbox.get(task.message_id, request=request)
+    if stored is not None:
+        with workplace.open_ledger() as ledger:
+            # Once more, in case a crash came between the outbox and the ledger.
+            ledger.mark_released(task.message_id, stored.digest)
+        return SiteUpdate.model_validate_json(stored.body), stored.weights
+    network = workplace.network(task.study)
+    load_trainable(network, weights)
+    keys = workplace.keys
+    with workplace.open_ledger() as ledger:
+        agreement = ledger.agreement(task.run)
+        if agreement is None or agreement.mechanism != task.mechanism:
+            raise PolicyRefused(
+                "Expected the mechanism that this site agreed to for the run, found "
+                f"{'another' if agreement else 'no agreement'}.",
+                code="policy-not-agreed",
+            )
+        _require_agreed(agreement, task.study)
+        patients = workplace.training_patients(
+            task.study, network, round_number=task.round, members=agreement.members
+        )
+        torch.set_num_threads(workplace.site.threads)
+        _verify_patients(workplace, task.study, members=agreement.members)
+        _rehearse(workplace, task.study, network, patients, members=agreement.members)
+        _require_in_time(expires, arrived=arrived, seconds=workplace.site.privacy.answer_seconds)
+        permit = ledger.charge(
+            study=task.study.id,
+            run=task.run,
+            round=task.round,
+            message_id=task.message_id,
+            mechanism=task.mechanism,
+            # Once more, since files may have been exchanged after the agreement.
+            patients=workplace.marks(members=agreement.members),
+        )
+        _train(workplace, task, network, patients, permit=permit, on_step=on_step)
+        released = {name: value.cpu() for name, value in trainable_state(network).items()}
+        head = ledger.head()
+        update = SiteUpdate(
+            site=workplace.site.name,
+            run=task.run,
+            round=task.round,
+            run_steps=ledger.steps(run=task.run),
+            weights_digest=weights_digest(released),
+            message_id=task.message_id,
+            mechanism=task.mechanism,
+            steps=task.mechanism.local_steps,
+            ledger_sequence=head.sequence,
+            ledger_hash=head.hash,
+        ).signed(keys)
+        stored_digest = workplace.outbox.put(
+            task.message_id, request=request, body=update.model_dump_json(), weights=released
+        )
+        ledger.mark_released(task.message_id, stored_digest)
+    _wait(arrived, seconds=workplace.site.privacy.answer_seconds)
+    return update, released
+
+
+def _require_within_policy(proposal: Proposal, workplace: Workplace) -> None:
+    """Check what the study fixes by itself; absurd numbers would keep the planner for hours."""
+    study, site = proposal.study, workplace.site
+    proposed = Mechanism(
+        sampling_prob=study.privacy.sampling_prob,
+        noise_multiplier=max(site.privacy.min_noise_multiplier, 1.0) if proposal.private else 0.0,
+        clip_norm=study.privacy.clip_norm,
+        clipping=study.privacy.clipping,
+        local_steps=study.training.local_steps,
+        declared_patients=site.declared_patients,
+        noise_origin=study.privacy.noise,
+    )
+    check_proposal(proposed, rounds=study.training.rounds, site=site)
+
+
+def _require_bounded(weights: Weights) -> None:
+    norms = [value.double().norm() for value in weights.values()]
+    norm = float(torch.stack(norms).norm()) if norms else 0.0
+    # What is not finite is refused with the model's own code.
+    if math.isfinite(norm) and norm > MAX_WEIGHTS_NORM:
+        raise MessageError(
+            f"Expected weights with a norm <= {MAX_WEIGHTS_NORM:g}, found {norm:g}.",
+            code="message-norm",
+        )
+
+
+def _require_in_time(expires: float, *, arrived: float, seconds: float) -> None:
+    """Refuse a round that is over: it would cost like any other, and be thrown away."""
+    left = expires - time.time()
+    if left <= 0:
+        raise MessageError(
+            f"Expected a task that the server waits for, found one that ended {-left:.0f} s ago.",
+            code="message-late",
+        )
+    rest = arrived + seconds - time.monotonic()
+    if rest >= left:
+        raise PolicyRefused(
+            f"Expected a server that waits for privacy.answer_seconds = {seconds:g}, found "
+            f"{left:.0f} s left of the task with {rest:.0f} s to rest.",
+            code="policy-answer-seconds",
+        )
+
+
+def _wait(arrived: float, *, seconds: float) -> None:
+    """Let a finished update rest until a whole multiple of `seconds` has passed.
+
+    A step takes longer with more patients, so the time of an answer says how many were drawn.
+    """
+    if seconds:
+        spent = time.monotonic() - arrived
+        time.sleep(math.ceil(spent / seconds) * seconds - spent)
+
+
+def _verify_patients(workplace: Workplace, study: StudyConfig, *, members: frozenset[str]) -> None:
+    """Prepare everyone who could be drawn, so that the round meets no surprise once it is paid."""
+    _, store = workplace.member_store(study, members=members)
+    try:
+        store.verify()
+    except OSError as error:
+        raise FederationError(
+            "Expected room for prepared images in the state folder, found: "
+            f"{error.strerror or type(error).__name__}. Free space on its disk, or let medfl's "
+            "user write there.",
+            code="cache",
+        ) from None
+
+
+def _rehearse(
+    workplace: Workplace,
+    study: StudyConfig,
+    network: nn.Module,
+    patients: Patients,
+    *,
+    members: frozenset[str],
+) -> None:
+    """Compute the largest patient's gradient once and throw it away.
+
+    Whoever does not fit the memory shows here, where it costs nothing and where it does not depend
+    on who is drawn.
+    """
+    names, store = workplace.member_store(study, members=members)
+    if not names:
+        return
+    largest = store.largest()
+    if (study.digest, names[largest]) in workplace.rehearsed:
+        return
+    network.train()
+    try:
+        with patients.randomness(largest, step=_REHEARSAL) as generator:
+            patients.loss_of(largest, generator).backward()
+    finally:
+        network.zero_grad(set_to_none=True)
+    workplace.rehearsed.add((study.digest, names[largest]))
+
+
+def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:
+    if agreement.proposal != study.digest:
+        raise PolicyRefused(
+            f"Expected the proposal that this site agreed to for the run ({agreement.study}), "
+            f"found another ({study.id}).",
+            code="policy-not-agreed",
+        )
+
+
+def _train(
+    workplace: Workplace,
+    task: TrainTask,
+    network: nn.Module,
+    patients: Patients,
+    *,
+    permit: Permit,
+    on_step: StepObserver,
+) -> None:
+    site, study = workplace.site, task.study
+    diagnostics = train_round(
+        network,
+        mechanism=task.mechanism,
+        permit=permit,
+        patients=patients,
+        optimizer=local_optimizer(
+            network, kind=study.training.optimizer, learning_rate=study.training.learning_rate
+        ),
+        source=_noise_source(task, site.name),
+        proximal_mu=study.training.proximal_mu,
+        on_step=on_step,
+    )
+    if diagnostics.discarded:
+        logger.warning(
+            "Round %d: %d patient gradients were not finite and contributed zero.",
+            task.round,
+            diagnostics.discarded,
+        )
+    for reason, count in sorted(Counter(diagnostics.failures).items()):
+        logger.error(
+            "Round %d: %d patient gradients could not be computed (%s) and contributed zero. "
+            "`medfl check` looks for the reason.",
+            task.round,
+            count,
+            reason,
+        )
+
+
+def _noise_source(task: TrainTask, site: str) -> SecureNormal:
+    if task.mechanism.noise_origin == "seeded":
+        return SecureNormal.seeded(task.study.seed, task.study.id, site, task.round)
+    return SecureNormal.from_operating_system()
+
+
+def _digest(task: TrainTask, weights: Weights) -> str:
+    text = task.model_dump_json() + weights_digest(weights)
+    return hashlib.sha256(text.encode()).hexdigest()

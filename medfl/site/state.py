@@ -1,0 +1,398 @@
+"""`Workplace`: where one site keeps what it needs from round to round.
+
+Ledger and outbox of a hospital live in the state folder of its own file, over all studies and
+servers. A site with open data keeps them in the run folder, since it makes no lifetime claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.data.cohort import Patient, Split, pseudonym, split
+from medfl.data.layouts.survey import read_cohort
+from medfl.data.patient_store import PatientStore
+from medfl.data.transforms import Frame
+from medfl.errors import ConfigError, LedgerError, PrivacyError
+from medfl.privacy.ledger import recovery as ledger_recovery
+from medfl.privacy.ledger.ledger import Ledger, Terms
+from medfl.privacy.ledger.witness import Witness
+from medfl.privacy.patients import Patients
+from medfl.protocol.keys import KEYS, SiteKeys
+from medfl.protocol.study_model import model_spec
+from medfl.secret_files import secret_key
+from medfl.segmentation.devices import device_named
+from medfl.site.known_patients import (
+    images_of,
+    marks_of,
+    require_apart,
+    require_one_name_each,
+)
+from medfl.site.outbox import Outbox
+from medfl.site.training_patients import training_patients
+
+CACHE = "cache"
+"""Folder of prepared images in the state folder."""
+
+SITE_KEY = "site.key"
+"""Secret of pseudonyms and of the held-out split, in the state folder."""
+
+# Public, so that everybody who has the open data gets the same held-out patients.
+OPEN_DATA_KEY = b"medfl open data"
+
+
+class Workplace:
+    """One site's files and prepared patients.
+
+    Args:
+        site: The site's file.
+        folder: Where ledger and outbox are.
+
+    Attributes:
+        rehearsed: Digests of the studies whose network has met their largest patient here, with
+            that patient's pseudonym.
+    """
+
+    def __init__(self, site: SiteConfig, *, folder: Path) -> None:
+        self.site = site
+        self.rehearsed: set[tuple[str, str]] = set()
+        self._folder = folder
+        self._stores: dict[Frame, tuple[PatientStore, PatientStore]] = {}
+        self._networks: dict[str, nn.Module] = {}
+        self._member_stores: dict[tuple[Frame, frozenset[str]], tuple[list[str], PatientStore]] = {}
+
+    @property
+    def ledger_folder(self) -> Path:
+        """Folder of the privacy ledger."""
+        return self._folder / "ledger"
+
+    def open_ledger(self) -> Ledger:
+        """Open the ledger; for open data it is made at first use.
+
+        Raises:
+            LedgerError: If a hospital's ledger is missing or damaged, or was made for another
+                budget than the site's file states now.
+        """
+        if self.site.purpose == "open-data" and not self.ledger_folder.exists():
+            create_ledger(self.site, folder=self.ledger_folder).close()
+        ledger = Ledger.open(self.ledger_folder, witness=_witness(self.site))
+        ledger.require(terms_of(self.site))
+        return ledger
+
+    def marks(self, *, members: frozenset[str] | None = None) -> frozenset[str]:
+        """What the witness knows the training patients by; see `known_patients`.
+
+        Args:
+            members: Pseudonyms of the patients of a run, where it is about those.
+
+        Raises:
+            DataError: If the cohort cannot be read, or one person stands in it under two names.
+            LedgerError: If the witness cannot be used.
+        """
+        witness = _witness(self.site)
+        if witness is None:
+            return frozenset()
+        patients = (
+            self.patients.training if members is None else self._members_among(members).values()
+        )
+        images = images_of(tuple(patients), site=self.site, cache=self.site.state / CACHE)
+        require_one_name_each(images, key=self.key)
+        return marks_of(images, witness=witness)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Updates that were paid for."""
+        return Outbox(self._folder / "outbox")
+
+    def prune_outbox(self, *, older_than_days: float) -> int:
+        """Delete released updates of at least this age; see `Outbox.prune`.
+
+        Args:
+            older_than_days: Least age in days.
+
+        Returns:
+            The number of deleted updates.
+
+        Raises:
+            LedgerError: If the ledger, which knows what was released, cannot be trusted.
+            ValueError: If the age is out of range.
+        """
+        with self.open_ledger() as ledger:
+            released = {
+                entry.content["digest"] for entry in ledger.entries() if entry.kind == "release"
+            }
+        return self.outbox.prune(released=released, older_than_days=older_than_days)
+
+    @cached_property
+    def keys(self) -> SiteKeys:
+        """Keys that sign what this site says; for open data they are made at first use.
+
+        Raises:
+            ConfigError: If a hospital's keys are missing or damaged.
+        """
+        folder = self._folder / KEYS
+        if self.site.purpose == "open-data" and not folder.exists():
+            return SiteKeys.create(folder)
+        return SiteKeys.read(folder)
+
+    @cached_property
+    def key(self) -> bytes:
+        """Key of pseudonyms and of the held-out split."""
+        if self.site.purpose == "open-data":
+            return OPEN_DATA_KEY
+        return secret_key(self._folder / SITE_KEY)
+
+    @cached_property
+    def patients(self) -> Split:
+        """The cohort, split into training and held-out patients.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+        """
+        return split(read_cohort(self.site.data), held_out=self.site.data.held_out, key=self.key)
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """Pseudonyms of the training patients, in their order.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+        """
+        training = self.patients.training
+        return tuple(pseudonym(patient.patient_id, key=self.key) for patient in training)
+
+    def require_declared_patients(self) -> None:
+        """Check that as many patients as declared would take part in a new run.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+            PrivacyError: If there are more or fewer.
+        """
+        if len(self.members) != self.site.declared_patients:
+            raise PrivacyError(
+                f"Site {self.site.name}: expected declared_patients = "
+                f"{self.site.declared_patients} training patients, found {len(self.members)} "
+                f"(and {len(self.patients.held_out)} held out).",
+                code="declared-patients",
+            )
+
+    def stores(self, study: StudyConfig) -> tuple[PatientStore, PatientStore]:
+        """Training and held-out patients, prepared for a study's frame.
+
+        Raises:
+            ConfigError: If the site lacks a modality that the study needs.
+            DataError: If the cohort cannot be read.
+        """
+        frame = self.frame(study)
+        if frame not in self._stores:
+            self._stores[frame] = (
+                self._store(self.patients.training, frame),
+                self._store(self.patients.held_out, frame),
+            )
+        return self._stores[frame]
+
+    def member_store(
+        self, study: StudyConfig, *, members: frozenset[str]
+    ) -> tuple[list[str], PatientStore]:
+        """Those who took part when a run was agreed to and are still there, with pseudonyms.
+
+        They are looked for among all patients: who leaves the cohort may move somebody else between
+        training and held-out patients, and must not decide whether that one is drawn.
+
+        Args:
+            study: Its frame.
+            members: Pseudonyms of the patients of the run.
+
+        Raises:
+            MedflError: As for `stores`.
+        """
+        frame = self.frame(study)
+        if (frame, members) not in self._member_stores:
+            present = self._members_among(members)
+            store = self._store(tuple(present.values()), frame)
+            self._member_stores[frame, members] = (list(present), store)
+        return self._member_stores[frame, members]
+
+    def training_patients(
+        self,
+        study: StudyConfig,
+        network: nn.Module,
+        *,
+        round_number: int,
+        members: frozenset[str],
+    ) -> Patients:
+        """The patients that one round can draw: see `member_store`.
+
+        Who joined since waits for the next run, and who withdrew is not drawn any more.
+
+        Args:
+            study: Its crops.
+            network: The network that is trained.
+            round_number: 1 for the first round.
+            members: Pseudonyms of the patients of the run.
+
+        Raises:
+            MedflError: As for `stores`.
+        """
+        names, store = self.member_store(study, members=members)
+        return training_patients(
+            store,
+            names,
+            study,
+            network,
+            site=self.site.name,
+            round_number=round_number,
+            device=self.site.device,
+        )
+
+    def frame(self, study: StudyConfig) -> Frame:
+        """How this site's cases become the study's tensors.
+
+        Raises:
+            ConfigError: If the site lacks a modality and the study does not say what to do then, or
+                if it has none of the study's.
+        """
+        wanted, present = study.input.modalities, set(self.site.data.modalities)
+        missing = tuple(name for name in wanted if name not in present)
+        fills = study.input.missing_modality == "zero-fill"
+        if missing and (not fills or not present.intersection(wanted)):
+            raise ConfigError(
+                f"Site {self.site.name}: expected data.modalities with "
+                f"{'one' if fills else 'all'} of the study's "
+                f"{list(study.input.modalities)}, found {list(self.site.data.modalities)}.",
+                code="modalities",
+            )
+        return Frame(
+            modalities=study.input.modalities,
+            regions=study.input.regions,
+            spacing=study.input.spacing,
+            label_scheme=self.site.data.label_scheme,
+            absent=missing,
+        )
+
+    def network(self, study: StudyConfig) -> nn.Module:
+        """The study's network on the site's device; the same object each round.
+
+        Raises:
+            ConfigError: If the site's device is not there.
+            ModelError: If the network cannot be built or is unfit for DP training.
+        """
+        device = device_named(self.site.device, where=f"Site {self.site.name}: device")
+        if study.digest not in self._networks:
+            self._networks[study.digest] = model_spec(study).build(seed=study.seed).to(device)
+        return self._networks[study.digest]
+
+    def require_unclaimed(self, patients: Sequence[Patient]) -> None:
+        """Check that no other ledger of this machine pays for one of these patients.
+
+        Open data has none that counts: noise and scores of a hospital's patients would be limited
+        by nobody.
+
+        Raises:
+            DataError: If an image cannot be read.
+            LedgerError: If one does.
+        """
+        witness = Witness.of_this_machine()
+        is_open, own = self.site.purpose == "open-data", str(self.ledger_folder.resolve())
+        others = [each for each in witness.memories() if is_open or each.folder != own]
+        if not others:
+            return
+        images = images_of(patients, site=self.site, cache=self.site.state / CACHE)
+        marks = marks_of(images, witness=witness)
+        for memory in others:
+            if memory.patients & marks:
+                raise memory.is_no_open_data() if is_open else memory.already_stands()
+
+    def _members_among(self, members: frozenset[str]) -> dict[str, Patient]:
+        """Pseudonym and patient of everybody of a run who is still there."""
+        everybody = (*self.patients.training, *self.patients.held_out)
+        by_name = {pseudonym(each.patient_id, key=self.key): each for each in everybody}
+        return {name: by_name[name] for name in sorted(by_name.keys() & members)}
+
+    def _store(self, patients: Sequence[Patient], frame: Frame) -> PatientStore:
+        if self.site.purpose == "open-data":  # here, since nobody reads an image without a store
+            self.require_unclaimed(patients)
+        return PatientStore(
+            patients,
+            frame,
+            self.site.state / CACHE,
+            cache_bytes=int(self.site.cache_gigabytes * 1e9),
+        )
+
+
+def hospital_workplace(site: SiteConfig) -> Workplace:
+    """The workplace of a site whose ledger outlives every run."""
+    return Workplace(site, folder=site.state)
+
+
+def simulated_workplace(site: SiteConfig, *, run_folder: Path) -> Workplace:
+    """Where a simulated site keeps its ledger: a hospital's own state, or the run folder."""
+    if site.purpose == "hospital":
+        return hospital_workplace(site)
+    return Workplace(site, folder=run_folder / "sites" / site.name)
+
+
+def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
+    """Make the ledger of a site's cohort.
+
+    Raises:
+        LedgerError: If there is one already, the witness remembers one here, or another ledger pays
+            for one of the patients.
+        DataError: If a hospital's cohort cannot be read.
+    """
+    terms = terms_of(site)
+    return Ledger.create(
+        folder,
+        cohort=terms.cohort,
+        epsilon=terms.epsilon,
+        delta=terms.delta,
+        purpose=terms.purpose,
+        witness=_witness(site),
+        patients=hospital_workplace(site).marks(),
+    )
+
+
+def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
+    """Go on after a hospital's ledger was lost, restored or moved; see `ledger_recovery`.
+
+    Raises:
+        LedgerError: If nothing is wrong, or the ledger is damaged in another way.
+        DataError: If the cohort cannot be read.
+    """
+    workplace = hospital_workplace(site)
+    witness = _witness(site)
+    if witness is None:
+        raise LedgerError(
+            f"Site {site.name}: expected a hospital's ledger, found the purpose 'open-data', whose "
+            "ledgers nobody remembers."
+        )
+    return ledger_recovery.acknowledge_loss(
+        workplace.ledger_folder,
+        terms=terms_of(site),
+        witness=witness,
+        patients=workplace.marks(),
+        reason=reason,
+    )
+
+
+def _witness(site: SiteConfig) -> Witness | None:
+    # A ledger of open data lives and dies with its run folder: there is nothing to remember.
+    if site.purpose == "open-data":
+        return None
+    witness = Witness.of_this_machine()
+    require_apart(site, witness)
+    return witness
+
+
+def terms_of(site: SiteConfig) -> Terms:
+    """What the ledger of a site has to be made for."""
+    return Terms(
+        cohort=site.name,
+        epsilon=site.privacy.epsilon,
+        delta=site.privacy.delta,
+        purpose=site.purpose,
+    )

@@ -1,0 +1,189 @@
+"""Other ways to get a model, scored on the same held-out patients as the federation.
+
+They run in the same code with one thing changed: without noise, each hospital alone, not trained on
+patients at all, or no network but one global threshold. Only open data allows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.config.study import Baseline
+from medfl.data.cohort import pseudonym
+from medfl.data.patient_store import PatientStore
+from medfl.protocol.messages import PatientScore, Scores, Weights
+from medfl.segmentation.metrics import dice_by_level, score
+from medfl.server.progress import Progress
+from medfl.server.run_folder import RunFolder
+from medfl.site.state import simulated_workplace
+from medfl.study.simulation import Engine, prepare_folder, simulate
+
+THRESHOLDS = 60
+
+
+def run_baseline(
+    name: Baseline,
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    engine: Engine,
+    start: Weights,
+    progress: Progress,
+) -> None:
+    """Run one baseline and append its scores to the run folder's table.
+
+    Args:
+        name: Which one.
+        study: The study that it stands beside.
+        sites: The study's sites.
+        out: The study's run folder, finished.
+        engine: What calls the apps.
+        start: The study's first global model.
+        progress: Who watches.
+
+    Raises:
+        MedflError: If it cannot be run.
+    """
+    progress.phase(f"baseline {name}")
+
+    def federate(part: str, members: Sequence[SiteConfig], *, private: bool) -> list[Scores]:
+        target = out / "baselines" / part
+        quiet = _quiet(study, members=len(members))
+        prepare_folder(target, study=quiet, resume=target.exists())
+        simulate(
+            quiet,
+            members,
+            out=target,
+            engine=engine,
+            progress=progress,
+            private=private,
+            variant=name,
+            start=start,
+        )
+        return _stored_scores(target, variant=name, rounds=study.training.rounds)
+
+    rounds = study.training.rounds if name in ("non-private", "local-only") else 0
+    if name == "non-private":
+        scores = federate(name, sites, private=False)
+    elif name == "local-only":
+        parts = [federate(f"{name}-{site.name}", [site], private=True) for site in sites]
+        scores = [of_site for part in parts for of_site in part]
+    elif name == "initial-only":
+        scores = _stored_scores(out, variant="federated", rounds=0)
+    else:
+        scores = threshold_scores(study, sites, out=out)
+    # All at once: a baseline that has rows is taken to be done when a run goes on.
+    RunFolder(out).append_scores(scores, variant=name, round_number=rounds)
+
+
+def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Path) -> list[Scores]:
+    """Whole tumour by one threshold on T2-FLAIR, tuned on all training patients of all sites.
+
+    Returns:
+        Scores of held-out patients; empty where the study has no T2-FLAIR or no whole tumour.
+    """
+    if "t2f" not in study.input.modalities or "WT" not in study.input.regions:
+        return []
+    channel = study.input.modalities.index("t2f")
+    region = study.input.regions.index("WT")
+    workplaces = [
+        simulated_workplace(site, run_folder=out) for site in sites if "t2f" in site.data.modalities
+    ]
+    if not workplaces:
+        return []
+    levels = torch.linspace(0.5, 3.5, THRESHOLDS)
+    training = [
+        _dice_by_level(store, levels, channel=channel, region=region)
+        for store, _ in (workplace.stores(study) for workplace in workplaces)
+    ]
+    best = float(levels[torch.cat(training).mean(dim=0).argmax()])
+    results = []
+    for workplace in workplaces:
+        _, store = workplace.stores(study)
+        rows = [
+            PatientScore(
+                patient=pseudonym(patient.patient_id, key=workplace.key),
+                region="WT",
+                dice=_mean_dice(store, index, best, channel=channel, region=region),
+                hd95_mm=None,
+            )
+            for index, patient in enumerate(workplace.patients.held_out)
+        ]
+        results.append(Scores(site=workplace.site.name, scores=tuple(rows)))
+    return results
+
+
+def _mean_dice(
+    store: PatientStore, index: int, level: float, *, channel: int, region: int
+) -> float:
+    values = [
+        score(
+            case.image_CDHW[channel : channel + 1] > level,
+            case.regions_RDHW[region : region + 1],
+            regions=("WT",),
+            spacing_mm=case.spacing_mm,
+            with_hd95=False,
+        )[0].dice
+        for case in store.prepared(index)
+    ]
+    return sum(values) / len(values)
+
+
+def _dice_by_level(
+    store: PatientStore, levels: torch.Tensor, *, channel: int, region: int
+) -> torch.Tensor:
+    """Mean Dice over a patient's cases, one row a patient and one column a level."""
+    table = np.empty((len(store), len(levels)))
+    for index in range(len(store)):
+        by_case = [
+            dice_by_level(
+                case.image_CDHW[channel].numpy(),
+                case.regions_RDHW[region].numpy().astype(bool),
+                levels=levels.numpy(),
+            )
+            for case in store.prepared(index)
+        ]
+        table[index] = np.mean(by_case, axis=0)
+    return torch.from_numpy(table)
+
+
+def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
+    """The study for a baseline: scored at its end only, by the sites that are there.
+
+    It is given its weights, so that it needs no file to start from.
+    """
+    synthetic = study.synthetic and study.synthetic.model_copy(update={"start": None})
+    evaluation = study.evaluation.model_copy(
+        update={"every": study.training.rounds, "baselines": (), "pictures": 0}
+    )
+    aggregation = study.aggregation.model_copy(
+        update={"min_sites": min(study.aggregation.min_sites, members)}
+    )
+    return study.model_copy(
+        update={"evaluation": evaluation, "aggregation": aggregation, "synthetic": synthetic}
+    )
+
+
+def _stored_scores(folder: Path, *, variant: str, rounds: int) -> list[Scores]:
+    scores: dict[str, list[PatientScore]] = {}
+    for row in RunFolder(folder).metric_rows():
+        if row["variant"] == variant and int(row["round"]) == rounds:
+            scores.setdefault(row["site"], []).append(_score(row))
+    return [Scores(site=site, scores=tuple(rows)) for site, rows in scores.items()]
+
+
+def _score(row: dict[str, str]) -> PatientScore:
+    return PatientScore.model_validate(
+        {
+            "patient": row["patient"],
+            "region": row["region"],
+            "dice": float(row["dice"]),
+            "hd95_mm": float(row["hd95_mm"]) if row["hd95_mm"] else None,
+        }
+    )

@@ -1,0 +1,147 @@
+"""Where the first global model comes from: random weights, or training on synthetic patients.
+
+Synthetic patients belong to nobody, so this costs no privacy. They go through the same files,
+transforms and crops as a hospital's, under looks and seeds that no synthetic hospital uses.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medfl.config import StudyConfig
+from medfl.config.site import MODALITY_ORDER, SiteData
+from medfl.config.study import StudySynthetic
+from medfl.data.crops import draw_crops
+from medfl.data.layouts.survey import read_cohort
+from medfl.data.patient_store import PatientStore
+from medfl.data.transforms import Frame
+from medfl.phantom.patient import public_look, write_hospital
+from medfl.protocol.messages import Weights
+from medfl.protocol.study_model import model_spec
+from medfl.segmentation.losses import patient_loss
+from medfl.segmentation.networks import trainable_state
+
+BATCH_PATIENTS = 4
+
+Advance = Callable[[int, int], None]
+"""Told the work done and the work in total."""
+
+
+def _unwatched(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def initial_weights(
+    study: StudyConfig, *, threads: int, advance: Advance, drawn: Advance = _unwatched
+) -> Weights:
+    """Make the first global model: the same for the same study.
+
+    Args:
+        study: Its `synthetic` section decides between random and pretrained weights. A file that
+            it may start from is not read, see `medfl.study.starting_point`.
+        threads: CPU threads to use.
+        advance: Progress of the training steps.
+        drawn: Progress of the synthetic patients before that.
+    """
+    network = model_spec(study).build(seed=study.seed)
+    synthetic = study.synthetic
+    if synthetic is not None and synthetic.pretraining_steps > 0:
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory(prefix="medfl-synthetic-") as folder:
+            store = synthetic_patients(
+                study,
+                synthetic,
+                count=synthetic.pretraining_patients,
+                folder=Path(folder),
+                drawn=drawn,
+            )
+            _pretrain(network, study, synthetic, store, advance=advance)
+    return trainable_state(network)
+
+
+def synthetic_patients(
+    study: StudyConfig,
+    synthetic: StudySynthetic,
+    *,
+    count: int,
+    folder: Path,
+    first_number: int = 0,
+    drawn: Advance = _unwatched,
+) -> PatientStore:
+    """Write synthetic patients to a folder, each with a scanner look of its own, and read them.
+
+    Args:
+        study: Its frame.
+        synthetic: Shape, spacing and seed.
+        count: Patients.
+        folder: Where their files go.
+        first_number: Number of the first patient; other numbers are other patients.
+        drawn: Progress.
+    """
+    root = folder / "patients"
+    for number in range(first_number, first_number + count):
+        write_hospital(
+            root,
+            patients=1,
+            shape=synthetic.shape,
+            spacing=synthetic.spacing,
+            look=public_look(synthetic.seed + number, variety=synthetic.variety),
+            skull_stripped=synthetic.skull_stripped,
+            variety=synthetic.variety,
+            seed=synthetic.seed,
+            first_number=number,
+            on_patient=lambda _: None,
+        )
+        drawn(number - first_number + 1, count)
+    data = SiteData(root=root, layout="brats2021", label_scheme="brats", modalities=MODALITY_ORDER)
+    frame = Frame(
+        modalities=study.input.modalities,
+        regions=study.input.regions,
+        spacing=study.input.spacing,
+        label_scheme="brats",
+    )
+    return PatientStore(read_cohort(data).patients, frame, folder / "cache")
+
+
+def _pretrain(
+    network: nn.Module,
+    study: StudyConfig,
+    synthetic: StudySynthetic,
+    store: PatientStore,
+    *,
+    advance: Advance,
+) -> None:
+    """Ordinary training without noise: AdamW under a one-cycle learning rate."""
+    steps, rate = synthetic.pretraining_steps, synthetic.pretraining_learning_rate
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    generator = torch.Generator().manual_seed(synthetic.seed)
+    network.train()
+    for step in range(steps):
+        drawn = [
+            draw_crops(
+                store.prepared(index),
+                crop_size=study.input.crop_size,
+                count=study.input.crops_per_patient,
+                generator=generator,
+                dropout=study.input.modality_dropout,
+            )
+            for index in torch.randint(len(store), (BATCH_PATIENTS,), generator=generator).tolist()
+        ]
+        # All in one pass: alone, a crop takes torch's convolution several times as long on the CPU.
+        logits = network(torch.cat([images for images, _ in drawn]))
+        per_patient = logits.split(study.input.crops_per_patient)
+        losses = [
+            patient_loss(of_one, regions)
+            for of_one, (_, regions) in zip(per_patient, drawn, strict=True)
+        ]
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+        schedule.step()
+        advance(step + 1, steps)

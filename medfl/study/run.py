@@ -1,0 +1,255 @@
+"""The main job: plan, federate, run baselines, draw pictures, and account for all of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from medfl import __version__
+from medfl.config import SiteConfig, StudyConfig
+from medfl.privacy.accounting.planner import SitePlan, plan_site
+from medfl.protocol.messages import Declaration
+from medfl.protocol.study_model import model_spec
+from medfl.server.account import federation_summary, privacy_summary
+from medfl.server.ledger import FederationLedger
+from medfl.server.progress import Progress
+from medfl.server.run_folder import RunFolder
+from medfl.site.state import simulated_workplace
+from medfl.study.baselines import run_baseline
+from medfl.study.pictures import write_pictures
+from medfl.study.simulation import Engine, check_sites, prepare_folder, simulate
+from medfl.study.tensorboard_log import TensorBoardLog
+
+LIBRARIES = ("torch", "monai", "opacus", "flwr", "dp-accounting", "numpy", "nibabel")
+
+
+def plan_study(
+    study: StudyConfig, sites: Sequence[SiteConfig], *, run_folder: Path | None = None
+) -> list[SitePlan]:
+    """One plan a site, from the ledgers as they are; no image is needed.
+
+    Args:
+        study: The study.
+        sites: The sites.
+        run_folder: Where open-data sites keep their ledgers; they start at zero without it.
+
+    Raises:
+        BudgetExceeded: If the study does not fit a site's remaining budget.
+        LedgerError: If a hospital's ledger is missing or damaged.
+    """
+    plans = []
+    for site in sites:
+        if site.purpose == "open-data" and run_folder is None:
+            plans.append(plan_site(study, site))
+            continue
+        workplace = simulated_workplace(site, run_folder=run_folder or site.state)
+        with workplace.open_ledger() as ledger:
+            plans.append(plan_site(study, site, history=ledger.history()))
+    return plans
+
+
+def run_whole_study(
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    engine: Engine,
+    resume: bool,
+    progress: Progress,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run a study with its baselines and leave a folder that a report can be made from.
+
+    Args:
+        study: The study.
+        sites: The sites.
+        out: The run folder.
+        engine: What calls the apps.
+        resume: Go on with the run in `out`.
+        progress: Who watches.
+        command: The command that repeats the run, for the report; empty if there is none.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        MedflError: If the run cannot go on; what was done stays in the folder.
+    """
+    begin = time.monotonic()
+    check_sites(study, sites)
+    # Here, so that the person who wrote the study is told why; a site would only answer a code.
+    model_spec(study).build(seed=study.seed)
+    prepare_folder(out, study=study, resume=resume)
+    with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
+        simulate(study, sites, out=out, engine=engine, progress=watched)
+    minutes = (time.monotonic() - begin) / 60
+    folder = RunFolder(out)
+    _describe(folder, study, command=command)
+    done = {row["variant"] for row in folder.metric_rows()}
+    start = load_file(out / "checkpoints" / "initial.safetensors")
+    for name in study.evaluation.baselines:
+        if name not in done:
+            run_baseline(name, study, sites, out=out, engine=engine, start=start, progress=progress)
+    return _account(folder, study, minutes=minutes, progress=progress)
+
+
+def finish_run(
+    folder: RunFolder, study: StudyConfig, *, minutes: float, command: str, progress: Progress
+) -> dict[str, Any]:
+    """Describe and account for a run that another process has brought to its end.
+
+    Args:
+        folder: The run folder.
+        study: The study, without baselines.
+        minutes: How long the run took.
+        command: The command that repeats the run; empty if there is none.
+        progress: Who watches.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        FederationError: If the run folder is damaged.
+    """
+    _describe(folder, study, command=command)
+    return _account(folder, study, minutes=minutes, progress=progress)
+
+
+def _account(
+    folder: RunFolder, study: StudyConfig, *, minutes: float, progress: Progress
+) -> dict[str, Any]:
+    """Pictures of the final model, what it cost, and the summary."""
+    progress.phase("pictures")
+    write_pictures(
+        study,
+        model=folder.path / "checkpoints" / "final.safetensors",
+        out=folder.path / "predictions",
+    )
+    progress.phase("privacy accounting")
+    privacy = privacy_summary(folder)
+    folder.write_json("privacy.json", privacy)
+    overlaps = [group.sites for group in study.overlap]
+    folder.write_json("federation.json", federation_summary(folder, overlaps=overlaps))
+    summary = _summary(folder, study, privacy, minutes=minutes)
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def _describe(folder: RunFolder, study: StudyConfig, *, command: str) -> None:
+    """Everything that is fixed by now: sites, plan, environment."""
+    # Also the sites that joined before a crash and did not come back.
+    declarations = FederationLedger(folder).declarations
+    sites = [
+        {
+            "name": site.site,
+            "purpose": site.purpose,
+            "declared_patients": site.declared_patients,
+            "weight": site.weight,
+            "policy": {"epsilon": site.epsilon_budget, "delta": site.delta},
+            "modalities": list(site.modalities),
+        }
+        for site in declarations.values()
+    ]
+    folder.write_json("sites.json", sites)
+    folder.write_json("plan.json", [_plan_entry(study, d) for d in declarations.values()])
+    folder.write_json("environment.json", environment(study, command=command))
+
+
+def _plan_entry(study: StudyConfig, declaration: Declaration) -> dict[str, Any]:
+    mechanism = declaration.mechanism
+    return {
+        "site": declaration.site,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "sampling_prob": mechanism.sampling_prob,
+        "clip_norm": mechanism.clip_norm,
+        "clipping": mechanism.clipping,
+        "local_steps": mechanism.local_steps,
+        "rounds": study.training.rounds,
+        "declared_patients": mechanism.declared_patients,
+        "divisor": mechanism.divisor,
+        "delta": declaration.delta,
+        "epsilon": declaration.epsilon,
+        "epsilon_budget": declaration.epsilon_budget,
+        "noise_to_signal": mechanism.noise_multiplier / mechanism.divisor,
+    }
+
+
+def environment(study: StudyConfig, *, command: str) -> dict[str, Any]:
+    """Versions, commit and machine, for whoever wants to reproduce a run."""
+    versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        "medfl": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "config_digest": study.digest,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def _commit() -> str:
+    """The commit of a development checkout; empty for an installed package."""
+    try:
+        result = subprocess.run(  # noqa: S603
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
+
+
+def _summary(
+    folder: RunFolder,
+    study: StudyConfig,
+    privacy: Sequence[Mapping[str, Any]],
+    *,
+    minutes: float,
+) -> dict[str, Any]:
+    over_patients: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_site: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    rows = folder.metric_rows()
+    last = {row["variant"]: int(row["round"]) for row in rows}
+    for row in rows:
+        variant, dice = row["variant"], float(row["dice"])
+        if int(row["round"]) == last[variant]:
+            over_patients[variant][row["region"]].append(dice)
+            by_site[variant][row["site"]][row["region"]].append(dice)
+    return {
+        "study": study.id,
+        "minutes": round(minutes, 2),
+        "sites": {
+            entry["site"]: {"epsilon": entry["epsilon_pld"], "budget": entry["budget"]}
+            for entry in privacy
+        },
+        "dice": {
+            variant: {region: fmean(values) for region, values in regions.items()}
+            for variant, regions in over_patients.items()
+        },
+        "dice_by_site": {
+            variant: {
+                site: {region: fmean(values) for region, values in regions.items()}
+                for site, regions in sites.items()
+            }
+            for variant, sites in by_site.items()
+        },
+    }

@@ -1,0 +1,193 @@
+"""`simulate`: a whole study on one machine, with the same apps that hospitals run.
+
+Two engines call them: this process, or Flower's simulation runtime. The only difference from a
+deployment is where a node finds its site's file.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+from flwr.clientapp import ClientApp
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.errors import ConfigError
+from medfl.privacy.engine import StepObserver
+from medfl.protocol.messages import Weights
+from medfl.server.progress import Progress
+from medfl.server.run_folder import RunFolder
+from medfl.server.server_app import Run, make_server_app
+from medfl.server.versions import require_same_versions, write_versions
+from medfl.site.client_app import ObserverOf, make_client_app
+from medfl.site.state import Workplace, simulated_workplace
+from medfl.study.in_process_grid import InProcessGrid, run_in_process
+from medfl.study.ray_engine import run_on_ray
+from medfl.study.starting_point import first_weights, keep_starting_point
+
+Engine = Literal["inprocess", "ray"]
+
+
+def simulate(
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    engine: Engine,
+    progress: Progress,
+    private: bool = True,
+    variant: str = "federated",
+    start: Weights | None = None,
+) -> None:
+    """Run a study and leave its run folder behind.
+
+    Args:
+        study: The study.
+        sites: One file a site; names must differ.
+        out: The run folder, as `prepare_folder` left it; a run that stopped there goes on.
+        engine: What calls the apps.
+        progress: Who watches.
+        private: False for the baseline without noise.
+        variant: Name under which scores are stored.
+        start: First global model; the study's own if absent.
+
+    Raises:
+        MedflError: If the run cannot go on; what was done stays in the folder.
+    """
+    folder = RunFolder(out)
+
+    def first_model() -> Weights:
+        if start is not None:
+            return start
+        progress.phase("pretraining" if _pretrains(study) else "initial weights")
+        return first_weights(
+            study,
+            out=out,
+            threads=max(site.threads for site in sites),
+            advance=progress.advanced,
+        )
+
+    run = Run(
+        study=study,
+        folder=folder,
+        run=folder.run_id(),
+        private=private,
+        variant=variant,
+        start=first_model,
+        progress=progress,
+    )
+    server_app = make_server_app(run)
+    if engine == "ray":
+        run_on_ray(server_app, list(sites), run_folder=out)
+    else:
+        workplaces = [simulated_workplace(site, run_folder=out) for site in sites]
+        grid = in_process_grid(workplaces, progress=progress)
+        run_in_process(server_app, grid)
+
+
+def in_process_grid(workplaces: Sequence[Workplace], *, progress: Progress) -> InProcessGrid:
+    """The sites as nodes of this process, numbered as given."""
+
+    def observer_of(site: str) -> StepObserver:
+        return lambda done, total: progress.stepped(site, done, total)
+
+    app = client_app_of(workplaces, observer_of=observer_of)
+    return InProcessGrid(app, node_configs=nodes_of(workplaces))
+
+
+def client_app_of(workplaces: Sequence[Workplace], *, observer_of: ObserverOf) -> ClientApp:
+    """The sites' app where all of them are in this process."""
+    return make_client_app(
+        lambda context: workplaces[int(context.node_config["partition-id"])],
+        observer_of=observer_of,
+    )
+
+
+def nodes_of(workplaces: Sequence[Workplace]) -> dict[int, dict[str, int]]:
+    """The node of each site, in their order, with what tells the app whose it is."""
+    return {number + 2: {"partition-id": number} for number in range(len(workplaces))}
+
+
+def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
+    """Refuse a set of sites that cannot run this study.
+
+    Raises:
+        ConfigError: If names repeat, sites are too few, an overlap names another site, or baselines
+            meet private data.
+    """
+    names = [site.name for site in sites]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ConfigError(f"Expected one file a site, found several with the names {doubled}.")
+    require_sites(study, names, noun="site files", among="the sites of the run")
+    if study.evaluation.baselines:
+        private = [site.name for site in sites if not site.privacy.allow_baselines]
+        if private:
+            raise ConfigError(
+                f"Expected evaluation.baselines = [] or sites with privacy.allow_baselines = true, "
+                f"found baselines {list(study.evaluation.baselines)} and the sites {private}."
+            )
+
+
+def require_sites(study: StudyConfig, names: Collection[str], *, noun: str, among: str) -> None:
+    """Refuse too few sites, and an overlap that names another one.
+
+    Args:
+        study: The study.
+        names: Of the sites, each once.
+        noun: What they are, for the error.
+        among: Where an overlap may name them from, for the error.
+
+    Raises:
+        ConfigError: If a rule is broken.
+    """
+    needed = study.aggregation.min_sites
+    if len(names) < needed:
+        raise ConfigError(
+            f"Expected at least aggregation.min_sites = {needed} {noun}, found {len(names)}."
+        )
+    strangers = sorted({name for group in study.overlap for name in group.sites} - set(names))
+    if strangers:
+        raise ConfigError(
+            f"Expected overlap.sites among {among} {sorted(names)}, found {strangers}."
+        )
+
+
+def _pretrains(study: StudyConfig) -> bool:
+    synthetic = study.synthetic
+    return synthetic is not None and synthetic.pretraining_steps > 0 and synthetic.start is None
+
+
+def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
+    """Name a new run in an empty folder, or check that a run there can go on.
+
+    Args:
+        out: The run folder; must be new or empty, unless `resume`.
+        study: The study.
+        resume: Go on from the last checkpoint in `out`.
+
+    Raises:
+        ConfigError: If the folder does not fit, or another minor version began the run.
+        ModelError: If the study names a file to start from that cannot be used.
+    """
+    if resume:
+        begun = RunFolder(out).study_digest() if out.is_dir() else ""
+        if begun != study.digest:
+            raise ConfigError(
+                f"{out}: expected a run of this very study to resume, found "
+                f"{'another study' if begun else 'no run'}."
+            )
+        require_same_versions(out)
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out}: expected a new or empty folder, found files; use --resume to go on with a run."
+        )
+    keep_starting_point(study, out=out)
+    write_versions(out)
+    RunFolder(out).begin(
+        run=f"{study.id}-{time.strftime('%Y%m%d')}-{secrets.token_hex(6)}", study=study
+    )

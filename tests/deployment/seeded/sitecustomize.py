@@ -1,0 +1,153 @@
+"""Python runs this first where the folder is on its path: a site's noise is then foreseeable.
+
+Only tests can do so, since no setting selects seeded noise in a deployment. The ledger believes in
+noise from the operating system, as for any hospital. It also holds processes at points of a run, so
+that a test can kill or stop them, or another process, just there: an empty file in a folder, named
+like the point, becomes one that holds the number of the process, which waits until it is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.abc
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HOLDS = "MEDFL_TEST_HOLDS"
+"""Environment variable: the folder of the files."""
+
+REACHED = ".reached"
+"""What a file's name ends with while its point is held."""
+
+
+def reach(point: str) -> None:
+    """Wait here, once, if the test has left a file for this point, until the test removes it."""
+    if HOLDS not in os.environ:
+        return
+    file = Path(os.environ[HOLDS]) / point
+    held = file.with_name(point + REACHED)
+    if not file.exists():
+        return
+    file.write_text(str(os.getpid()))
+    file.rename(held)
+    while held.exists():
+        time.sleep(0.1)
+
+
+def seeded_noise(task: Any, site: str) -> Any:
+    """Takes the place of the site's choice of a noise source."""
+    from medfl.privacy.noise import SecureNormal
+
+    reach(f"{site}-{task.study.id}-{task.round}-charged")
+    label = f"{task.study.seed}/{task.study.id}/{site}/{task.round}"
+    return SecureNormal(hashlib.sha256(label.encode()).digest(), origin="operating-system")
+
+
+def _in_site_round(module: Any) -> None:
+    declare, train = module.declare, module.train_update
+
+    def declare_and_mark(workplace: Any, proposal: Any) -> Any:
+        reach(f"{workplace.site.name}-{proposal.study.id}-declare")
+        return declare(workplace, proposal)
+
+    def train_and_mark(workplace: Any, task: Any, *arguments: Any, **named: Any) -> Any:
+        name = f"{workplace.site.name}-{task.study.id}-{task.round}"
+        update = train(workplace, task, *arguments, **named)
+        reach(f"{name}-stored")
+        return update
+
+    module._noise_source = seeded_noise
+    module.declare, module.train_update = declare_and_mark, train_and_mark
+
+
+def _in_client_app(module: Any) -> None:
+    read_weights = module.read_weights
+
+    def mark_and_read(record: Any) -> Any:
+        task = module.read_body(record, module.TrainTask)
+        reach(f"{task.message_id.rpartition('/')[2]}-{task.study.id}-{task.round}-read")
+        return read_weights(record)
+
+    module.read_weights = mark_and_read
+
+
+def _in_server_app(module: Any) -> None:
+    average = module.exponential_average
+
+    def average_and_mark(*arguments: Any, round_number: int, **named: Any) -> Any:
+        reach(f"server-{round_number}-aggregated")
+        return average(*arguments, round_number=round_number, **named)
+
+    module.exponential_average = average_and_mark
+
+
+def _in_run_folder(module: Any) -> None:
+    write, append = module.RunFolder.write_state, module.RunFolder.append_round
+
+    def append_and_mark(folder: Any, record: Any) -> None:
+        append(folder, record)
+        reach(f"server-{record.round}-recorded")
+
+    def write_and_mark(folder: Any, state: Any, **named: Any) -> None:
+        before = Path.replace
+
+        def mark_and_replace(draft: Path, target: Any) -> Path:
+            reach(f"server-{state.round}-checkpoint")
+            return before(draft, target)
+
+        Path.replace = mark_and_replace  # type: ignore[assignment, method-assign]
+        try:
+            write(folder, state, **named)
+        finally:
+            Path.replace = before  # type: ignore[method-assign]
+        reach(f"server-{state.round}-between")
+
+    module.RunFolder.write_state = write_and_mark
+    module.RunFolder.append_round = append_and_mark
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "medfl.site.round": _in_site_round,
+    "medfl.site.client_app": _in_client_app,
+    "medfl.server.server_app": _in_server_app,
+    "medfl.server.run_folder": _in_run_folder,
+}
+
+
+class _Changing(importlib.abc.MetaPathFinder):
+    def __init__(self) -> None:
+        self._finding = False
+
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        if self._finding or name not in CHANGES:
+            return None
+        self._finding = True
+        try:
+            spec: Any = importlib.util.find_spec(name)
+        finally:
+            self._finding = False
+        run = spec.loader.exec_module
+
+        def run_and_change(module: ModuleType) -> None:
+            run(module)
+            CHANGES[name](module)
+
+        spec.loader.exec_module = run_and_change
+        return spec  # type: ignore[no-any-return]
+
+
+# Whoever imports this as a module wants the function only.
+if __name__ == "sitecustomize":
+    sys.meta_path.insert(0, _Changing())

@@ -1,0 +1,154 @@
+"""A command and the ServerApp of its run watch each other: neither goes on alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.deployment.coordinator import deployed_study, server_component
+from medfl.deployment.coordinator.control import RunState, Unreachable
+from medfl.deployment.coordinator.deployed_study import follow
+from medfl.deployment.coordinator.follower import Follower
+from medfl.deployment.coordinator.job import Job, lock_path, read_job
+from medfl.deployment.coordinator.server_component import followed, gather
+from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE
+from medfl.deployment.lock import exclusive, is_held
+from medfl.errors import FederationError
+from medfl.server.progress import Silent
+from medfl.server.run_folder import RunFolder
+
+RUN = 7
+
+
+@pytest.fixture
+def job(federation: Any, tmp_path: Path) -> Job:
+    return Job(study=federation.study(), out=tmp_path / "out", sites={})
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    return folder
+
+
+def test_a_lock_is_held_within_its_block_only(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    with exclusive(path, noun="a thing"):
+        assert is_held(path)
+    assert not is_held(path)
+
+
+def test_a_lock_is_waited_for_with_patience(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with exclusive(path, noun="a thing"):
+        waiting = threading.Thread(target=_lock_patiently, args=(path,))
+        waiting.start()
+    waiting.join(timeout=30)
+    assert (tmp_path / "got it").exists()
+
+
+def _lock_patiently(path: Path) -> None:
+    with exclusive(path, noun="a thing", patience_seconds=30):
+        path.with_name("got it").touch()
+
+
+def test_a_job_lies_there_under_a_lock_for_as_long_as_somebody_follows(
+    job: Job, jobs: Path
+) -> None:
+    (jobs / "6.json").write_text("of a command that was killed")
+    with job.left(jobs, run=RUN):
+        assert read_job(RUN) == job
+        assert is_held(lock_path(jobs, RUN))
+        assert not (jobs / "6.json").exists()
+    assert not is_held(lock_path(jobs, RUN))
+    assert list(jobs.iterdir()) == []
+
+
+def test_a_run_that_nobody_follows_any_more_is_ended_once(
+    job: Job, jobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_component, "POLL_SECONDS", 0.05)
+    alone = threading.Event()
+    with job.left(jobs, run=RUN), followed(lock_path(jobs, RUN), on_alone=alone.set):
+        assert not alone.wait(0.5)
+    # It came to its end first.
+    assert not alone.wait(0.5)
+    with followed(lock_path(jobs, RUN), on_alone=alone.set):
+        assert alone.wait(30)
+
+
+class Flower:
+    """Says that a run goes on, or what else it was given."""
+
+    def __init__(self, *states: RunState | Exception) -> None:
+        self._states: Iterator[RunState | Exception] = iter(states)
+
+    def state(self, run: int) -> RunState:
+        assert run == RUN
+        state = next(self._states, RunState(finished=False, completed=False, details=""))
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+
+@pytest.fixture
+def follower(tmp_path: Path) -> Follower:
+    return Follower(RunFolder(tmp_path / "out"), rounds=1, progress=Silent())
+
+
+def test_a_serverapp_that_vanished_is_missed(
+    follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployed_study, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(deployed_study, "GONE_SECONDS", 0.2)
+    lock = tmp_path / "run.lock"
+    held = exclusive(lock, noun="a run folder")
+    held.__enter__()
+    ending = threading.Timer(0.5, held.__exit__, args=(None, None, None))
+    ending.start()
+    begin = time.monotonic()
+    with pytest.raises(FederationError, match=r"it ended; see the server's logs. Go on with --res"):
+        follow(Flower(), RUN, follower, lock=lock)
+    assert time.monotonic() - begin > 0.5
+
+
+def test_a_serverapp_that_has_not_begun_is_waited_for_and_a_server_that_is_away_too(
+    follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployed_study, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(deployed_study, "GONE_SECONDS", 0.0)
+    going = RunState(finished=False, completed=False, details="")
+    end = RunState(finished=True, completed=True, details="")
+    away = Unreachable("away")
+    states = Flower(going, away, away, going, end)
+    assert follow(states, RUN, follower, lock=tmp_path / "run.lock") is end
+
+
+class Arriving:
+    """A grid whose nodes connect one after the other, one a look."""
+
+    def __init__(self, *nodes: int) -> None:
+        self._nodes = nodes
+        self.looks = 0
+
+    def get_node_ids(self) -> list[int]:
+        self.looks += 1
+        return list(self._nodes[: self.looks])
+
+
+def test_admitted_sites_get_some_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_component, "POLL_SECONDS", 0.01)
+    grid: Any = Arriving(3, 4, 9)
+    gather(grid, {3, 9}, timeout=60)
+    assert grid.looks == 3
+    begin = time.monotonic()
+    gather(grid, {3, 5}, timeout=0.2)
+    assert 0.2 <= time.monotonic() - begin < 30

@@ -1,0 +1,184 @@
+"""A hospital pauses, resumes and leaves: what is refused, what is kept, and what is gone."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from medfl.cli import main
+from medfl.config import SiteConfig, load_site
+from medfl.deployment.hospital import client_component, departure
+from medfl.deployment.hospital.departure import LAST_EXPORT, leave
+from medfl.deployment.hospital.participation import (
+    LOCK,
+    Departure,
+    pause,
+    require_not_left,
+    require_taking_part,
+    resume,
+)
+from medfl.deployment.lock import exclusive
+from medfl.errors import ConfigError, FederationError, LedgerError
+from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys
+from medfl.site.state import hospital_workplace
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def medfl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line: its exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medfl", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        seen = capsys.readouterr()
+        return end.value.code if isinstance(end.value.code, int) else 0, seen.out, seen.err
+
+    return run
+
+
+@pytest.fixture
+def file(write_hospital: Any, tmp_path: Path) -> Path:
+    """The file of a hospital with keys and a ledger."""
+    path: Path = write_hospital(tmp_path, name="north", state=tmp_path / "state")
+    return path
+
+
+@pytest.fixture
+def site(file: Path) -> SiteConfig:
+    return load_site(file)
+
+
+def context_of(file: Path) -> Context:
+    """What Flower hands to a ClientApp of the site."""
+    return Context(
+        run_id=1,
+        node_id=3,
+        node_config={client_component.SITE_FILE: str(file)},
+        state=RecordDict(),
+        run_config={},
+    )
+
+
+def code_of(file: Path) -> str:
+    """The code with which the site refuses every message; empty text if it does not."""
+    try:
+        client_component._workplace_of(context_of(file))
+    except FederationError as error:
+        return error.code
+    return ""
+
+
+def test_a_paused_site_refuses_every_message_until_it_resumes(
+    file: Path, site: SiteConfig, medfl: Command
+) -> None:
+    assert code_of(file) == ""
+    assert medfl("site", "pause", file)[0] == 0
+    assert code_of(file) == "site-paused"
+    assert medfl("site", "pause", file)[0] == 0
+    assert medfl("site", "resume", file)[0] == 0
+    assert code_of(file) == ""
+    assert medfl("site", "resume", file)[0] == 0
+
+
+def test_an_edited_site_file_counts_from_the_next_message_on(file: Path) -> None:
+    assert client_component._workplace_of(context_of(file)).site.privacy.max_rounds != 7
+    file.write_text(file.read_text() + "max_rounds = 7\n")
+    assert client_component._workplace_of(context_of(file)).site.privacy.max_rounds == 7
+
+
+def test_a_site_that_leaves_loses_its_private_keys_and_keeps_its_ledger(
+    file: Path, site: SiteConfig, medfl: Command
+) -> None:
+    keys = SiteKeys.read(site.state / KEYS)
+    code, out, _ = medfl("site", "leave", file, "--reason", "the study is over", "--yes")
+    assert (code, "deleted" in out) == (0, True)
+    private = [path for path in site.state.rglob("*") if path.name in (NODE_KEY, EVENT_KEY)]
+    assert private == []
+    assert code_of(file) == "site-left"
+    with hospital_workplace(site).open_ledger() as ledger:
+        ledger.recount()
+    assert medfl("budget", file)[0] == 0
+    assert medfl("ledger", "verify", file)[0] == 0
+    export = site.state / LAST_EXPORT
+    assert stat.S_IMODE(export.stat().st_mode) == 0o600
+    code, out, _ = medfl("ledger", "check-export", export, "--key", site.state / PUBLIC)
+    assert (code, "Whole" in out) == (0, True)
+    assert keys.event_key in export.read_text()
+
+
+@pytest.mark.parametrize("command", ["init", "rotate", "pause", "resume", "leave", "start"])
+def test_nothing_brings_a_site_back_that_has_left(
+    command: str, file: Path, site: SiteConfig, medfl: Command
+) -> None:
+    leave(site, reason="moved to another town")
+    more: dict[str, tuple[object, ...]] = {
+        "init": (site.state,),
+        "rotate": (site.state,),
+        "leave": (file, "--reason", "again", "--yes"),
+        "start": (file, "--server", "127.0.0.1:1", "--ca", file),
+    }
+    code, _, err = medfl("site", command, *more.get(command, (file,)))
+    assert code == 2
+    assert "left" in err
+    assert not (site.state / KEYS).exists()
+
+
+def test_nobody_leaves_without_being_asked(
+    file: Path, site: SiteConfig, medfl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda _: "n")
+    assert medfl("site", "leave", file, "--reason", "by mistake")[0] == 1
+    SiteKeys.read(site.state / KEYS)
+    require_not_left(site.state)
+
+
+def test_a_site_whose_ledger_cannot_be_exported_does_not_leave(site: SiteConfig) -> None:
+    (site.state / "ledger").rename(site.state / "lost")
+    with pytest.raises(LedgerError):
+        leave(site, reason="in a hurry")
+    SiteKeys.read(site.state / KEYS)
+    require_taking_part(site.state)
+
+
+def test_a_site_that_does_not_end_keeps_its_keys_and_can_leave_later(
+    site: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departure, "END_SECONDS", 0.2)
+    with exclusive(site.state / LOCK, noun="a site"), pytest.raises(FederationError):
+        leave(site, reason="first")
+    assert (site.state / KEYS / EVENT_KEY).exists()
+    with pytest.raises(FederationError, match="left"):
+        require_taking_part(site.state)
+    leave(site, reason="second")
+    assert not (site.state / KEYS).exists()
+    left = Departure.read(site.state)
+    assert left is not None
+    assert left.reason == "first"
+
+
+def test_a_crash_between_the_two_keys_is_mended_by_leaving_again(site: SiteConfig) -> None:
+    leave(site, reason="first")
+    (site.state / KEYS).mkdir()
+    (site.state / KEYS / NODE_KEY).write_text("what a crash left")
+    leave(site, reason="again")
+    assert not (site.state / KEYS).exists()
+
+
+def test_a_damaged_mark_is_a_mark(site: SiteConfig) -> None:
+    pause(site.state)
+    resume(site.state)
+    (site.state / "left.json").write_text("{}")
+    with pytest.raises(FederationError, match="left"):
+        require_taking_part(site.state)
+    with pytest.raises(ConfigError, match="damaged"):
+        require_not_left(site.state)

@@ -1,0 +1,312 @@
+"""Aggregation against the formulas of the papers in plain numpy, and the gate in front of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medfl.errors import MessageError, QuorumError
+from medfl.privacy.mechanism import Mechanism
+from medfl.protocol.messages import Declaration, SiteUpdate, TrainTask, to_arrays
+from medfl.server.strategy import MAX_UPDATE_NORM, Aggregator, admit, exponential_average
+
+Arrays = dict[str, np.ndarray]
+
+SHAPES = {"conv.weight": (3, 2, 2), "bias": (4,), "scale": ()}
+WEIGHTS = {"east": 3.0, "north": 1.0, "south": 4.0}
+RATE, MOMENTUM, SECOND, TAU = 0.7, 0.8, 0.95, 1e-2
+
+pytestmark = pytest.mark.usefixtures("as_server")
+
+
+def random_arrays(seed: int) -> Arrays:
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in arrays.items()}
+
+
+def aggregator(federation: Any, strategy: str) -> Aggregator:
+    settings = {
+        "strategy": strategy,
+        "server_learning_rate": RATE,
+        "momentum": MOMENTUM,
+        "second_momentum": SECOND,
+        "adaptivity": TAU,
+    }
+    return Aggregator(federation.study(aggregation=settings))
+
+
+def aggregate(
+    server: Aggregator, updates: Mapping[str, Arrays], *, start: Arrays, number: int = 1
+) -> Arrays:
+    records = {site: to_arrays(tensors(arrays)) for site, arrays in updates.items()}
+    result = server.aggregate(
+        records, start=tensors(start), site_weights=WEIGHTS, round_number=number
+    )
+    return {name: value.numpy() for name, value in result.items()}
+
+
+def site_updates(number: int) -> dict[str, Arrays]:
+    return {site: random_arrays(10 * number + index) for index, site in enumerate(WEIGHTS)}
+
+
+def average(updates: Mapping[str, Arrays]) -> Arrays:
+    """McMahan et al., arXiv 1602.05629, algorithm 1, under the declared weights."""
+    total = sum(WEIGHTS[site] for site in updates)
+    return {
+        name: sum(WEIGHTS[site] / total * arrays[name] for site, arrays in updates.items())
+        for name in SHAPES
+    }
+
+
+def averaging(start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any], t: int) -> Arrays:
+    return average(updates)
+
+
+def with_momentum(
+    start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any], t: int
+) -> Arrays:
+    """Hsu et al., arXiv 1909.06335, section 4: heavy ball on the averaged difference."""
+    new = average(updates)
+    old = kept.get("v")
+    kept["v"] = {
+        name: start[name] - new[name] + (MOMENTUM * old[name] if old else 0.0) for name in SHAPES
+    }
+    return {name: start[name] - RATE * kept["v"][name] for name in SHAPES}
+
+
+def with_adam(start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any], t: int) -> Arrays:
+    """Reddi et al., arXiv 2003.00295, algorithm 2, with Flower's correction of the first rounds."""
+    new = average(updates)
+    rate = RATE * math.sqrt(1 - SECOND ** (t + 1)) / (1 - MOMENTUM ** (t + 1))
+    result = {}
+    for name in SHAPES:
+        m, v = kept.get(name, (0.0, 0.0))
+        change = new[name] - start[name]
+        m, v = MOMENTUM * m + (1 - MOMENTUM) * change, SECOND * v + (1 - SECOND) * change**2
+        kept[name] = (m, v)
+        result[name] = start[name] + rate * m / (np.sqrt(v) + TAU)
+    return result
+
+
+FORMULAS = {
+    "fedavg": averaging,
+    "fedprox": averaging,
+    "fedavgm": with_momentum,
+    "fedadam": with_adam,
+}
+
+
+def assert_close(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == np.float32
+        assert found[name].shape == SHAPES[name]
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", FORMULAS)
+def test_three_rounds_follow_the_papers_formula(strategy: str, federation: Any) -> None:
+    server, kept = aggregator(federation, strategy), {}
+    start = expected = random_arrays(0)
+    for number in (1, 2, 3):
+        updates = site_updates(number)
+        expected = FORMULAS[strategy](start, updates, kept, number)
+        start = aggregate(server, updates, start=start, number=number)
+        assert_close(start, expected)
+
+
+@pytest.mark.parametrize("strategy", FORMULAS)
+def test_a_restored_server_goes_on_bit_for_bit(strategy: str, federation: Any) -> None:
+    server = aggregator(federation, strategy)
+    start = random_arrays(0)
+    for number in (1, 2):
+        start = aggregate(server, site_updates(number), start=start, number=number)
+    other = aggregator(federation, strategy)
+    # What a checkpoint does to them.
+    other.restore({name: value.clone() for name, value in server.state().items()})
+    one = aggregate(server, site_updates(3), start=start, number=3)
+    two = aggregate(other, site_updates(3), start=start, number=3)
+    assert all(np.array_equal(one[name], two[name]) for name in SHAPES)
+    states = server.state(), other.state()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("strategy", FORMULAS)
+def test_a_server_without_a_checkpoint_begins_without_moments(
+    strategy: str, federation: Any
+) -> None:
+    server = aggregator(federation, strategy)
+    assert server.state() == {}
+    server.restore({})
+    assert_close(
+        aggregate(server, site_updates(1), start=random_arrays(0)),
+        FORMULAS[strategy](random_arrays(0), site_updates(1), {}, 1),
+    )
+
+
+def test_moments_belong_to_strategies_that_have_them(federation: Any) -> None:
+    counts = {}
+    for strategy in FORMULAS:
+        server = aggregator(federation, strategy)
+        aggregate(server, site_updates(1), start=random_arrays(0))
+        counts[strategy] = len(server.state())
+    assert counts == {"fedavg": 0, "fedprox": 0, "fedavgm": 3, "fedadam": 6}
+
+
+def test_the_order_of_the_answers_does_not_change_a_bit(federation: Any) -> None:
+    updates = site_updates(1)
+    backwards = dict(reversed(updates.items()))
+    one = aggregate(aggregator(federation, "fedavg"), updates, start=random_arrays(0))
+    two = aggregate(aggregator(federation, "fedavg"), backwards, start=random_arrays(0))
+    assert all(np.array_equal(one[name], two[name]) for name in SHAPES)
+
+
+def test_the_average_is_the_float32_sum_in_the_order_of_the_sites_bit_for_bit(
+    federation: Any,
+) -> None:
+    updates = site_updates(1)
+    found = aggregate(aggregator(federation, "fedavg"), updates, start=random_arrays(0))
+    total = sum(WEIGHTS[site] for site in WEIGHTS)
+    for name in SHAPES:
+        expected = np.zeros(SHAPES[name], np.float32)
+        for site in sorted(WEIGHTS):
+            expected = expected + updates[site][name] * np.float32(WEIGHTS[site] / total)
+        assert found[name].tobytes() == np.asarray(expected).tobytes()
+
+
+def test_missing_sites_leave_the_weights_of_the_others(federation: Any) -> None:
+    updates = {site: arrays for site, arrays in site_updates(1).items() if site != "north"}
+    assert_close(
+        aggregate(aggregator(federation, "fedavg"), updates, start=random_arrays(0)),
+        average(updates),
+    )
+
+
+def test_no_update_is_no_round(federation: Any) -> None:
+    with pytest.raises(QuorumError):
+        aggregate(aggregator(federation, "fedavg"), {}, start=random_arrays(0))
+
+
+def test_the_moving_average_warms_up_to_its_decay() -> None:
+    average_ = {"w": torch.tensor([1.0])}
+    weights = {"w": torch.tensor([0.0])}
+    # De et al., arXiv 2204.13650: min(decay, (1 + t) / (10 + t)).
+    for number, rate in ((1, 2 / 11), (8, 0.5), (1000, 0.9)):
+        found = exponential_average(average_, weights, decay=0.9, round_number=number)
+        assert float(found["w"]) == pytest.approx(rate)
+
+
+def test_without_decay_the_average_is_the_newest_model() -> None:
+    old, new = tensors(random_arrays(1)), tensors(random_arrays(2))
+    found = exponential_average(old, new, decay=0.0, round_number=7)
+    assert all(torch.equal(found[name], new[name]) for name in SHAPES)
+
+
+MECHANISM = Mechanism(
+    sampling_prob=0.5,
+    noise_multiplier=3.0,
+    clip_norm=1.0,
+    clipping="fixed",
+    local_steps=2,
+    declared_patients=20,
+)
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """What is signed of the weights: names and little-endian float32 values, sorted by name."""
+    content = b"".join(
+        name.encode() + b"\0" + weights[name].numpy().astype("<f4").tobytes(order="C")
+        for name in sorted(weights)
+    )
+    return hashlib.sha256(content).hexdigest()
+
+
+def admitted(federation: Any, weights: Mapping[str, torch.Tensor], **changes: Any) -> None:
+    fields: dict[str, Any] = {
+        "site": "east",
+        "run": "run",
+        "round": 1,
+        "run_steps": 2,
+        "weights_digest": digest(weights),
+        "message_id": "run/1/east",
+        "mechanism": MECHANISM,
+        "steps": 2,
+        "ledger_sequence": 3,
+        "ledger_hash": "0" * 64,
+    }
+    declaration = Declaration(
+        site="east",
+        run="run",
+        run_steps=0,
+        event_key="0" * 64,
+        purpose="open-data",
+        declared_patients=20,
+        weight=20.0,
+        modalities=("t2f",),
+        label_scheme="brats",
+        delta=1e-5,
+        epsilon_budget=8.0,
+        epsilon=4.0,
+        mechanism=MECHANISM,
+        ledger_sequence=1,
+        ledger_hash="0" * 64,
+    )
+    task = TrainTask(
+        study=federation.study(), run="run", round=1, message_id="run/1/east", mechanism=MECHANISM
+    )
+    admit(
+        SiteUpdate(**{**fields, **changes}),
+        dict(weights),
+        task=task,
+        declaration=declaration,
+        start=tensors(random_arrays(0)),
+    )
+
+
+def test_an_honest_update_is_admitted(federation: Any) -> None:
+    admitted(federation, tensors(random_arrays(1)))
+
+
+def test_an_update_at_the_norm_cap_is_admitted_and_one_beyond_it_is_not(federation: Any) -> None:
+    start = tensors(random_arrays(0))
+    start["bias"] = start["bias"].double()
+    for factor, refused in ((0.999, False), (1.001, True)):
+        moved = tensors(random_arrays(0))
+        moved["bias"] = (start["bias"] + factor * MAX_UPDATE_NORM / 2).float()
+        if refused:
+            with pytest.raises(MessageError) as caught:
+                admitted(federation, moved)
+            assert caught.value.code == "update-norm"
+        else:
+            admitted(federation, moved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"site": "north"}, "update-site"),
+        ({"message_id": "run/2/east"}, "update-replayed"),
+        ({"run": "other"}, "update-replayed"),
+        ({"round": 2}, "update-replayed"),
+        ({"weights_digest": "0" * 64}, "update-digest"),
+        ({"steps": 1}, "update-steps"),
+        ({"mechanism": Mechanism(**{**MECHANISM.to_dict(), "clip_norm": 0.5})}, "update-mechanism"),
+    ],
+)
+def test_an_update_that_answers_something_else_is_not_admitted(
+    changes: dict[str, Any], code: str, federation: Any
+) -> None:
+    with pytest.raises(MessageError) as caught:
+        admitted(federation, tensors(random_arrays(1)), **changes)
+    assert caught.value.code == code

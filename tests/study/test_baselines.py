@@ -1,0 +1,88 @@
+"""What stands beside a federation: the same patients, the same start, one thing changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medfl.server.progress import Silent
+from medfl.server.run_folder import RunFolder
+from medfl.study import baselines
+from medfl.study.run import run_whole_study
+
+ALL = ("initial-only", "non-private", "local-only", "threshold")
+OPEN: dict[str, Any] = {"privacy": {"share_metrics": True, "allow_baselines": True}}
+SITES = ("east", "south")
+
+pytestmark = pytest.mark.slow
+
+
+def run(federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False) -> Path:
+    out: Path = federation.scratch / "run"
+    study = federation.study(training={"rounds": 1}, evaluation={"baselines": list(names)})
+    run_whole_study(
+        study,
+        federation.sites(*SITES, **OPEN),
+        out=out,
+        engine="inprocess",
+        resume=resume,
+        progress=Silent(),
+    )
+    return out
+
+
+def scored(out: Path) -> dict[str, Counter[tuple[str, str, str]]]:
+    """How often each patient's region was scored at the end, by variant."""
+    found: dict[str, Counter[tuple[str, str, str]]] = {}
+    for row in RunFolder(out).metric_rows():
+        if row["variant"] != "federated" or row["round"] == "1":
+            key = (row["site"], row["patient"], row["region"])
+            found.setdefault(row["variant"], Counter())[key] += 1
+    return found
+
+
+def test_every_baseline_is_scored_on_the_same_patients_once(federation: Any) -> None:
+    out = run(federation)
+    found = scored(out)
+    assert set(found) == {"federated", *ALL}
+    for variant, counts in found.items():
+        expected = set(found["federated"])
+        if variant == "threshold":
+            expected = {key for key in expected if key[2] == "WT"}
+        assert set(counts) == expected
+        assert set(counts.values()) == {1}
+    # All begin with the same model.
+    start = load_file(out / "checkpoints" / "initial.safetensors")
+    for part in ("non-private", "local-only-east", "local-only-south"):
+        other = load_file(out / "baselines" / part / "checkpoints" / "initial.safetensors")
+        assert all(torch.equal(start[name], other[name]) for name in start)
+    # A baseline without noise is nowhere said to be private.
+    (event, _) = RunFolder(out / "baselines" / "non-private").events()
+    assert event["mechanism"]["noise_multiplier"] == 0.0
+    assert event["epsilon"] == "inf"
+
+
+def test_a_baseline_that_was_stopped_half_way_is_finished_and_not_doubled(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate, calls = baselines.simulate, 0
+
+    def stop_at_the_second(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return simulate(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "simulate", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run(federation, names=("local-only",))
+    counts = scored(run(federation, names=("local-only",), resume=True))["local-only"]
+    assert {site for site, _, _ in counts} == set(SITES)
+    assert set(counts.values()) == {1}
