@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import subprocess
@@ -26,6 +27,15 @@ NAMESPACES = [
 ]
 HEAVY = {"dp_accounting", "flwr", "matplotlib", "monai", "numpy", "opacus", "scipy", "torch"}
 MAX_LINES = 400
+# What Flower documents; everything else of it is private, and may change with any version.
+PUBLIC_FLOWER = {
+    "flwr.app",
+    "flwr.clientapp",
+    "flwr.serverapp",
+    "flwr.serverapp.strategy",
+    "flwr.simulation",
+}
+DOOR = (PACKAGE / "deployment" / "flower", PACKAGE / "study" / "in_process_grid.py")
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +51,17 @@ def imported_by(module: str) -> set[str]:
     result = run("-c", code)
     assert result.returncode == 0, result.stderr
     return {name.partition(".")[0] for name in result.stdout.split()}
+
+
+def imported_from(library: str, *, path: Path) -> set[str]:
+    """Modules of a library that a file imports, in whatever way and wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if name.split(".")[0] == library}
 
 
 def isort_style(name: str) -> tuple[int, str]:
@@ -77,6 +98,15 @@ def test_import_contracts_hold() -> None:
     result = run("-c", "from importlinter.cli import lint_imports_command as lint; lint()")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
+
+
+def test_private_names_of_flower_stand_behind_one_door() -> None:
+    found = {
+        path: imported_from("flwr", path=path) - PUBLIC_FLOWER
+        for path in MODULES
+        if not any(path.is_relative_to(part) for part in DOOR)
+    }
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_types_are_shipped_with_the_package() -> None:

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from medfl.config import SiteConfig, load_site
-from medfl.deployment.coordinator.control import Control
 from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.deployment.flower.control import Control
 from medfl.deployment.processes import free_port
 from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
 from medfl.server.ledger import FederationLedger

@@ -17,7 +17,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supernode.nodestate import NodeStateFactory
 
-from medfl.deployment.hospital.app_pin import pin_app
+from medfl.deployment.flower.app_pin import pin_app
 from medfl.deployment.thin_app import THIN_APP, ThinApp
 
 OTHER = ThinApp(server=THIN_APP.server, client="elsewhere:app")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from medfl.deployment.coordinator import deployed_study, server_component
-from medfl.deployment.coordinator.control import RunState, Unreachable
 from medfl.deployment.coordinator.deployed_study import follow
 from medfl.deployment.coordinator.follower import Follower
 from medfl.deployment.coordinator.job import Job, lock_path, read_job
 from medfl.deployment.coordinator.server_component import followed, gather
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE
+from medfl.deployment.flower.control import RunState, Unreachable
 from medfl.deployment.lock import exclusive, is_held
 from medfl.errors import FederationError
 from medfl.server.progress import Silent

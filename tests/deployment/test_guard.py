@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medfl.deployment.coordinator.guard import CONTROL_HEADER, OPEN_PATH, Guard
+from medfl.deployment.flower.guard import CONTROL_HEADER, OPEN_PATH, Guard
 
 SECRET = "the secret of the control path"  # noqa: S105
 HERE, HOSPITAL = "127.0.0.1", "203.0.113.7"

@@ -19,8 +19,8 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.proto.transport_pb2 import Scalar
 
 from medfl.config import load_site, load_study
-from medfl.deployment.coordinator.control import Control
 from medfl.deployment.coordinator.deployed_study import run_deployed_study
+from medfl.deployment.flower.control import Control
 from medfl.deployment.thin_app import ThinApp
 from medfl.errors import FederationError
 from medfl.server.progress import Silent

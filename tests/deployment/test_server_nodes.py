@@ -16,8 +16,8 @@ from flwr.superlink.federation.noop_federation_manager import NoOpFederationMana
 from flwr.superlink.servicer.control import control_handlers
 
 from medfl.deployment.admission import AdmittedSite, read_bundle
-from medfl.deployment.coordinator.control import Control
 from medfl.deployment.coordinator.node_registry import align_nodes
+from medfl.deployment.flower.control import Control
 from medfl.errors import FederationError
 from medfl.protocol.keys import SiteKeys
 

@@ -20,14 +20,10 @@ from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_supernode_lifespan_config
 
 from medfl.deployment.certificates import write_certificates
-from medfl.deployment.child import SECRET_BYTES, as_file
+from medfl.deployment.flower.node import ASK_SECONDS, ask_often, wait_behind_proxies
 from medfl.deployment.hospital.site_node import require_trusted
-from medfl.deployment.hospital.supernode import (
-    ASK_SECONDS,
-    arguments,
-    ask_often,
-    wait_behind_proxies,
-)
+from medfl.deployment.hospital.supernode import arguments
+from medfl.deployment.parent import SECRET_BYTES, as_file
 from medfl.errors import ConfigError
 
 

@@ -19,7 +19,8 @@ import json
 import sys
 from pathlib import Path
 
-from medfl.deployment.hospital.task_processes import PRELOAD, ForkedTasks
+from medfl.deployment.flower import tasks
+from medfl.deployment.hospital.task_processes import CLIENT_APP
 
 
 def look(out: str) -> None:
@@ -32,7 +33,7 @@ def look(out: str) -> None:
 
 
 def fork(*outs: str) -> None:
-    context = ForkedTasks()._context
+    context = tasks.ForkedTasks(CLIENT_APP)._context
     for out in outs:
         process = context.Process(target=look, args=(out,))
         process.start()
@@ -45,7 +46,7 @@ def questions_about_gpus() -> list[str]:
     asked = []
     for name in ("is_available", "device_count", "_lazy_init"):
         setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
-    for name in PRELOAD:
+    for name in (CLIENT_APP, tasks.__name__):
         importlib.import_module(name)
     return asked
 

@@ -18,9 +18,9 @@ from medfl.cli import main
 from medfl.cli.status import keep_showing
 from medfl.cli.status_view import View, one_line, render, report, view
 from medfl.deployment.admission import Bundle, read_bundle
-from medfl.deployment.coordinator.control import Connection
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.coordinator.status import status_of
+from medfl.deployment.flower.control import Connection
 from medfl.deployment.processes import free_port
 from medfl.protocol.keys import SiteKeys
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import importlib.metadata
 import inspect
 import weakref
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from medfl.server.ask import ask, wait_for_nodes
-from medfl.study import in_process_grid as module
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 
 NODES = {7: {"partition-id": 0}, 3: {"partition-id": 1}}
@@ -88,22 +85,6 @@ def test_the_private_parts_of_flower_do_what_is_expected_of_them() -> None:
     assert (metadata.run_id, metadata.src_node_id, metadata.dst_node_id) == (1, 1, 3)
     assert run == 1
     assert seen == [identifier]
-
-
-def test_private_names_of_flower_are_imported_by_few_modules_only() -> None:
-    root = Path(module.__file__).parents[1]
-    deployment = {"app_pin.py", "child.py", "control.py", "supernode.py", "superlink.py"}
-    deployment |= {"task_processes.py"}
-    public = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
-    public |= {"flwr.simulation"}
-    for file in root.rglob("*.py"):
-        tree = ast.parse(file.read_text())
-        imported = {
-            node.module or ""
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flwr")
-        }
-        assert imported <= public or file.name in {"grid.py", *deployment}, file
 
 
 def test_the_grid_implements_flowers_whole_interface() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medfl.config import StudyConfig
-from medfl.deployment.coordinator.control import Control, RunState, Unreachable
 from medfl.deployment.coordinator.follower import Follower
 from medfl.deployment.coordinator.job import RUN_LOCK, ExpectedSite, Job
 from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.deployment.flower.control import Control, RunState, Unreachable
 from medfl.deployment.lock import exclusive, is_held
 from medfl.deployment.thin_app import THIN_APP, ThinApp
 from medfl.errors import ConfigError, FederationError

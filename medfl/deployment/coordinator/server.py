@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medfl.deployment.admission import AdmittedSite
-from medfl.deployment.coordinator.control import Control, Unreachable
 from medfl.deployment.coordinator.node_registry import align_nodes
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.deployment.coordinator.server_logs import rotate_logs
+from medfl.deployment.flower.control import Control, Unreachable
 from medfl.deployment.lock import exclusive
 from medfl.deployment.processes import (
     flower_environment,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from medfl.deployment.certificates import Certificate
-from medfl.deployment.coordinator.control import Connection, Control, Unreachable
 from medfl.deployment.coordinator.roster import Hospital, State
 from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.deployment.flower.control import Connection, Control, Unreachable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,16 @@
-"""The one door to what Flower keeps private."""
+"""The one door to what Flower keeps private.
+
+Flower 1.41 has public interfaces for apps (`flwr.app`, `flwr.clientapp`, `flwr.serverapp`) and for
+simulations. A hospital needs more of it: a pinned app, a guarded server, a node that waits behind a
+proxy, a process for each message. What that takes of Flower's private names stands in this room,
+and in `medfl.study.in_process_grid`; a test finds any other. Whoever moves to another version of
+Flower reads these modules:
+
+- `app_pin`: the step of a SuperNode that pulls a message, and the one that stores a reply.
+- `control`: the client of the control path.
+- `guard`: the names of a SuperLink's paths.
+- `log_lines`: the form of a log's lines.
+- `node`: the command `flower-supernode`, its clock, and the failures after which it tries again.
+- `superlink`: the parts of the command `flower-superlink`.
+- `tasks`: the SuperExec and what it asks of an executor, and the command `flwr-clientapp`.
+"""

@@ -19,7 +19,7 @@ from typing import TextIO
 from medfl.config.site import SiteData
 from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.survey import survey_cohort
-from medfl.deployment.child import OWN
+from medfl.deployment.flower.log_lines import OWN
 
 LOGS = "logs"
 """Folder of the log in a site's state folder."""

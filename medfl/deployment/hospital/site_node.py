@@ -20,11 +20,11 @@ from pathlib import Path
 
 import httpx
 
-from medfl.deployment.child import SECRET_BYTES
 from medfl.deployment.hospital.environment import load_hospital
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.lock import exclusive
+from medfl.deployment.parent import SECRET_BYTES
 from medfl.deployment.processes import flower_environment, free_port, stop, stop_signals
 from medfl.errors import ConfigError, FederationError
 from medfl.protocol.keys import KEYS, SiteKeys

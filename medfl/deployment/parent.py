@@ -1,23 +1,17 @@
-"""A child process of a running site: its secret comes from its parent, to which its log goes.
+"""The parent of a process of a running site: whose secret it gets, and with whom it ends.
 
 Its standard input is a line to the parent, which the system closes even if the parent is killed;
-then the child ends too. So the secret stands in no file, no argument and no environment. Private
-names of Flower's: the form of its log's lines.
+then the process ends too. So the secret stands in no file, no argument and no environment.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import threading
 
-from flwr.supercore.logger import update_console_handler
-
 SECRET_BYTES = 32
-OWN = "medfl"
-"""How medfl's own lines begin, where those of others begin with a level."""
 
 
 def read_secret() -> bytes:
@@ -39,16 +33,6 @@ def as_file(secret: bytes) -> str:
     os.write(writer, secret)
     os.close(writer)
     return f"/dev/fd/{reader}"
-
-
-def log_to_parent() -> None:
-    """Write plain lines to standard error: Flower's with their level, medfl's marked as its own."""
-    update_console_handler(colored=False)
-    logging.getLogger("flwr").propagate = False  # else each of its lines would stand there twice
-    logging.basicConfig(
-        level=logging.WARNING, format=f"{OWN}: %(message)s", stream=sys.stderr, force=True
-    )
-    logging.getLogger("medfl").setLevel(logging.INFO)
 
 
 def _end_with_parent() -> None:

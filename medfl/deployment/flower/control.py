@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from pathlib import Path
+from typing import Protocol, Self
 
 import httpx
 from flwr.proto.control_pb2 import (
@@ -28,8 +29,7 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from medfl.deployment.admission import AdmittedSite
-from medfl.deployment.coordinator.guard import CONTROL_HEADER, OPEN_PATH
-from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.deployment.flower.guard import CONTROL_HEADER, OPEN_PATH
 from medfl.deployment.thin_app import ThinApp
 from medfl.errors import FederationError
 
@@ -65,21 +65,37 @@ class Connection:
     since: datetime | None
 
 
+class ControlAccess(Protocol):
+    """What reaches the control path of a SuperLink: its address, its authority, and the secret."""
+
+    @property
+    def local_address(self) -> str:
+        """``HOST:PORT`` on this machine."""
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the authority that its own is signed by."""
+
+    @property
+    def control_secret(self) -> str:
+        """What a request has to bring."""
+
+
 class Control:
     """A connection to the SuperLink on this machine.
 
     Args:
-        folder: The server's files.
+        access: The server's files, which only its owner can read.
     """
 
-    def __init__(self, folder: ServerFolder) -> None:
+    def __init__(self, access: ControlAccess) -> None:
         self._client = ControlHttpClient.from_server_address(
-            server_address=folder.local_address,
+            server_address=access.local_address,
             insecure=False,
-            root_certificates=folder.authority.read_bytes(),
+            root_certificates=access.authority.read_bytes(),
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="medfl"),
-                _Secret(folder.control_secret),
+                _Secret(access.control_secret),
             ],
         )
 
