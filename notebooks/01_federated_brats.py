@@ -58,7 +58,7 @@ from medfl.reporting.estimates import in_region
 from medfl.reporting.report import write_report
 from medfl.reporting.results import read_run
 from medfl.server.progress import Silent
-from medfl.site.state import simulated_workplace
+from medfl.site.state import simulated_state
 from medfl.study.run import plan_study, run_whole_study
 
 SIZES = {
@@ -161,9 +161,9 @@ def read_volume(path):
 
 colours = {"WT": "#56b4e9", "TC": "#f0e442"}
 run = Path("run")  # the run folder of section 4
-workplaces = [simulated_workplace(site, run_folder=run) for site in sites]
-shown = workplaces[0].patients.training[0].cases[0]
-others = [workplace.patients.training[1].cases[0] for workplace in workplaces]
+site_states = [simulated_state(site, run_folder=run) for site in sites]
+shown = site_states[0].patients.training[0].cases[0]
+others = [site_state.patients.training[1].cases[0] for site_state in site_states]
 
 picture, panels = plt.subplots(2, 4, figsize=(7.8, 4.3), layout="constrained")
 for panel, (modality, path) in zip(panels[0], shown.images.items(), strict=True):
@@ -249,7 +249,7 @@ study = load_study(Path("study.toml"))
 # one patient weigh up to K times as much, and the stated ε would be wrong.
 
 # %%
-training, _ = workplaces[0].stores(study)
+training, _ = site_states[0].stores(study)
 generator = torch.Generator().manual_seed(3)
 draws = [
     draw_crops(
@@ -527,9 +527,9 @@ print("(by any other person, rather than left out)")
 
 # %%
 held_out = {
-    (workplace.site.name, pseudonym(patient.patient_id, key=workplace.key)): patient
-    for workplace in workplaces
-    for patient in workplace.patients.held_out
+    (site_state.site.name, pseudonym(patient.patient_id, key=site_state.key)): patient
+    for site_state in site_states
+    for patient in site_state.patients.held_out
 }
 ranked = sorted(
     (score.dice, score.site, score.patient)

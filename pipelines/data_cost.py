@@ -39,7 +39,7 @@ from medfl.data.crops import draw_crops
 from medfl.phantom.patient import hospital_looks, write_hospital
 from medfl.protocol.study_model import model_spec
 from medfl.segmentation.losses import patient_loss
-from medfl.site.state import CACHE, Workplace
+from medfl.site.state import CACHE, SiteState
 
 SHAPE = (16, 20, 12)
 STEPS = 40
@@ -106,14 +106,14 @@ def reading(folder: Path) -> dict[str, Any]:
             on_patient=lambda _: None,
         )
         site = _site(folder, root=folder / "site", patients=12)
-    workplace = Workplace(site, folder=folder / "run")
-    store, _ = workplace.stores(study)
+    site_state = SiteState(site, folder=folder / "run")
+    store, _ = site_state.stores(study)
     begin = time.monotonic()
     for index in range(len(store)):
         store.prepared(index)
     prepared = time.monotonic() - begin
     # A fresh store, so that the first look at a patient comes from the disk as in a new round.
-    store, _ = Workplace(site, folder=folder / "run").stores(study)
+    store, _ = SiteState(site, folder=folder / "run").stores(study)
     network = model_spec(study).build(seed=0)
     generator = torch.Generator().manual_seed(0)
     waiting, begin = 0.0, time.monotonic()
@@ -164,14 +164,14 @@ def _checked(folder: Path, cases: int) -> dict[str, Any]:
 def _prepared(folder: Path, cases: int) -> dict[str, Any]:
     """The distinct cases, prepared; the others' entries of the cache are links to theirs."""
     site = _site(folder, root=folder / "site", patients=cases)
-    workplace = Workplace(site, folder=folder / "run")
-    store, _ = workplace.stores(load_study(STUDY))
+    site_state = SiteState(site, folder=folder / "run")
+    store, _ = site_state.stores(load_study(STUDY))
     before, begin = _peak_bytes(), time.monotonic()
     for index in range(DISTINCT):
         store.fill(index)
     seconds, peak = time.monotonic() - begin, _peak_bytes() - before
     # What an entry is called is the store's own business; to prepare hundreds would take an hour.
-    keys = [store._key(patient.cases[0]) for patient in workplace.patients.training]
+    keys = [store._key(patient.cases[0]) for patient in site_state.patients.training]
     for number in range(DISTINCT, cases):
         for entry in (site.state / CACHE).glob(f"{keys[number % DISTINCT]}.*"):
             entry.with_name(f"{keys[number]}{entry.suffix}").hardlink_to(entry)
@@ -182,7 +182,7 @@ def _trained(folder: Path, cases: int) -> dict[str, Any]:
     """Every patient once through a network, read from a cache that holds all of them."""
     study = load_study(STUDY)
     site = _site(folder, root=folder / "site", patients=cases)
-    store, _ = Workplace(site, folder=folder / "run").stores(study)
+    store, _ = SiteState(site, folder=folder / "run").stores(study)
     network = model_spec(study).build(seed=0)
     generator = torch.Generator().manual_seed(0)
     before, begin = _peak_bytes(), time.monotonic()

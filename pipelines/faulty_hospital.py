@@ -37,7 +37,7 @@ from medfl.protocol.messages import Proposal, Weights, refusal_code, to_arrays, 
 from medfl.server.ask import ask
 from medfl.site.client_app import make_client_app
 from medfl.site.outbox import Outbox
-from medfl.site.state import KEYS, create_ledger, hospital_workplace
+from medfl.site.state import KEYS, create_ledger, hospital_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.pretraining import initial_weights
 
@@ -149,7 +149,7 @@ class Hospital:
     @property
     def ledger(self) -> Path:
         """Folder of the ledger."""
-        return hospital_workplace(self.site).ledger_folder
+        return hospital_state(self.site).ledger_folder
 
     @property
     def released(self) -> int:
@@ -238,8 +238,8 @@ class Hospital:
         torch.set_num_threads(1)
         _watch(at)
         at("asked")
-        workplace = hospital_workplace(self.site)
-        app = make_client_app(lambda _: workplace, observer_of=lambda _: lambda *_: at("stepped"))
+        site_state = hospital_state(self.site)
+        app = make_client_app(lambda _: site_state, observer_of=lambda _: lambda *_: at("stepped"))
         reply = _exchange(app, question, kind=kind)
         code = refusal_code(reply)
         if code:
@@ -326,9 +326,9 @@ def laboratory() -> Iterator[Laboratory]:
         site = SiteConfig.model_validate_json(json.dumps(values))
         weights = initial_weights(study, threads=1, advance=lambda *_: None)
         found = Laboratory(folder=folder, site=site, study=study, weights=weights)
-        workplace = hospital_workplace(site)
+        site_state = hospital_state(site)
         for index in range(PATIENTS):
-            workplace.stores(study)[0].prepared(index)
+            site_state.stores(study)[0].prepared(index)
         yield found
 
 

@@ -36,7 +36,7 @@ from medfl.server.progress import Progress, Silent
 from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import Run, make_server_app
 from medfl.site.client_app import ignore_steps
-from medfl.site.state import Workplace, create_ledger, simulated_workplace
+from medfl.site.state import SiteState, create_ledger, simulated_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.pretraining import initial_weights
 from medfl.study.simulation import client_app_of, nodes_of, prepare_folder
@@ -77,11 +77,11 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 class FaultyGrid(InProcessGrid):
     """Lets a test stand between a site and the server, and keeps what leaves the sites."""
 
-    def __init__(self, workplaces: list[Workplace], *, fault: Fault) -> None:
-        nodes = nodes_of(workplaces)
-        app = client_app_of(workplaces, observer_of=lambda _: ignore_steps)
+    def __init__(self, site_states: list[SiteState], *, fault: Fault) -> None:
+        nodes = nodes_of(site_states)
+        app = client_app_of(site_states, observer_of=lambda _: ignore_steps)
         super().__init__(app, node_configs=nodes)
-        names = [workplace.site.name for workplace in workplaces]
+        names = [site_state.site.name for site_state in site_states]
         self._sites = dict(zip(nodes, names, strict=True))
         self._fault = fault
         self.replies: list[bytes] = []
@@ -248,9 +248,7 @@ class Federation:
             start=lambda: initial_weights(study, threads=1, advance=lambda *_: None),
             progress=progress or Silent(),
         )
-        grid = FaultyGrid(
-            [simulated_workplace(site, run_folder=out) for site in sites], fault=fault
-        )
+        grid = FaultyGrid([simulated_state(site, run_folder=out) for site in sites], fault=fault)
         run_in_process(make_server_app(run), grid)
         return Finished(path=out, replies=grid.replies)
 
@@ -266,13 +264,13 @@ class Federation:
 
         return fault
 
-    def workplace(self, site: SiteConfig) -> Workplace:
+    def site_state(self, site: SiteConfig) -> SiteState:
         """Where a site works for this test."""
-        return simulated_workplace(site, run_folder=self.scratch / "run")
+        return simulated_state(site, run_folder=self.scratch / "run")
 
-    def ask(self, workplace: Workplace, question: RecordDict, *, kind: str) -> RecordDict:
+    def ask(self, site_state: SiteState, question: RecordDict, *, kind: str) -> RecordDict:
         """One message from a server to one site, and its answer."""
-        grid = FaultyGrid([workplace], fault=honest)
+        grid = FaultyGrid([site_state], fault=honest)
         answers: dict[int, Message] = {}
         app = ServerApp()
 

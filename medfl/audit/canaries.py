@@ -26,7 +26,7 @@ from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError
 from medfl.privacy.patients import Patients
 from medfl.protocol.messages import Weights
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -94,7 +94,7 @@ def moved(update: Mapping[str, Tensor], canaries: Canaries, *, round_number: int
     return -direction(round_number) * torch.stack(steps).double()
 
 
-class AuditedWorkplace(Workplace):
+class AuditedState(SiteState):
     """A site whose training patients are its own and its canaries.
 
     The number that it declares counts every canary, included or not: one that is not has no
@@ -109,7 +109,7 @@ class AuditedWorkplace(Workplace):
 
     def __init__(self, site: SiteConfig, *, canaries: Canaries, folder: Path) -> None:
         super().__init__(_declaring(site, more=len(canaries)), folder=folder)
-        self._own = Workplace(site, folder=folder)
+        self._own = SiteState(site, folder=folder)
         self._canaries = canaries
 
     @cached_property

@@ -24,7 +24,7 @@ from medfl.audit.bounds import (
     largest_showable,
     lower_bounds,
 )
-from medfl.audit.canaries import AuditedWorkplace, BoolArray, Canaries, draw_canaries, moved
+from medfl.audit.canaries import AuditedState, BoolArray, Canaries, draw_canaries, moved
 from medfl.config import SiteConfig, StudyConfig, load_site
 from medfl.errors import ConfigError
 from medfl.phantom.hospitals import write_hospitals
@@ -153,11 +153,11 @@ def audit_study(
         start=lambda: start,
         progress=_Rounds(total=study.training.rounds, advance=advance),
     )
-    workplaces = [
-        AuditedWorkplace(site, canaries=by_site[site.name], folder=out / "sites" / site.name)
+    site_states = [
+        AuditedState(site, canaries=by_site[site.name], folder=out / "sites" / site.name)
         for site in sites
     ]
-    run_in_process(make_server_app(run), _ListeningGrid(workplaces, heard=attack.see))
+    run_in_process(make_server_app(run), _ListeningGrid(site_states, heard=attack.see))
     ledger = FederationLedger(folder)
     return _conclude(
         scores=np.concatenate([attack.scores[site.name] for site in sites]),
@@ -229,14 +229,14 @@ class _ListeningGrid(InProcessGrid):
 
     def __init__(
         self,
-        workplaces: Sequence[AuditedWorkplace],
+        site_states: Sequence[AuditedState],
         *,
         heard: Callable[[str, TrainTask, Weights, Weights], None],
     ) -> None:
-        nodes = nodes_of(workplaces)
-        app = client_app_of(workplaces, observer_of=lambda _: ignore_steps)
+        nodes = nodes_of(site_states)
+        app = client_app_of(site_states, observer_of=lambda _: ignore_steps)
         super().__init__(app, node_configs=nodes)
-        names = [workplace.site.name for workplace in workplaces]
+        names = [site_state.site.name for site_state in site_states]
         self._sites = dict(zip(nodes, names, strict=True))
         self._heard = heard
 

@@ -46,7 +46,7 @@ _DECLARED = 5  # public, and no power of two: the divisor's rounding is part of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class MechanismTest:
+class MechanismProbe:
     """What was measured.
 
     Attributes:
@@ -93,7 +93,7 @@ class MechanismTest:
         }
 
 
-def mechanism_test(*, noise_origin: NoiseOrigin, clipping: Clipping) -> MechanismTest:
+def probe_mechanism(*, noise_origin: NoiseOrigin, clipping: Clipping) -> MechanismProbe:
     """Measure the engine of this installation.
 
     Args:
@@ -123,7 +123,7 @@ def mechanism_test(*, noise_origin: NoiseOrigin, clipping: Clipping) -> Mechanis
         none_of("off_grid", sum(each.off_grid for each in watched)),
     )
     steps = sum(len(each.steps) for each in watched)
-    return MechanismTest(
+    return MechanismProbe(
         figures=figures,
         noise_origin=noise_origin,
         clipping=clipping,

@@ -32,7 +32,7 @@ from medfl.privacy.accounting.tradeoff import Distinguishability
 from medfl.protocol.study_model import model_spec
 from medfl.segmentation.losses import patient_loss
 from medfl.segmentation.model_file import read_model
-from medfl.site.state import Workplace, simulated_workplace
+from medfl.site.state import SiteState, simulated_state
 
 Float64Array = npt.NDArray[np.float64]
 Variant = Literal["federated", "non-private"]
@@ -188,11 +188,11 @@ def attack_model(
     member_losses: list[float] = []
     non_member_losses: list[float] = []
     for site in sites:
-        workplace = simulated_workplace(site, run_folder=run_folder)
-        training, held_out = workplace.stores(study)
-        parts = workplace.patients
-        member_losses += _losses(network, training, parts.training, workplace, study=study)
-        non_member_losses += _losses(network, held_out, parts.held_out, workplace, study=study)
+        site_state = simulated_state(site, run_folder=run_folder)
+        training, held_out = site_state.stores(study)
+        parts = site_state.patients
+        member_losses += _losses(network, training, parts.training, site_state, study=study)
+        non_member_losses += _losses(network, held_out, parts.held_out, site_state, study=study)
     if not non_member_losses:
         raise ConfigError("Expected a site with data.held_out > 0, found nobody held out.")
     if not np.isfinite([*member_losses, *non_member_losses]).all():
@@ -285,16 +285,16 @@ def _losses(
     network: nn.Module,
     store: PatientStore,
     patients: Sequence[Patient],
-    workplace: Workplace,
+    site_state: SiteState,
     *,
     study: StudyConfig,
 ) -> list[float]:
     """One loss a patient, over crops that follow from the patient alone."""
-    device = torch.device(workplace.site.device)
+    device = torch.device(site_state.site.device)
     network.to(device).eval()
     losses = []
     for index, patient in enumerate(patients):
-        name = pseudonym(patient.patient_id, key=workplace.key)
+        name = pseudonym(patient.patient_id, key=site_state.key)
         images, regions = cut_crops(
             store.prepared(index),
             crop_size=study.input.crop_size,

@@ -25,7 +25,7 @@ from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.engine import train_round
 from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import Mechanism, NoiseOrigin
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 NEVER = 1.0
 """A coin below no probability."""
@@ -50,11 +50,11 @@ class PathObserver:
         self.off_grid = 0
         self.failures = 0
 
-    def sums(self, workplace: Workplace, coins: Coins) -> Int64Array:
+    def sums(self, site_state: SiteState, coins: Coins) -> Int64Array:
         """Integers of each step's sum, with these patients as the whole cohort.
 
         Args:
-            workplace: Whose patients.
+            site_state: Whose patients.
             coins: One for each step of each member; below the sampling probability, it draws.
 
         Returns:
@@ -62,11 +62,11 @@ class PathObserver:
         """
         mechanism, members = self._mechanism, frozenset(coins)
         steps = mechanism.local_steps
-        torch.set_num_threads(workplace.site.threads)
-        network = workplace.network(self._study)
-        _, store = workplace.member_store(self._study, members=members)
+        torch.set_num_threads(site_state.site.threads)
+        network = site_state.network(self._study)
+        _, store = site_state.member_store(self._study, members=members)
         store.verify()  # as before every round
-        patients = workplace.training_patients(
+        patients = site_state.training_patients(
             self._study, network, round_number=self._round, members=members
         )
         optimizer = _KeepingSGD([p for p in network.parameters() if p.requires_grad])
@@ -90,7 +90,7 @@ class PathObserver:
         return read.integers
 
 
-class SparingWorkplace(Workplace):
+class SparingState(SiteState):
     """A site whose prepared images find little room, so that they come and go.
 
     Args:

@@ -23,7 +23,7 @@ from medfl.errors import ConfigError
 from medfl.protocol.messages import Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
 from medfl.site.round import declare, train_update
-from medfl.site.state import simulated_workplace
+from medfl.site.state import simulated_state
 
 _RUN = "audit"
 
@@ -79,17 +79,17 @@ def look_at_update(study: StudyConfig, site: SiteConfig, *, scratch: Path) -> Re
             f"'open-data', found {training.local_steps} of {training.optimizer!r} at "
             f"{site.purpose!r}."
         )
-    workplace = simulated_workplace(site, run_folder=scratch)
-    mechanism = declare(workplace, Proposal(study=study, run=_RUN, private=True)).mechanism
+    site_state = simulated_state(site, run_folder=scratch)
+    mechanism = declare(site_state, Proposal(study=study, run=_RUN, private=True)).mechanism
     zeros = {
         name: torch.zeros_like(value, device="cpu")
-        for name, value in trainable_state(workplace.network(study)).items()
+        for name, value in trainable_state(site_state.network(study)).items()
     }
     task = TrainTask(
         study=study, run=_RUN, round=1, message_id=f"{_RUN}/1/{site.name}", mechanism=mechanism
     )
     _, released = train_update(
-        workplace, task, zeros, expires=time.time() + 600, on_step=lambda *_: None
+        site_state, task, zeros, expires=time.time() + 600, on_step=lambda *_: None
     )
     values = torch.cat([released[name].flatten() for name in sorted(released)]).numpy()
     read = read_integers(values, mechanism=mechanism, learning_rate=training.learning_rate)

@@ -19,7 +19,7 @@ import numpy as np
 from medfl.audit.canary_run import CANARIES, GUESSED, CanaryAudit, audit_study, small_federation
 from medfl.audit.inversion import Inversion, invert_update
 from medfl.audit.inversion_figure import draw
-from medfl.audit.mechanism_probe import MechanismTest, mechanism_test
+from medfl.audit.mechanism_probe import MechanismProbe, probe_mechanism
 from medfl.audit.membership import MembershipAttack, attack_run
 from medfl.audit.path_federation import path_federation
 from medfl.audit.released_update import ReleasedUpdate, look_at_update
@@ -55,7 +55,7 @@ class InstallationAudit:
         canaries: Of a small federation.
     """
 
-    mechanism: MechanismTest
+    mechanism: MechanismProbe
     path: PathSensitivity
     update: ReleasedUpdate
     canaries: CanaryAudit
@@ -121,7 +121,7 @@ def audit_installation(*, clipping: Clipping, advance: Advance) -> InstallationA
         MedflError: If an attack cannot be made.
     """
     advance("mechanism test", 0, 1)
-    mechanism = mechanism_test(noise_origin="operating-system", clipping=clipping)
+    mechanism = probe_mechanism(noise_origin="operating-system", clipping=clipping)
     advance("mechanism test", 1, 1)
     with tempfile.TemporaryDirectory(prefix="medfl-audit-") as scratch:
         path = sensitivity_on_path(

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingWorkplace
+from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingState
 from medfl.audit.released_integers import Int64Array
 from medfl.config import SiteConfig, StudyConfig
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
-from medfl.site.state import CACHE, Workplace, simulated_workplace
+from medfl.site.state import CACHE, SiteState, simulated_state
 
 STEPS = 2
 """Of each draw: what a patient did in an earlier step must not show in a later one."""
@@ -178,12 +178,12 @@ class _Site:
         self._study = study
         self._site = site.model_copy(update={"device": "cpu"})
         self._scratch = scratch
-        self._workplace = simulated_workplace(self._site, run_folder=scratch)
+        self._site_state = simulated_state(self._site, run_folder=scratch)
         self._random = random.SystemRandom()
 
     def draw(self, found: SiteSensitivity, *, clip_factor: float, patients: int) -> SiteSensitivity:
         """One draw, compared with the worlds in which somebody of it is missing."""
-        everybody = sorted(self._workplace.members)
+        everybody = sorted(self._site_state.members)
         names = sorted(self._random.sample(everybody, min(patients, len(everybody))))
         if not names:
             return found
@@ -197,11 +197,11 @@ class _Site:
         )
         own = self._own_terms(observer, coins)
         tight = self._with_little_memory(frozenset(names))
-        with_all = observer.sums(self._workplace, coins)
+        with_all = observer.sums(self._site_state, coins)
         compared = [(with_all, batches), (observer.sums(tight, coins), batches)]
         largest, removals = 0, 0
-        for workplace, fewer in self._worlds_with_fewer(tight, coins):
-            without, left = observer.sums(workplace, fewer), _drawn(fewer)
+        for site_state, fewer in self._worlds_with_fewer(tight, coins):
+            without, left = observer.sums(site_state, fewer), _drawn(fewer)
             compared.append((without, left))
             for step in range(STEPS):
                 if left[step] != batches[step]:
@@ -222,34 +222,34 @@ class _Site:
         """What each drawn patient releases alone: no cache, a new network, nobody before them."""
         alone = {}
         for name in sorted(frozenset().union(*_drawn(coins))):
-            workplace = self._sparing(
+            site_state = self._sparing(
                 cache=self._scratch / f"alone-{name}", cache_bytes=_NO_CACHE, memory_bytes=_NO_CACHE
             )
-            alone[name] = observer.sums(workplace, {name: coins[name]})
+            alone[name] = observer.sums(site_state, {name: coins[name]})
         return alone
 
-    def _worlds_with_fewer(self, tight: Workplace, coins: Coins) -> list[tuple[Workplace, Coins]]:
+    def _worlds_with_fewer(self, tight: SiteState, coins: Coins) -> list[tuple[SiteState, Coins]]:
         """One patient less in every step, by a coin; and somebody who left the cohort for good."""
         batches = [sorted(batch) for batch in _drawn(coins)]
-        worlds: list[tuple[Workplace, Coins]] = []
+        worlds: list[tuple[SiteState, Coins]] = []
         for place in range(max(map(len, batches))):
             fewer = dict(coins)
             for step, batch in enumerate(batches):
                 if place < len(batch):
                     fewer[batch[place]] = _with(fewer[batch[place]], step, NEVER)
-            worlds.append((tight if place % 2 else self._workplace, fewer))
+            worlds.append((tight if place % 2 else self._site_state, fewer))
         drawn = sorted(frozenset().union(*batches))
         idle = sorted(coins.keys() - frozenset(drawn))
         # The first of the list, so that everybody else gets another place in it.
         worlds += [
-            (self._workplace, {name: coins[name] for name in coins if name != gone})
+            (self._site_state, {name: coins[name] for name in coins if name != gone})
             for gone in (*drawn[:1], *idle[:1])
         ]
         return [world for world in worlds if world[1]]
 
-    def _with_little_memory(self, members: frozenset[str]) -> Workplace:
+    def _with_little_memory(self, members: frozenset[str]) -> SiteState:
         """Room for one case and a half: the next patient drives the one before out."""
-        _, store = self._workplace.member_store(self._study, members=members)
+        _, store = self._site_state.member_store(self._study, members=members)
         sizes = [case.nbytes for place in range(len(store)) for case in store.prepared(place)]
         return self._sparing(
             cache=self._site.state / CACHE,
@@ -257,13 +257,13 @@ class _Site:
             memory_bytes=3 * max(sizes) // 2,
         )
 
-    def _sparing(self, *, cache: Path, cache_bytes: int, memory_bytes: int) -> Workplace:
+    def _sparing(self, *, cache: Path, cache_bytes: int, memory_bytes: int) -> SiteState:
         folder = (
             self._site.state
             if self._site.purpose == "hospital"
             else self._scratch / "sites" / self._site.name
         )
-        return SparingWorkplace(
+        return SparingState(
             self._site,
             folder=folder,
             cache=cache,

@@ -196,13 +196,13 @@ def fill(
     2 if a patient cannot be prepared.
     """
     from medfl.site.filling import fill_cache
-    from medfl.site.state import hospital_workplace
+    from medfl.site.state import hospital_state
 
     config = load_site(site)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"{config.name}: preparing patients", total=None)
         failed = fill_cache(
-            hospital_workplace(config),
+            hospital_state(config),
             load_study(study),
             on_patient=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -16,7 +16,7 @@ from medfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from medfl.privacy.accounting.reassessment import Reassessment
-    from medfl.site.state import Workplace
+    from medfl.site.state import SiteState
 
 RunFolder = Annotated[
     Path | None,
@@ -44,17 +44,17 @@ def init(site: SiteFile) -> None:
     long as they are used. Nothing else ever creates one, and none is made where another ledger of
     this machine pays for one of the patients: every image is read once to see that.
     """
-    from medfl.site.state import create_ledger, hospital_workplace
+    from medfl.site.state import create_ledger, hospital_state
 
     config = _hospital(site)
-    folder = hospital_workplace(config).ledger_folder
+    folder = hospital_state(config).ledger_folder
     create_ledger(config, folder=folder).close()
     typer.echo(f"Ledger: {folder} (budget epsilon {config.privacy.epsilon:g})")
 
 
 def verify(site: SiteFile, run: RunFolder = None) -> None:
     """Check a ledger: file, chain, head, witness, and every run's total counted again."""
-    with _workplace(site, run=run).open_ledger() as ledger:
+    with _site_state(site, run=run).open_ledger() as ledger:
         ledger.recount()
         head, spent, found = ledger.head(), ledger.spent(), ledger.reassess()
     typer.echo(
@@ -79,12 +79,12 @@ def export(
 
     if out.exists():
         raise ConfigError(f"{out}: expected a new file, found one that exists.")
-    workplace = _workplace(site, run=run)
+    site_state = _site_state(site, run=run)
     if run is None:
         # Its keys are gone, and the export made on leaving is there.
-        require_not_left(workplace.site.state)
-    with workplace.open_ledger() as ledger:
-        content = export_ledger(ledger, keys=workplace.keys)
+        require_not_left(site_state.site.state)
+    with site_state.open_ledger() as ledger:
+        content = export_ledger(ledger, keys=site_state.keys)
     write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
     typer.echo(f"Written: {out} ({len(content['entries'])} entries)")
 
@@ -148,8 +148,8 @@ def _hospital(site: Path) -> SiteConfig:
     return config
 
 
-def _workplace(site: Path, *, run: Path | None) -> Workplace:
-    from medfl.site.state import hospital_workplace, simulated_workplace
+def _site_state(site: Path, *, run: Path | None) -> SiteState:
+    from medfl.site.state import hospital_state, simulated_state
 
     config = load_site(site)
     if config.purpose == "open-data" and run is None:
@@ -158,11 +158,11 @@ def _workplace(site: Path, *, run: Path | None) -> Workplace:
             "in the run folder."
         )
     if run is None:
-        return hospital_workplace(config)
-    workplace = simulated_workplace(config, run_folder=run)
-    if not workplace.ledger_folder.exists():
+        return hospital_state(config)
+    site_state = simulated_state(config, run_folder=run)
+    if not site_state.ledger_folder.exists():
         raise ConfigError(f"{run}: expected a run of the site {config.name}, found no ledger.")
-    return workplace
+    return site_state
 
 
 def budget(
@@ -175,7 +175,7 @@ def budget(
     A hospital has one ledger for all studies; a site with open data has one in each run folder.
     """
     config = load_site(site)
-    with _workplace(site, run=run).open_ledger() as ledger:
+    with _site_state(site, run=run).open_ledger() as ledger:
         spent, found = ledger.spent(), ledger.reassess()
     rows = [
         {

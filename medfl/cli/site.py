@@ -107,9 +107,9 @@ def pause(site: SiteFile) -> None:
 
     The site stays connected, and nothing is charged. A round under way ends: it is paid for.
     """
-    from medfl.deployment.hospital.environment import load_hospital
     from medfl.deployment.hospital.participation import pause as pause_site
     from medfl.deployment.hospital.participation import require_not_left
+    from medfl.deployment.hospital.site_file import load_hospital
 
     config = load_hospital(site)
     require_not_left(config.state)
@@ -119,9 +119,9 @@ def pause(site: SiteFile) -> None:
 
 def resume(site: SiteFile) -> None:
     """Take part again after `medfl site pause`."""
-    from medfl.deployment.hospital.environment import load_hospital
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.deployment.hospital.participation import resume as resume_site
+    from medfl.deployment.hospital.site_file import load_hospital
 
     config = load_hospital(site)
     require_not_left(config.state)
@@ -140,7 +140,7 @@ def leave(
     patients have spent stays spent, wherever they take part next.
     """
     from medfl.deployment.hospital.departure import leave as leave_for_good
-    from medfl.deployment.hospital.environment import load_hospital
+    from medfl.deployment.hospital.site_file import load_hospital
 
     config = load_hospital(site)
     if not yes:
@@ -162,11 +162,11 @@ def clean(
     If one is asked for all the same, its round is computed and charged again: that costs budget,
     never privacy.
     """
-    from medfl.deployment.hospital.environment import load_hospital
-    from medfl.site.state import hospital_workplace
+    from medfl.deployment.hospital.site_file import load_hospital
+    from medfl.site.state import hospital_state
 
-    workplace = hospital_workplace(load_hospital(site))
-    typer.echo(f"Deleted: {workplace.prune_outbox(older_than_days=older_than)} updates.")
+    site_state = hospital_state(load_hospital(site))
+    typer.echo(f"Deleted: {site_state.prune_outbox(older_than_days=older_than)} updates.")
 
 
 def _echo_public(path: Path) -> None:

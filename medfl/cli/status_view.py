@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medfl.errors import ReportError
-from medfl.reporting.live_run import LiveRun, read_live, shown
+from medfl.reporting.live_run import LiveRun, epsilon_text, read_live
 from medfl.reporting.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ def one_line(moment: View) -> str:
         if run.late_sites and moment.under_way:
             parts.append(f"late: {', '.join(run.late_sites)}")
         if run.sites:
-            spent = (f"{site.name} {shown(site.epsilon)}/{site.budget:g}" for site in run.sites)
+            spent = (
+                f"{site.name} {epsilon_text(site.epsilon)}/{site.budget:g}" for site in run.sites
+            )
             parts.append("epsilon " + " ".join(spent))
     elif moment.problem:
         parts.append("run not readable")
@@ -225,8 +227,8 @@ def _run_table(moment: View, run: LiveRun) -> Table:
             why = f": {site.code}" if site.code and site.code != site.outcome else ""
             cells = (
                 name,
-                shown(site.epsilon),
-                shown(site.budget),
+                epsilon_text(site.epsilon),
+                epsilon_text(site.budget),
                 site.outcome + why,
                 str(site.missed),
                 _this_round(waiting, name),

@@ -16,25 +16,25 @@ from torch import nn
 from medfl.config import StudyConfig
 from medfl.data.checks import Finding
 from medfl.errors import DataError, MedflError
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 # What getrusage counts in: kibibytes on Linux, bytes on macOS.
 _RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024
 _RULE = "one patient through the network; no noise, nothing leaves, nothing is charged"
 
 
-def dry_run(workplace: Workplace, study: StudyConfig) -> list[Finding]:
+def dry_run(site_state: SiteState, study: StudyConfig) -> list[Finding]:
     """Prepare one training patient and compute one gradient, as a step of the study would.
 
     Args:
-        workplace: The site; the prepared patient stays in its cache, as in a run.
+        site_state: The site; the prepared patient stays in its cache, as in a run.
         study: Its frame, crops and network.
 
     Returns:
         One finding: a note with time and peak memory, or what was in the way.
     """
     try:
-        value = _timed(workplace, study)
+        value = _timed(site_state, study)
     # What torch raises where memory runs out or an operation is missing is a RuntimeError.
     except (MedflError, OSError, RuntimeError, MemoryError) as error:
         return [
@@ -61,16 +61,16 @@ def dry_run(workplace: Workplace, study: StudyConfig) -> list[Finding]:
     ]
 
 
-def _timed(workplace: Workplace, study: StudyConfig) -> str:
-    if not workplace.members:
+def _timed(site_state: SiteState, study: StudyConfig) -> str:
+    if not site_state.members:
         raise DataError("Expected a training patient, found none.")
-    device = torch.device(workplace.site.device)
-    network = workplace.network(study)
-    torch.set_num_threads(workplace.site.threads)
-    patients = workplace.training_patients(
-        study, network, round_number=1, members=frozenset(workplace.members[:1])
+    device = torch.device(site_state.site.device)
+    network = site_state.network(study)
+    torch.set_num_threads(site_state.site.threads)
+    patients = site_state.training_patients(
+        study, network, round_number=1, members=frozenset(site_state.members[:1])
     )
-    _, store = workplace.member_store(study, members=frozenset(patients.names))
+    _, store = site_state.member_store(study, members=frozenset(patients.names))
     started = time.perf_counter()
     store.prepared(0)
     prepared = time.perf_counter()

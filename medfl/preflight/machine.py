@@ -23,7 +23,7 @@ from medfl.data.layouts.survey import survey_cohort
 from medfl.data.nifti.headers import FileFaults, read_header
 from medfl.errors import ConfigError, MedflError
 from medfl.segmentation.devices import device_named
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 OUTBOX_BYTES = 500_000_000
 """Updates without a study to tell: 100 rounds of a network with 1.2 million parameters."""
@@ -95,15 +95,15 @@ def this_machine(folder: Path) -> Machine:
     )
 
 
-def need_of(workplace: Workplace, study: StudyConfig | None) -> Need:
+def need_of(site_state: SiteState, study: StudyConfig | None) -> Need:
     """What one training process of a site needs.
 
     Args:
-        workplace: The site; the headers of its images are read.
+        site_state: The site; the headers of its images are read.
         study: Its frame, crops and network; without one, scans at their own spacing in all of the
             site's modalities, `OUTBOX_BYTES` and `STEP_BYTES`.
     """
-    site = workplace.site
+    site = site_state.site
     modalities = len(study.input.modalities if study else site.data.modalities)
     cases = [case for p in survey_cohort(site.data).patients for case in p.cases]
     voxels = _voxels(cases, study)
@@ -112,7 +112,7 @@ def need_of(workplace: Workplace, study: StudyConfig | None) -> Need:
     held = sum(path.stat().st_size for path in (site.state / "cache").glob("*.case"))
     outbox, step = OUTBOX_BYTES, STEP_BYTES
     if study is not None:
-        parameters = _parameters(workplace, study)
+        parameters = _parameters(site_state, study)
         outbox = 4 * parameters * study.training.rounds
         crops = study.input.crops_per_patient * math.prod(study.input.crop_size)
         step = parameters * _BYTES_PER_PARAMETER + crops * _BYTES_PER_CROP_VOXEL
@@ -124,13 +124,13 @@ def need_of(workplace: Workplace, study: StudyConfig | None) -> Need:
     )
 
 
-def check_machine(workplace: Workplace, *, machine: Machine, need: Need) -> list[Finding]:
+def check_machine(site_state: SiteState, *, machine: Machine, need: Need) -> list[Finding]:
     """Compare disk, memory, threads and device with what a site needs and asks for."""
-    return list(_findings(workplace, machine=machine, need=need))
+    return list(_findings(site_state, machine=machine, need=need))
 
 
-def _findings(workplace: Workplace, *, machine: Machine, need: Need) -> Iterator[Finding]:
-    site = workplace.site
+def _findings(site_state: SiteState, *, machine: Machine, need: Need) -> Iterator[Finding]:
+    site = site_state.site
     if machine.free_disk_bytes < need.disk_bytes:
         yield _finding(
             "error",
@@ -196,10 +196,10 @@ def _voxels(cases: Sequence[Case], study: StudyConfig | None) -> list[int]:
     return counts
 
 
-def _parameters(workplace: Workplace, study: StudyConfig) -> int:
+def _parameters(site_state: SiteState, study: StudyConfig) -> int:
     """Trainable parameters; a network that cannot be built is what the dry run names."""
     try:
-        network = workplace.network(study)
+        network = site_state.network(study)
     except MedflError:
         return 0
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -27,7 +27,7 @@ from medfl.preflight.machine import (
 )
 from medfl.preflight.network import check_server
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys, read_public
-from medfl.site.state import SITE_KEY, Workplace, hospital_workplace
+from medfl.site.state import SITE_KEY, SiteState, hospital_state
 
 LOW_BUDGET = 0.1
 """Part of a budget below which little of it is left."""
@@ -53,7 +53,7 @@ def preflight(
     Returns:
         All findings: errors, then warnings, then notes.
     """
-    workplace = hospital_workplace(site)
+    site_state = hospital_state(site)
     pseudonym_key(site)  # made at first use, and then there for its check
     findings = check_cohort(site, on_progress=on_progress)
     proposal = None
@@ -63,15 +63,15 @@ def preflight(
         except ConfigError as error:
             findings.append(_unreadable_study(study, error))
     findings += check_machine(
-        workplace, machine=this_machine(site.state), need=need_of(workplace, proposal)
+        site_state, machine=this_machine(site.state), need=need_of(site_state, proposal)
     )
     findings += check_state(site)
     if site.purpose == "hospital":
         findings += check_keys(site)
-        findings += check_ledger(workplace)
-    findings += check_witness(workplace)
+        findings += check_ledger(site_state)
+    findings += check_witness(site_state)
     if proposal is not None:
-        findings += dry_run(workplace, proposal)
+        findings += dry_run(site_state, proposal)
     if server:
         findings += check_server(server, ca=ca)
     return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
@@ -80,7 +80,7 @@ def preflight(
 def pseudonym_key(site: SiteConfig) -> bytes:
     """The key of a site's pseudonyms; empty where its state folder cannot hold one."""
     try:
-        return hospital_workplace(site).key
+        return hospital_state(site).key
     except OSError:
         return b""
 
@@ -128,11 +128,11 @@ def check_keys(site: SiteConfig) -> list[Finding]:
     return list(_key_findings(site))
 
 
-def check_ledger(workplace: Workplace) -> list[Finding]:
+def check_ledger(site_state: SiteState) -> list[Finding]:
     """Whether a hospital's ledger is whole and known to the witness, and what is left in it."""
-    name = str(workplace.ledger_folder)
+    name = str(site_state.ledger_folder)
     try:
-        with workplace.open_ledger() as ledger:
+        with site_state.open_ledger() as ledger:
             ledger.recount()
             spent = ledger.spent()
     except (LedgerError, OSError) as error:
@@ -161,24 +161,24 @@ def check_ledger(workplace: Workplace) -> list[Finding]:
     ]
 
 
-def check_witness(workplace: Workplace) -> list[Finding]:
+def check_witness(site_state: SiteState) -> list[Finding]:
     """Whether the witness can be asked, and no other ledger pays for one of the patients."""
     try:
-        parts = workplace.patients
+        parts = site_state.patients
     except (ConfigError, DataError, OSError):
         return []  # the cohort's own findings tell
     used = parts.training
-    if workplace.site.purpose == "open-data":
+    if site_state.site.purpose == "open-data":
         used += parts.held_out
     try:
-        workplace.require_unclaimed(used)
+        site_state.require_unclaimed(used)
     except DataError:
         return []
     except LedgerError as error:
         return [
             _finding(
                 "error",
-                workplace.site.name,
+                site_state.site.name,
                 rule="patients whom no other ledger of this machine pays for",
                 value=str(error),
                 fix="Do what the text says; nothing is computed before.",

@@ -41,6 +41,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from medfl.errors import PrivacyError
+from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import REVISION, Mechanism, NoiseOrigin
 from medfl.privacy.patients import Patients
 from medfl.privacy.sampling import poisson_draw
@@ -53,17 +54,6 @@ _SHRINK = 1 - 2.0**-40
 
 StepObserver = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the round."""
-
-
-class Permit(Protocol):
-    """A charge in the ledger, spent step by step."""
-
-    def consume(self) -> None:
-        """Spend one noisy step.
-
-        Raises:
-            PermitExhausted: If every charged step has been spent.
-        """
 
 
 class NoiseSource(Protocol):

@@ -34,7 +34,7 @@ def code_of(error: Exception) -> str:
     return OUT_OF_MEMORY if _is_out_of_memory(error) else "internal"
 
 
-def told(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     """A failure in one line for the site's own log, without control characters."""
     if isinstance(error, DataError):
         return "Expected images that can be used, found a fault; `medfl check` names the file."

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medfl.errors import ReportError
-from medfl.reporting.live_run import LiveRun, read_live, shown
+from medfl.reporting.live_run import LiveRun, epsilon_text, read_live
 from medfl.reporting.pages import page_environment
 
 LOOPBACK = "127.0.0.1"
@@ -29,7 +29,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def render_live(run: LiveRun) -> str:
     """The page as text."""
     environment = page_environment()
-    environment.filters["shown"] = shown
+    environment.filters["epsilon"] = epsilon_text
     return environment.get_template("dashboard.html.j2").render(
         run=run, refresh=REFRESH_SECONDS, policy=_POLICY, curves=_curves(run)
     )

@@ -186,6 +186,6 @@ def _dice(path: Path) -> dict[str, tuple[tuple[int, float], ...]]:
     }
 
 
-def shown(epsilon: float) -> str:
+def epsilon_text(epsilon: float) -> str:
     """An epsilon for the page."""
     return "no limit" if math.isinf(epsilon) else f"{epsilon:.2f}"

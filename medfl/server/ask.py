@@ -92,7 +92,7 @@ def ask(
     return dict(answers(grid, questions, kind=kind, group=group, timeout=timeout))
 
 
-def release(message: Message) -> None:
+def discard(message: Message) -> None:
     """Empty a message that was dealt with.
 
     Flower's views of a record and the record refer to each other, so that its arrays would stay in

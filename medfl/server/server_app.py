@@ -28,7 +28,7 @@ from medfl.protocol.messages import (
 )
 from medfl.protocol.study_model import study_model_bytes
 from medfl.server.agreement import Doorkeeper, agree, content_of, welcome_all
-from medfl.server.ask import answers, release
+from medfl.server.ask import answers, discard
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RoundRecord, RunFolder, ServerState, SiteOutcome
@@ -172,7 +172,7 @@ class _Server:
             weights, outcomes[site] = self._receive(
                 reply, tasks[site], start=state.weights, site=site
             )
-            release(reply)
+            discard(reply)
             if weights is not None:
                 spool.put(site, weights)
             waiting.heard(site)

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from medfl.errors import MessageError
 from medfl.privacy.engine import StepObserver
-from medfl.protocol.failures import code_of, told
+from medfl.protocol.failures import code_of, line_of
 from medfl.protocol.messages import (
     EvaluateTask,
     Proposal,
@@ -26,11 +26,11 @@ from medfl.protocol.messages import (
 )
 from medfl.site.round import declare, train_update
 from medfl.site.scores import evaluate
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 logger = logging.getLogger(__name__)
 
-WorkplaceOf = Callable[[Context], Workplace]
+StateOf = Callable[[Context], SiteState]
 """Finds the site of a node: the only difference between simulation and deployment."""
 
 ObserverOf = Callable[[str], StepObserver]
@@ -40,11 +40,11 @@ KINDS = frozenset({"query", "train", "evaluate"})
 """Flower's types of the messages that a site answers."""
 
 
-def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> ClientApp:
+def make_client_app(state_of: StateOf, *, observer_of: ObserverOf) -> ClientApp:
     """The app that every site runs.
 
     Args:
-        workplace_of: Finds the site's files.
+        state_of: Finds the site's files.
         observer_of: Where the site's progress is shown.
     """
     app = _SiteApp()
@@ -53,19 +53,19 @@ def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> Cl
     def query(message: Message, context: Context) -> Message:
         return _answer(
             message,
-            lambda record: to_record(declare(workplace_of(context), read_body(record, Proposal))),
+            lambda record: to_record(declare(state_of(context), read_body(record, Proposal))),
         )
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def work(record: RecordDict) -> RecordDict:
-            workplace = workplace_of(context)
+            site_state = state_of(context)
             update, weights = train_update(
-                workplace,
+                site_state,
                 read_body(record, TrainTask),
                 read_weights(record),
                 expires=message.metadata.created_at + message.metadata.ttl,
-                on_step=observer_of(workplace.site.name),
+                on_step=observer_of(site_state.site.name),
             )
             return to_record(update, weights=weights)
 
@@ -76,9 +76,7 @@ def make_client_app(workplace_of: WorkplaceOf, *, observer_of: ObserverOf) -> Cl
         return _answer(
             message,
             lambda record: to_record(
-                evaluate(
-                    workplace_of(context), read_body(record, EvaluateTask), read_weights(record)
-                )
+                evaluate(state_of(context), read_body(record, EvaluateTask), read_weights(record))
             ),
         )
 
@@ -109,6 +107,6 @@ def _answer(message: Message, work: Callable[[RecordDict], RecordDict]) -> Messa
         content = work(message.content)
     except Exception as error:  # noqa: BLE001  an unforeseen failure's text must not leave either
         code = code_of(error)
-        logger.warning("Refused with code %s: %s", code, told(error))
+        logger.warning("Refused with code %s: %s", code, line_of(error))
         content = refusal(code)
     return Message(content, reply_to=message)

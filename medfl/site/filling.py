@@ -9,18 +9,18 @@ import torch
 
 from medfl.config import StudyConfig
 from medfl.errors import DataError
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 
 def fill_cache(
-    workplace: Workplace, study: StudyConfig, *, on_patient: Callable[[int, int], None]
+    site_state: SiteState, study: StudyConfig, *, on_patient: Callable[[int, int], None]
 ) -> list[DataError]:
     """Prepare every patient whom a run of the study would ask for; nothing is charged.
 
     Each of the site's threads prepares one case at a time.
 
     Args:
-        workplace: The site.
+        site_state: The site.
         study: Its frame.
         on_patient: Called with the patients done, and with all of them.
 
@@ -31,8 +31,8 @@ def fill_cache(
         ConfigError: If the site lacks a modality that the study needs.
         DataError: If the cohort cannot be read, or the cache has no room for all of it.
     """
-    site = workplace.site
-    training, held_out = workplace.stores(study)
+    site = site_state.site
+    training, held_out = site_state.stores(study)
     # Without metrics nobody asks for the held-out patients.
     stores = (training, held_out) if site.privacy.share_metrics else (training,)
     work = [(store, index) for store in stores for index in range(len(store))]

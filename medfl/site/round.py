@@ -37,7 +37,7 @@ from medfl.protocol.messages import (
     weights_digest,
 )
 from medfl.segmentation.networks import load_trainable, trainable_state
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ MAX_WEIGHTS_NORM = 1e6
 _REHEARSAL = -1  # the step of a gradient that nobody gets
 
 
-def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
+def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
     """Answer a proposal: the site's public constants and the mechanism that it will run.
 
     Raises:
@@ -55,16 +55,16 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
         BudgetExceeded: If the study does not fit what is left of the budget.
         MedflError: If the site cannot take part (data, modalities, ledger).
     """
-    site, study = workplace.site, proposal.study
+    site, study = site_state.site, proposal.study
     # Whatever would make a round fail shall fail here, before anything is charged.
-    workplace.stores(study)
-    workplace.network(study)
-    keys = workplace.keys
-    with workplace.open_ledger() as ledger:
+    site_state.stores(study)
+    site_state.network(study)
+    keys = site_state.keys
+    with site_state.open_ledger() as ledger:
         agreement = ledger.agreement(proposal.run)
         if agreement is None:
-            _require_within_policy(proposal, workplace)
-            workplace.require_declared_patients()
+            _require_within_policy(proposal, site_state)
+            site_state.require_declared_patients()
             mechanism = plan_site(
                 study, site, history=ledger.history(), private=proposal.private
             ).mechanism
@@ -86,12 +86,12 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
                     study=study.id,
                     proposal=study.digest,
                     mechanism=mechanism,
-                    members=frozenset(workplace.members),
+                    members=frozenset(site_state.members),
                     steps=most_steps(
                         rounds=study.training.rounds, local_steps=mechanism.local_steps
                     ),
                 ),
-                patients=workplace.marks(),
+                patients=site_state.marks(),
             )
         head, affected = ledger.head(), ledger.affected_steps()
     declaration = Declaration(
@@ -117,7 +117,7 @@ def declare(workplace: Workplace, proposal: Proposal) -> Declaration:
 
 
 def train_update(
-    workplace: Workplace,
+    site_state: SiteState,
     task: TrainTask,
     weights: Weights,
     *,
@@ -127,7 +127,7 @@ def train_update(
     """One round at one site: charge, compute, store, release.
 
     Args:
-        workplace: The site.
+        site_state: The site.
         task: The server's request.
         weights: The global model.
         expires: When the server stops waiting, in seconds since 1970 by its clock.
@@ -146,7 +146,7 @@ def train_update(
         MedflError: If the round cannot be computed; what was charged stays charged.
     """
     arrived = time.monotonic()
-    check_proposal(task.mechanism, rounds=task.study.training.rounds, site=workplace.site)
+    check_proposal(task.mechanism, rounds=task.study.training.rounds, site=site_state.site)
     if task.round > task.study.training.rounds:
         raise PolicyRefused(
             f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
@@ -154,16 +154,16 @@ def train_update(
         )
     _require_bounded(weights)
     request = _digest(task, weights)
-    stored = workplace.outbox.get(task.message_id, request=request)
+    stored = site_state.outbox.get(task.message_id, request=request)
     if stored is not None:
-        with workplace.open_ledger() as ledger:
+        with site_state.open_ledger() as ledger:
             # Once more, in case a crash came between the outbox and the ledger.
             ledger.mark_released(task.message_id, stored.digest)
         return SiteUpdate.model_validate_json(stored.body), stored.weights
-    network = workplace.network(task.study)
+    network = site_state.network(task.study)
     load_trainable(network, weights)
-    keys = workplace.keys
-    with workplace.open_ledger() as ledger:
+    keys = site_state.keys
+    with site_state.open_ledger() as ledger:
         agreement = ledger.agreement(task.run)
         if agreement is None or agreement.mechanism != task.mechanism:
             raise PolicyRefused(
@@ -172,13 +172,13 @@ def train_update(
                 code="policy-not-agreed",
             )
         _require_agreed(agreement, task.study)
-        patients = workplace.training_patients(
+        patients = site_state.training_patients(
             task.study, network, round_number=task.round, members=agreement.members
         )
-        torch.set_num_threads(workplace.site.threads)
-        _verify_patients(workplace, task.study, members=agreement.members)
-        _rehearse(workplace, task.study, network, patients, members=agreement.members)
-        _require_in_time(expires, arrived=arrived, seconds=workplace.site.privacy.answer_seconds)
+        torch.set_num_threads(site_state.site.threads)
+        _verify_patients(site_state, task.study, members=agreement.members)
+        _rehearse(site_state, task.study, network, patients, members=agreement.members)
+        _require_in_time(expires, arrived=arrived, seconds=site_state.site.privacy.answer_seconds)
         permit = ledger.charge(
             study=task.study.id,
             run=task.run,
@@ -186,13 +186,13 @@ def train_update(
             message_id=task.message_id,
             mechanism=task.mechanism,
             # Once more, since files may have been exchanged after the agreement.
-            patients=workplace.marks(members=agreement.members),
+            patients=site_state.marks(members=agreement.members),
         )
-        _train(workplace, task, network, patients, permit=permit, on_step=on_step)
+        _train(site_state, task, network, patients, permit=permit, on_step=on_step)
         released = {name: value.cpu() for name, value in trainable_state(network).items()}
         head = ledger.head()
         update = SiteUpdate(
-            site=workplace.site.name,
+            site=site_state.site.name,
             run=task.run,
             round=task.round,
             run_steps=ledger.steps(run=task.run),
@@ -203,17 +203,17 @@ def train_update(
             ledger_sequence=head.sequence,
             ledger_hash=head.hash,
         ).signed(keys)
-        stored_digest = workplace.outbox.put(
+        stored_digest = site_state.outbox.put(
             task.message_id, request=request, body=update.model_dump_json(), weights=released
         )
         ledger.mark_released(task.message_id, stored_digest)
-    _wait(arrived, seconds=workplace.site.privacy.answer_seconds)
+    _wait(arrived, seconds=site_state.site.privacy.answer_seconds)
     return update, released
 
 
-def _require_within_policy(proposal: Proposal, workplace: Workplace) -> None:
+def _require_within_policy(proposal: Proposal, site_state: SiteState) -> None:
     """Check what the study fixes by itself; absurd numbers would keep the planner for hours."""
-    study, site = proposal.study, workplace.site
+    study, site = proposal.study, site_state.site
     proposed = Mechanism(
         sampling_prob=study.privacy.sampling_prob,
         noise_multiplier=max(site.privacy.min_noise_multiplier, 1.0) if proposal.private else 0.0,
@@ -264,9 +264,9 @@ def _wait(arrived: float, *, seconds: float) -> None:
         time.sleep(math.ceil(spent / seconds) * seconds - spent)
 
 
-def _verify_patients(workplace: Workplace, study: StudyConfig, *, members: frozenset[str]) -> None:
+def _verify_patients(site_state: SiteState, study: StudyConfig, *, members: frozenset[str]) -> None:
     """Prepare everyone who could be drawn, so that the round meets no surprise once it is paid."""
-    _, store = workplace.member_store(study, members=members)
+    _, store = site_state.member_store(study, members=members)
     try:
         store.verify()
     except OSError as error:
@@ -279,7 +279,7 @@ def _verify_patients(workplace: Workplace, study: StudyConfig, *, members: froze
 
 
 def _rehearse(
-    workplace: Workplace,
+    site_state: SiteState,
     study: StudyConfig,
     network: nn.Module,
     patients: Patients,
@@ -291,11 +291,11 @@ def _rehearse(
     Whoever does not fit the memory shows here, where it costs nothing and where it does not depend
     on who is drawn.
     """
-    names, store = workplace.member_store(study, members=members)
+    names, store = site_state.member_store(study, members=members)
     if not names:
         return
     largest = store.largest()
-    if (study.digest, names[largest]) in workplace.rehearsed:
+    if (study.digest, names[largest]) in site_state.rehearsed:
         return
     network.train()
     try:
@@ -303,7 +303,7 @@ def _rehearse(
             patients.loss_of(largest, generator).backward()
     finally:
         network.zero_grad(set_to_none=True)
-    workplace.rehearsed.add((study.digest, names[largest]))
+    site_state.rehearsed.add((study.digest, names[largest]))
 
 
 def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:
@@ -316,7 +316,7 @@ def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:
 
 
 def _train(
-    workplace: Workplace,
+    site_state: SiteState,
     task: TrainTask,
     network: nn.Module,
     patients: Patients,
@@ -324,7 +324,7 @@ def _train(
     permit: Permit,
     on_step: StepObserver,
 ) -> None:
-    site, study = workplace.site, task.study
+    site, study = site_state.site, task.study
     diagnostics = train_round(
         network,
         mechanism=task.mechanism,

@@ -13,34 +13,34 @@ from medfl.protocol.messages import EvaluateTask, PatientScore, Scores, Weights
 from medfl.segmentation.inference import segment
 from medfl.segmentation.metrics import RegionScore, score
 from medfl.segmentation.networks import load_trainable
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 
-def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scores:
+def evaluate(site_state: SiteState, task: EvaluateTask, weights: Weights) -> Scores:
     """Score weights on the site's held-out patients, one mean over cases a patient and region.
 
     Raises:
         PolicyRefused: Unless the site's policy shares metrics, which only open data may.
     """
-    if not workplace.site.privacy.share_metrics:
+    if not site_state.site.privacy.share_metrics:
         raise PolicyRefused(
             "Expected privacy.share_metrics = true for scores of held-out patients.",
             code="policy-metrics",
         )
-    torch.set_num_threads(workplace.site.threads)
-    network = workplace.network(task.study)
+    torch.set_num_threads(site_state.site.threads)
+    network = site_state.network(task.study)
     load_trainable(network, weights)
-    _, held_out = workplace.stores(task.study)
+    _, held_out = site_state.stores(task.study)
     scores: list[PatientScore] = []
-    for index, patient in enumerate(workplace.patients.held_out):
-        name = pseudonym(patient.patient_id, key=workplace.key)
+    for index, patient in enumerate(site_state.patients.held_out):
+        name = pseudonym(patient.patient_id, key=site_state.key)
         by_case = [
             score(
                 segment(
                     network,
                     case.image_CDHW,
                     window_size=task.study.input.window,
-                    device=workplace.site.device,
+                    device=site_state.site.device,
                     overlap=task.study.evaluation.overlap,
                 )
                 > 0.5,
@@ -52,7 +52,7 @@ def evaluate(workplace: Workplace, task: EvaluateTask, weights: Weights) -> Scor
             for case in held_out.prepared(index)
         ]
         scores.extend(_over_cases(name, by_case))
-    return Scores(site=workplace.site.name, scores=tuple(scores))
+    return Scores(site=site_state.site.name, scores=tuple(scores))
 
 
 def _over_cases(patient: str, by_case: list[tuple[RegionScore, ...]]) -> list[PatientScore]:

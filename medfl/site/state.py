@@ -1,4 +1,4 @@
-"""`Workplace`: where one site keeps what it needs from round to round.
+"""`SiteState`: where one site keeps what it needs from round to round.
 
 Ledger and outbox of a hospital live in the state folder of its own file, over all studies and
 servers. A site with open data keeps them in the run folder, since it makes no lifetime claim.
@@ -45,7 +45,7 @@ SITE_KEY = "site.key"
 OPEN_DATA_KEY = b"medfl open data"
 
 
-class Workplace:
+class SiteState:
     """One site's files and prepared patients.
 
     Args:
@@ -324,16 +324,16 @@ class Workplace:
         )
 
 
-def hospital_workplace(site: SiteConfig) -> Workplace:
-    """The workplace of a site whose ledger outlives every run."""
-    return Workplace(site, folder=site.state)
+def hospital_state(site: SiteConfig) -> SiteState:
+    """The site_state of a site whose ledger outlives every run."""
+    return SiteState(site, folder=site.state)
 
 
-def simulated_workplace(site: SiteConfig, *, run_folder: Path) -> Workplace:
+def simulated_state(site: SiteConfig, *, run_folder: Path) -> SiteState:
     """Where a simulated site keeps its ledger: a hospital's own state, or the run folder."""
     if site.purpose == "hospital":
-        return hospital_workplace(site)
-    return Workplace(site, folder=run_folder / "sites" / site.name)
+        return hospital_state(site)
+    return SiteState(site, folder=run_folder / "sites" / site.name)
 
 
 def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
@@ -352,7 +352,7 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
         delta=terms.delta,
         purpose=terms.purpose,
         witness=_witness(site),
-        patients=hospital_workplace(site).marks(),
+        patients=hospital_state(site).marks(),
     )
 
 
@@ -363,7 +363,7 @@ def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
         LedgerError: If nothing is wrong, or the ledger is damaged in another way.
         DataError: If the cohort cannot be read.
     """
-    workplace = hospital_workplace(site)
+    site_state = hospital_state(site)
     witness = _witness(site)
     if witness is None:
         raise LedgerError(
@@ -371,10 +371,10 @@ def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
             "ledgers nobody remembers."
         )
     return ledger_recovery.acknowledge_loss(
-        workplace.ledger_folder,
+        site_state.ledger_folder,
         terms=terms_of(site),
         witness=witness,
-        patients=workplace.marks(),
+        patients=site_state.marks(),
         reason=reason,
     )
 

@@ -20,7 +20,7 @@ from medfl.protocol.messages import PatientScore, Scores, Weights
 from medfl.segmentation.metrics import dice_by_level, score
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
-from medfl.site.state import simulated_workplace
+from medfl.site.state import simulated_state
 from medfl.study.simulation import Engine, prepare_folder, simulate
 
 THRESHOLDS = 60
@@ -92,30 +92,30 @@ def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Pa
         return []
     channel = study.input.modalities.index("t2f")
     region = study.input.regions.index("WT")
-    workplaces = [
-        simulated_workplace(site, run_folder=out) for site in sites if "t2f" in site.data.modalities
+    site_states = [
+        simulated_state(site, run_folder=out) for site in sites if "t2f" in site.data.modalities
     ]
-    if not workplaces:
+    if not site_states:
         return []
     levels = torch.linspace(0.5, 3.5, THRESHOLDS)
     training = [
         _dice_by_level(store, levels, channel=channel, region=region)
-        for store, _ in (workplace.stores(study) for workplace in workplaces)
+        for store, _ in (site_state.stores(study) for site_state in site_states)
     ]
     best = float(levels[torch.cat(training).mean(dim=0).argmax()])
     results = []
-    for workplace in workplaces:
-        _, store = workplace.stores(study)
+    for site_state in site_states:
+        _, store = site_state.stores(study)
         rows = [
             PatientScore(
-                patient=pseudonym(patient.patient_id, key=workplace.key),
+                patient=pseudonym(patient.patient_id, key=site_state.key),
                 region="WT",
                 dice=_mean_dice(store, index, best, channel=channel, region=region),
                 hd95_mm=None,
             )
-            for index, patient in enumerate(workplace.patients.held_out)
+            for index, patient in enumerate(site_state.patients.held_out)
         ]
-        results.append(Scores(site=workplace.site.name, scores=tuple(rows)))
+        results.append(Scores(site=site_state.site.name, scores=tuple(rows)))
     return results
 
 

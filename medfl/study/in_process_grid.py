@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from medfl.server.ask import release
+from medfl.server.ask import discard
 
 _SERVER_NODE = 1
 _RUN = 1
@@ -100,7 +100,7 @@ class InProcessGrid(Grid):
             if message is None:
                 continue
             reply = copy.deepcopy(self.deliver(message))
-            release(message)
+            discard(message)
             if reply is not None:
                 yield reply
 

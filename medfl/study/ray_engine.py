@@ -14,7 +14,7 @@ from flwr.simulation import run_simulation
 from medfl.config import SiteConfig
 from medfl.errors import ConfigError
 from medfl.site.client_app import ignore_steps, make_client_app
-from medfl.site.state import Workplace, simulated_workplace
+from medfl.site.state import SiteState, simulated_state
 
 
 def run_on_ray(server_app: ServerApp, sites: Sequence[SiteConfig], *, run_folder: Path) -> None:
@@ -26,16 +26,16 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[SiteConfig], *, run_folder
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("Expected the extra 'sim' for --engine ray; pip install 'medfl[sim]'.")
 
-    def workplace_of(context: Context) -> Workplace:
+    def state_of(context: Context) -> SiteState:
         site = sites[int(context.node_config["partition-id"])]
-        return simulated_workplace(site, run_folder=run_folder)
+        return simulated_state(site, run_folder=run_folder)
 
     threads = max(site.threads for site in sites)
     # Ray starts a worker for every CPU it may use: no more than there are sites to work for.
     cpus = max(threads, min(os.cpu_count() or 1, threads * len(sites)))
     run_simulation(
         server_app,
-        make_client_app(workplace_of, observer_of=lambda _: ignore_steps),
+        make_client_app(state_of, observer_of=lambda _: ignore_steps),
         num_supernodes=len(sites),
         backend_config={
             "client_resources": {"num_cpus": threads, "num_gpus": 0.0},

@@ -25,7 +25,7 @@ from medfl.server.account import federation_summary, privacy_summary
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
-from medfl.site.state import simulated_workplace
+from medfl.site.state import simulated_state
 from medfl.study.baselines import run_baseline
 from medfl.study.pictures import write_pictures
 from medfl.study.simulation import Engine, check_sites, prepare_folder, simulate
@@ -53,8 +53,8 @@ def plan_study(
         if site.purpose == "open-data" and run_folder is None:
             plans.append(plan_site(study, site))
             continue
-        workplace = simulated_workplace(site, run_folder=run_folder or site.state)
-        with workplace.open_ledger() as ledger:
+        site_state = simulated_state(site, run_folder=run_folder or site.state)
+        with site_state.open_ledger() as ledger:
             plans.append(plan_site(study, site, history=ledger.history()))
     return plans
 

@@ -23,7 +23,7 @@ from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import Run, make_server_app
 from medfl.server.versions import require_same_versions, write_versions
 from medfl.site.client_app import ObserverOf, make_client_app
-from medfl.site.state import Workplace, simulated_workplace
+from medfl.site.state import SiteState, simulated_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.ray_engine import run_on_ray
 from medfl.study.starting_point import first_weights, keep_starting_point
@@ -83,32 +83,32 @@ def simulate(
     if engine == "ray":
         run_on_ray(server_app, list(sites), run_folder=out)
     else:
-        workplaces = [simulated_workplace(site, run_folder=out) for site in sites]
-        grid = in_process_grid(workplaces, progress=progress)
+        site_states = [simulated_state(site, run_folder=out) for site in sites]
+        grid = in_process_grid(site_states, progress=progress)
         run_in_process(server_app, grid)
 
 
-def in_process_grid(workplaces: Sequence[Workplace], *, progress: Progress) -> InProcessGrid:
+def in_process_grid(site_states: Sequence[SiteState], *, progress: Progress) -> InProcessGrid:
     """The sites as nodes of this process, numbered as given."""
 
     def observer_of(site: str) -> StepObserver:
         return lambda done, total: progress.stepped(site, done, total)
 
-    app = client_app_of(workplaces, observer_of=observer_of)
-    return InProcessGrid(app, node_configs=nodes_of(workplaces))
+    app = client_app_of(site_states, observer_of=observer_of)
+    return InProcessGrid(app, node_configs=nodes_of(site_states))
 
 
-def client_app_of(workplaces: Sequence[Workplace], *, observer_of: ObserverOf) -> ClientApp:
+def client_app_of(site_states: Sequence[SiteState], *, observer_of: ObserverOf) -> ClientApp:
     """The sites' app where all of them are in this process."""
     return make_client_app(
-        lambda context: workplaces[int(context.node_config["partition-id"])],
+        lambda context: site_states[int(context.node_config["partition-id"])],
         observer_of=observer_of,
     )
 
 
-def nodes_of(workplaces: Sequence[Workplace]) -> dict[int, dict[str, int]]:
+def nodes_of(site_states: Sequence[SiteState]) -> dict[int, dict[str, int]]:
     """The node of each site, in their order, with what tells the app whose it is."""
-    return {number + 2: {"partition-id": number} for number in range(len(workplaces))}
+    return {number + 2: {"partition-id": number} for number in range(len(site_states))}
 
 
 def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:

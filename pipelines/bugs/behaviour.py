@@ -29,7 +29,7 @@ from medfl.privacy.mechanism import Clipping, Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
 from medfl.site import round as site_round
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 _BROKEN, _FAILING = 4, 5  # a patient without a finite gradient, and one without a readable file
 _WEIGHTS = (30, 50)
@@ -125,11 +125,11 @@ def _losses(federation: tuple[StudyConfig, list[SiteConfig]]) -> list[Any]:
     study, sites = federation
     with tempfile.TemporaryDirectory() as scratch:
         site = sites[0].model_copy(update={"state": Path(scratch)})
-        workplace = Workplace(site, folder=Path(scratch))
-        members = frozenset(workplace.members)
-        workplace.member_store(study, members=members)[1].verify()
-        network = workplace.network(study).train()
-        patients = workplace.training_patients(study, network, round_number=1, members=members)
+        site_state = SiteState(site, folder=Path(scratch))
+        members = frozenset(site_state.members)
+        site_state.member_store(study, members=members)[1].verify()
+        network = site_state.network(study).train()
+        patients = site_state.training_patients(study, network, round_number=1, members=members)
         losses = []
         for index in (*range(len(patients)), 0):
             with torch.no_grad(), patients.randomness(index, step=0) as generator:

@@ -14,7 +14,7 @@ import torch
 
 from bugs import plant
 from medfl.audit.canary_run import CANARIES, GUESSED, audit_study, small_federation
-from medfl.audit.mechanism_probe import mechanism_test
+from medfl.audit.mechanism_probe import probe_mechanism
 from medfl.audit.path_federation import path_federation
 from medfl.audit.sensitivity import sensitivity_on_path
 
@@ -26,7 +26,7 @@ Check = Callable[[], str]
 
 def _mechanism() -> str:
     # As a study clips unless it says something else.
-    found = mechanism_test(noise_origin="operating-system", clipping="normalised")
+    found = probe_mechanism(noise_origin="operating-system", clipping="normalised")
     return ", ".join(found.broken)
 
 

@@ -14,7 +14,7 @@ from medfl.data.patient_store import PatientStore
 from medfl.privacy.engine import PatientOptimizer, train_round
 from medfl.privacy.patients import Patients
 from medfl.segmentation.model_file import ModelSpec
-from medfl.site import state as workplace
+from medfl.site import state as site_state
 from medfl.site.training_patients import training_patients
 
 _MUCH = 1e-3  # by which a layer that counts changes its output from call to call
@@ -37,7 +37,7 @@ def _drop_the_same_modalities(planting: Planting) -> None:
         return training_patients(*arguments, **options)
 
     planting.exchange(crops, "_emptied", of_the_first)
-    planting.exchange(workplace, "training_patients", new_round)
+    planting.exchange(site_state, "training_patients", new_round)
 
 
 def _count_calls(planting: Planting) -> None:

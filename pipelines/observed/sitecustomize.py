@@ -43,8 +43,8 @@ def _in_site_round(module: Any) -> None:
         finally:
             note(kind="training", seconds=time.monotonic() - begin)
 
-    def noted_update(workplace: Any, task: Any, *arguments: Any, **named: Any) -> Any:
-        update = train_update(workplace, task, *arguments, **named)
+    def noted_update(site_state: Any, task: Any, *arguments: Any, **named: Any) -> Any:
+        update = train_update(site_state, task, *arguments, **named)
         note(kind="update", round=task.round)
         return update
 

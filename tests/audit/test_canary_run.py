@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from medfl.audit.canaries import GRADIENT, AuditedWorkplace, Canaries, draw_canaries, moved
+from medfl.audit.canaries import GRADIENT, AuditedState, Canaries, draw_canaries, moved
 from medfl.audit.canary_run import (
     CANARIES,
     GUESSED,
@@ -69,16 +69,16 @@ def audit(federation: Any, tmp_path: Path) -> Audit:
     return run
 
 
-def workplace(federation: Any, folder: Path, *, included: list[bool]) -> AuditedWorkplace:
+def site_state(federation: Any, folder: Path, *, included: list[bool]) -> AuditedState:
     """The first site with canaries on the first weights of one parameter."""
     study, sites = federation
-    network = AuditedWorkplace(sites[0], canaries=none(), folder=folder).network(study)
+    network = AuditedState(sites[0], canaries=none(), folder=folder).network(study)
     name = sorted(trainable_state(network))[0]
     canaries = Canaries(
         weights=tuple((name, index) for index in range(len(included))),
         included=np.array(included),
     )
-    return AuditedWorkplace(sites[0], canaries=canaries, folder=folder)
+    return AuditedState(sites[0], canaries=canaries, folder=folder)
 
 
 def none() -> Canaries:
@@ -106,7 +106,7 @@ def test_a_canarys_gradient_lies_on_its_own_axis_and_turns_round_every_round(
     federation: Any, tmp_path: Path
 ) -> None:
     study, _ = federation
-    site = workplace(federation, tmp_path, included=[True, False])
+    site = site_state(federation, tmp_path, included=[True, False])
     network = site.network(study)
     for number, way in ((1, 1.0), (2, -1.0), (3, 1.0)):
         patients = site.training_patients(
@@ -126,7 +126,7 @@ def test_a_canarys_gradient_lies_on_its_own_axis_and_turns_round_every_round(
 def test_a_site_declares_its_canaries_and_still_checks_its_own_patients(
     federation: Any, tmp_path: Path
 ) -> None:
-    site = workplace(federation, tmp_path, included=[True, False])
+    site = site_state(federation, tmp_path, included=[True, False])
     assert site.site.declared_patients == OWN_PATIENTS + 2
     assert len(set(site.members)) == OWN_PATIENTS + 2
     site.require_declared_patients()

@@ -9,7 +9,7 @@ import pytest
 
 from medfl.audit import mechanism_probe as module
 from medfl.audit.figure import FALSE_ALARM, SHARE, Figure
-from medfl.audit.mechanism_probe import MechanismTest, mechanism_test
+from medfl.audit.mechanism_probe import MechanismProbe, probe_mechanism
 from medfl.privacy.mechanism import Clipping
 from medfl.reporting.audit_words import WORDS
 
@@ -61,7 +61,7 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_rounds")
 def test_the_engine_keeps_its_promise() -> None:
-    found = mechanism_test(noise_origin="seeded", clipping="normalised")
+    found = probe_mechanism(noise_origin="seeded", clipping="normalised")
     assert found.broken == ()
     assert found.keeps_promise
     # As many releases as steps in both worlds of both kinds, and in the rounds of draws.
@@ -74,7 +74,7 @@ def test_the_engine_keeps_its_promise() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("clipping", ["fixed", "normalised"])
 def test_the_engine_keeps_its_promise_with_a_hospitals_noise(clipping: Clipping) -> None:
-    found = mechanism_test(noise_origin="operating-system", clipping=clipping)
+    found = probe_mechanism(noise_origin="operating-system", clipping=clipping)
     assert found.broken == ()
     assert found.values > 3e6
     # As tight as so many steps allow.
@@ -91,7 +91,7 @@ def test_the_engine_keeps_its_promise_with_a_hospitals_noise(clipping: Clipping)
 @pytest.mark.parametrize("bug", CAUGHT_BY)
 def test_an_engine_with_a_planted_bug_is_caught(bug: str, plant: Callable[[str], None]) -> None:
     plant(bug)
-    found = mechanism_test(noise_origin="operating-system", clipping="fixed")
+    found = probe_mechanism(noise_origin="operating-system", clipping="fixed")
     assert not found.keeps_promise
     assert CAUGHT_BY[bug] in found.broken
     if bug == "clipped per crop":
@@ -104,7 +104,7 @@ def test_an_engine_with_a_planted_bug_is_caught(bug: str, plant: Callable[[str],
 @pytest.mark.parametrize("bug", SLOW_BUGS)
 def test_an_engine_with_a_small_bug_is_caught(bug: str, plant: Callable[[str], None]) -> None:
     plant(bug)
-    found = mechanism_test(noise_origin="operating-system", clipping="fixed")
+    found = probe_mechanism(noise_origin="operating-system", clipping="fixed")
     assert SLOW_BUGS[bug] in found.broken
 
 
@@ -113,7 +113,7 @@ def test_an_engine_with_a_small_bug_is_caught(bug: str, plant: Callable[[str], N
 @pytest.mark.parametrize("bug", ["noise shared by two parameters", "a bit in a mantissa"])
 def test_bugs_that_no_variance_shows_are_caught(bug: str, plant: Callable[[str], None]) -> None:
     plant(bug)
-    found = mechanism_test(noise_origin="seeded", clipping="fixed")
+    found = probe_mechanism(noise_origin="seeded", clipping="fixed")
     assert found.broken == (CAUGHT_BY[bug],)
 
 
@@ -147,8 +147,8 @@ def test_the_result_is_json() -> None:
     ]
 
 
-def built(*figures: Figure) -> MechanismTest:
+def built(*figures: Figure) -> MechanismProbe:
     """A test with these figures."""
-    return MechanismTest(
+    return MechanismProbe(
         figures=figures, noise_origin="seeded", clipping="fixed", steps=10, values=100
     )

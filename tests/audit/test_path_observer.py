@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingWorkplace
+from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingState
 from medfl.config import SiteConfig, StudyConfig, load_site
 from medfl.phantom.hospitals import write_hospitals
 from medfl.privacy.mechanism import Mechanism
@@ -130,8 +130,8 @@ def test_the_sum_of_a_step_is_the_sum_of_its_patients_own_terms(
             declared_patients=8,
         )
 
-        def workplace(cache: str) -> SparingWorkplace:
-            return SparingWorkplace(
+        def site_state(cache: str) -> SparingState:
+            return SparingState(
                 site,
                 folder=folder,
                 cache=folder / cache,
@@ -139,20 +139,20 @@ def test_the_sum_of_a_step_is_the_sum_of_its_patients_own_terms(
                 memory_bytes=memory_bytes,
             )
 
-        def sums(where: SparingWorkplace, coins: Coins) -> Any:
+        def sums(where: SparingState, coins: Coins) -> Any:
             seen = PathObserver(study=study, mechanism=mechanism, round_number=round_number)
             result = seen.sums(where, coins)
             assert (seen.off_grid, seen.failures) == (0, 0)
             return result
 
-        shared = workplace("shared")
+        shared = site_state("shared")
         coin = st.sampled_from([DRAWN, DRAWN, NEVER])
         coins = {
             member: data.draw(st.tuples(*[coin] * STEPS), label="coins")
             for member in shared.members
         }
         everybody = sums(shared, coins)
-        own = {n: sums(workplace(f"own {n}"), {n: of_n}) for n, of_n in coins.items()}
+        own = {n: sums(site_state(f"own {n}"), {n: of_n}) for n, of_n in coins.items()}
         np.testing.assert_array_equal(everybody, sum(own.values()))
         gone = data.draw(st.sampled_from(sorted(coins)), label="gone")
         not_drawn = coins | {gone: (NEVER,) * STEPS}
@@ -165,7 +165,7 @@ def test_the_sum_of_a_step_is_the_sum_of_its_patients_own_terms(
 
 def test_somebody_who_is_drawn_has_a_gradient(scans: Path, tmp_path: Path) -> None:
     site = cohort(scans, tmp_path, cases=[2, 1])
-    workplace = SparingWorkplace(
+    site_state = SparingState(
         site, folder=tmp_path, cache=tmp_path / "cache", cache_bytes=10**9, memory_bytes=1
     )
     mechanism = Mechanism(
@@ -178,13 +178,13 @@ def test_somebody_who_is_drawn_has_a_gradient(scans: Path, tmp_path: Path) -> No
     )
     study = study_with(dropout=0.3, modality_dropout=0.4, crops=2)
     observer = PathObserver(study=study, mechanism=mechanism, round_number=1)
-    first, second = workplace.members
-    found = observer.sums(workplace, {first: (DRAWN, NEVER), second: (NEVER, NEVER)})
+    first, second = site_state.members
+    found = observer.sums(site_state, {first: (DRAWN, NEVER), second: (NEVER, NEVER)})
     norms = np.sqrt(np.square(found.astype(float)).sum(axis=1)) * mechanism.grid
     # C |g| / (|g| + 0.01), and nothing where nobody was drawn.
     assert 0.45 < norms[0] < 0.5
     assert norms[1] == 0
     # The same patient takes other crops and another dropout in another step.
-    again = observer.sums(workplace, {first: (DRAWN, DRAWN), second: (NEVER, NEVER)})
+    again = observer.sums(site_state, {first: (DRAWN, DRAWN), second: (NEVER, NEVER)})
     np.testing.assert_array_equal(again[0], found[0])
     assert not np.array_equal(again[0], again[1])

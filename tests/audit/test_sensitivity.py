@@ -19,13 +19,13 @@ from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import PreparedCase
 from medfl.privacy import engine
 from medfl.privacy.patients import Patients
-from medfl.site import state as workplaces
-from medfl.site.state import Workplace
+from medfl.site import state as site_states
+from medfl.site.state import SiteState
 
 Federation = tuple[StudyConfig, list[SiteConfig]]
 
-_training_patients = workplaces.training_patients
-_network = Workplace.network
+_training_patients = site_states.training_patients
+_network = SiteState.network
 _prepared = PatientStore.prepared
 
 
@@ -92,7 +92,7 @@ def crops_from_one_generator(monkeypatch: pytest.MonkeyPatch) -> None:
             loss_of=lambda index, _: right.loss_of(index, generator),
         )
 
-    monkeypatch.setattr(workplaces, "training_patients", shared)
+    monkeypatch.setattr(site_states, "training_patients", shared)
 
 
 def dropout_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,14 +161,14 @@ def _with_layer(layer: type[Counting | Running]) -> Callable[[pytest.MonkeyPatch
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
         hooked: set[int] = set()
 
-        def network(self: Workplace, study: StudyConfig) -> nn.Module:
+        def network(self: SiteState, study: StudyConfig) -> nn.Module:
             built = _network(self, study)
             if id(built) not in hooked:
                 built.register_forward_hook(layer())
                 hooked.add(id(built))
             return built
 
-        monkeypatch.setattr(Workplace, "network", network)
+        monkeypatch.setattr(SiteState, "network", network)
 
     return plant
 

@@ -17,7 +17,7 @@ from medfl.privacy.accounting.reassessment import Reassessment
 from medfl.privacy.ledger.ledger import Agreement
 from medfl.privacy.ledger.store import LedgerStore
 from medfl.privacy.mechanism import Mechanism
-from medfl.site.state import hospital_workplace
+from medfl.site.state import hospital_state
 
 STEPS, ROUNDS = 5, 3
 MECHANISM = Mechanism(
@@ -112,7 +112,7 @@ def test_a_ledger_of_this_version_prints_nothing_new(
     medfl: Any, north: Path, tmp_path: Path
 ) -> None:
     now = Mechanism(**{**MECHANISM.to_dict(), "revision": 2})
-    with hospital_workplace(load_site(north)).open_ledger() as ledger:
+    with hospital_state(load_site(north)).open_ledger() as ledger:
         agreement = Agreement(
             study="glioma", proposal="0" * 64, mechanism=now, members=frozenset({"a"}), steps=5
         )
@@ -138,7 +138,7 @@ def test_what_the_witness_carries_into_a_new_ledger_is_still_warned_of(
 ) -> None:
     ledger = load_site(north).state / "ledger"
     charge_as_then(ledger)
-    with hospital_workplace(load_site(north)).open_ledger() as opened:
+    with hospital_state(load_site(north)).open_ledger() as opened:
         opened.admit("glioma-2025", [Charge(mechanism=MECHANISM, steps=5)], run="old")
     shutil.rmtree(ledger)
     done = medfl("ledger", "acknowledge", north, "--reason", "disk lost")

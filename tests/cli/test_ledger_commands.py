@@ -13,7 +13,7 @@ import pytest
 from medfl.config import load_site
 from medfl.privacy.ledger.ledger import Agreement
 from medfl.privacy.mechanism import Mechanism
-from medfl.site.state import hospital_workplace
+from medfl.site.state import hospital_state
 
 MECHANISM = Mechanism(
     sampling_prob=0.3,
@@ -31,7 +31,7 @@ AGREEMENT = Agreement(
 
 def charge(file: Path, run: str) -> None:
     """One round of a run, as a study would charge it."""
-    with hospital_workplace(load_site(file)).open_ledger() as ledger:
+    with hospital_state(load_site(file)).open_ledger() as ledger:
         ledger.agree(run, AGREEMENT)
         ledger.charge(study="glioma", run=run, round=1, message_id=run, mechanism=MECHANISM)
         ledger.mark_released(run, "ab" * 32)
@@ -138,7 +138,7 @@ def test_a_deleted_ledger_is_not_a_fresh_budget(medfl: Any, north: Path, ledger:
     done = medfl("ledger", "acknowledge", north, "--reason", "disk lost")
     assert done.code == 0, done.err
     assert spent(medfl, north) == pytest.approx(before)
-    with hospital_workplace(load_site(north)).open_ledger() as opened:
+    with hospital_state(load_site(north)).open_ledger() as opened:
         kinds = [entry.kind for entry in opened.entries()]
         assert opened.entries()[1].content["reason"] == "disk lost"
     assert kinds == ["init", "acknowledge", "carry"]
@@ -164,7 +164,7 @@ def test_a_second_ledger_for_the_same_patients_is_not_even_made(
     second = hospital_file("north", state="elsewhere")
     ended = medfl("ledger", "init", second)
     ended.refused(3, "pays for some of them", load_site(north).state / "ledger")
-    assert not hospital_workplace(load_site(second)).ledger_folder.exists()
+    assert not hospital_state(load_site(second)).ledger_folder.exists()
 
 
 def test_a_moved_ledger_is_refused_until_the_administrator_says_so(

@@ -19,7 +19,7 @@ from medfl.config import load_site
 from medfl.privacy.ledger.ledger import Agreement, Ledger
 from medfl.privacy.ledger.witness import Witness
 from medfl.privacy.mechanism import Mechanism
-from medfl.site.state import hospital_workplace, terms_of
+from medfl.site.state import hospital_state, terms_of
 
 PATIENTS = {"DU": 36, "HT": 28, "CS": 13, "FG": 12}
 STUDY = """
@@ -117,7 +117,7 @@ def spent(hospital: Path, *, sigma: float, rounds: int) -> None:
         local_steps=2,
         declared_patients=config.declared_patients,
     )
-    folder = hospital_workplace(config).ledger_folder
+    folder = hospital_state(config).ledger_folder
     agreement = Agreement(
         study="earlier",
         proposal="0" * 64,

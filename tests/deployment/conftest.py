@@ -24,7 +24,7 @@ from medfl.deployment.processes import free_port
 from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
 from medfl.server.ledger import FederationLedger
 from medfl.server.run_folder import RunFolder
-from medfl.site.state import create_ledger, hospital_workplace
+from medfl.site.state import create_ledger, hospital_state
 
 MEDFL = Path(sys.executable).parent / "medfl"
 SEEDED = Path(__file__).parent / "seeded"
@@ -224,7 +224,7 @@ class Deployment:
         """A hospital's account, after every total was counted again."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(self.memory))
-            with hospital_workplace(self.site(name)).open_ledger() as ledger:
+            with hospital_state(self.site(name)).open_ledger() as ledger:
                 ledger.recount()
                 return ledger.spent()
 

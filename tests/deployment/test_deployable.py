@@ -15,7 +15,7 @@ from medfl.deployment import certificates
 from medfl.deployment.coordinator.deployed_study import check_deployable
 from medfl.deployment.coordinator.job import ExpectedSite, Job, read_job
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
-from medfl.deployment.hospital.environment import load_hospital
+from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.hospital.site_node import require_trusted
 from medfl.deployment.lock import exclusive
 from medfl.errors import ConfigError, FederationError, MessageError, QuorumError
@@ -24,7 +24,7 @@ from medfl.protocol.keys import SiteKeys
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import Run, make_server_app
-from medfl.site.state import hospital_workplace
+from medfl.site.state import hospital_state
 from medfl.study.in_process_grid import run_in_process
 from medfl.study.pretraining import initial_weights
 from medfl.study.simulation import in_process_grid, prepare_folder
@@ -78,7 +78,7 @@ def run_with(federation: Any, changes: dict[str, ExpectedSite]) -> RunFolder:
         progress=Silent(),
         welcome=job.welcome,
     )
-    grid = in_process_grid([hospital_workplace(site) for site in sites], progress=Silent())
+    grid = in_process_grid([hospital_state(site) for site in sites], progress=Silent())
     run_in_process(make_server_app(run), grid)
     return folder
 

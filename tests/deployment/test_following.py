@@ -64,7 +64,7 @@ def test_a_job_lies_there_under_a_lock_for_as_long_as_somebody_follows(
     job: Job, jobs: Path
 ) -> None:
     (jobs / "6.json").write_text("of a command that was killed")
-    with job.left(jobs, run=RUN):
+    with job.posted(jobs, run=RUN):
         assert read_job(RUN) == job
         assert is_held(lock_path(jobs, RUN))
         assert not (jobs / "6.json").exists()
@@ -77,7 +77,7 @@ def test_a_run_that_nobody_follows_any_more_is_ended_once(
 ) -> None:
     monkeypatch.setattr(server_component, "POLL_SECONDS", 0.05)
     alone = threading.Event()
-    with job.left(jobs, run=RUN), followed(lock_path(jobs, RUN), on_alone=alone.set):
+    with job.posted(jobs, run=RUN), followed(lock_path(jobs, RUN), on_alone=alone.set):
         assert not alone.wait(0.5)
     # It came to its end first.
     assert not alone.wait(0.5)

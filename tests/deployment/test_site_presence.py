@@ -26,7 +26,7 @@ from medfl.deployment.hospital.participation import (
 from medfl.deployment.lock import exclusive
 from medfl.errors import ConfigError, FederationError, LedgerError
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys
-from medfl.site.state import hospital_workplace
+from medfl.site.state import hospital_state
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -105,7 +105,7 @@ def test_a_site_that_leaves_loses_its_private_keys_and_keeps_its_ledger(
     private = [path for path in site.state.rglob("*") if path.name in (NODE_KEY, EVENT_KEY)]
     assert private == []
     assert code_of(file) == "site-left"
-    with hospital_workplace(site).open_ledger() as ledger:
+    with hospital_state(site).open_ledger() as ledger:
         ledger.recount()
     assert medfl("budget", file)[0] == 0
     assert medfl("ledger", "verify", file)[0] == 0

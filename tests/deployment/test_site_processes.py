@@ -25,7 +25,7 @@ from medfl.deployment.certificates import write_certificates
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.processes import free_port
 from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
-from medfl.site.state import create_ledger, hospital_workplace
+from medfl.site.state import create_ledger, hospital_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
 
@@ -164,7 +164,7 @@ class Hospital:
         """Charges and released updates of a study, after every total was counted again."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(self.memory))
-            with hospital_workplace(load_site(self.file)).open_ledger() as ledger:
+            with hospital_state(load_site(self.file)).open_ledger() as ledger:
                 ledger.recount()
                 runs = [run for run in ledger.spent().by_run if run.study == study]
         return sum(run.charges for run in runs), sum(run.released for run in runs)

@@ -118,8 +118,8 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture
 def hospital(federation: Any) -> Any:
-    """The workplace of a hospital with a lifetime ledger."""
-    return federation.workplace(federation.hospital("east", privacy=POLICY))
+    """The site_state of a hospital with a lifetime ledger."""
+    return federation.site_state(federation.hospital("east", privacy=POLICY))
 
 
 @pytest.fixture

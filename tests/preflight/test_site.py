@@ -37,7 +37,7 @@ from medfl.privacy.ledger.witness_place import witness_folder
 from medfl.protocol.keys import SiteKeys
 from medfl.segmentation.networks import trainable_state
 from medfl.site.outbox import Outbox
-from medfl.site.state import Workplace, hospital_workplace
+from medfl.site.state import SiteState, hospital_state
 
 LARGE = Machine(
     cores=8,
@@ -54,13 +54,13 @@ def hospital(federation: Any) -> SiteConfig:
     site: SiteConfig = federation.hospital("east")
     keys = site.state / "keys"
     SiteKeys.read(keys).write_public(site.state / "site.pub", folder=keys)
-    assert hospital_workplace(site).key
+    assert hospital_state(site).key
     return site
 
 
 @pytest.fixture
-def workplace(hospital: SiteConfig) -> Workplace:
-    return hospital_workplace(hospital)
+def site_state(hospital: SiteConfig) -> SiteState:
+    return hospital_state(hospital)
 
 
 @pytest.fixture
@@ -252,26 +252,26 @@ def test_a_public_file_of_other_keys_is_a_warning(hospital: SiteConfig) -> None:
 # ---- ledger
 
 
-def test_a_sound_ledger_leaves_a_note_of_what_is_left(workplace: Workplace) -> None:
-    found = only(check_ledger(workplace))
+def test_a_sound_ledger_leaves_a_note_of_what_is_left(site_state: SiteState) -> None:
+    found = only(check_ledger(site_state))
     assert found.severity == "note"
     assert "epsilon 10.000 of 10 left" in found.value
 
 
-def _remove(workplace: Workplace) -> None:
-    shutil.rmtree(workplace.ledger_folder)
+def _remove(site_state: SiteState) -> None:
+    shutil.rmtree(site_state.ledger_folder)
 
 
-def _damage(workplace: Workplace) -> None:
-    path = workplace.ledger_folder / "ledger.sqlite"
+def _damage(site_state: SiteState) -> None:
+    path = site_state.ledger_folder / "ledger.sqlite"
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def _behead(workplace: Workplace) -> None:
-    (workplace.ledger_folder / "head.json").unlink()
+def _behead(site_state: SiteState) -> None:
+    (site_state.ledger_folder / "head.json").unlink()
 
 
-def _forget(workplace: Workplace) -> None:
+def _forget(site_state: SiteState) -> None:
     shutil.rmtree(witness_folder())
 
 
@@ -285,10 +285,10 @@ def _forget(workplace: Workplace) -> None:
     ],
 )
 def test_a_ledger_that_cannot_be_trusted_is_an_error(
-    workplace: Workplace, spoil: Callable[[Workplace], None], part: str
+    site_state: SiteState, spoil: Callable[[SiteState], None], part: str
 ) -> None:
-    spoil(workplace)
-    found = only(check_ledger(workplace))
+    spoil(site_state)
+    found = only(check_ledger(site_state))
     assert found.severity == "error"
     assert part in found.value
 
@@ -296,29 +296,29 @@ def test_a_ledger_that_cannot_be_trusted_is_an_error(
 def test_a_ledger_made_for_another_budget_is_an_error(hospital: SiteConfig) -> None:
     privacy = hospital.privacy.model_copy(update={"epsilon": 11.0})
     site = hospital.model_copy(update={"privacy": privacy})
-    assert "made for" in only(check_ledger(hospital_workplace(site))).value
+    assert "made for" in only(check_ledger(hospital_state(site))).value
 
 
 @pytest.mark.parametrize("purpose", ["hospital", "open-data"])
 def test_patients_of_another_ledger_are_an_error(purpose: str, hospital: SiteConfig) -> None:
-    assert check_witness(hospital_workplace(hospital)) == []
+    assert check_witness(hospital_state(hospital)) == []
     state = hospital.state.with_name("second")
     second = hospital.model_copy(update={"name": "second", "state": state, "purpose": purpose})
-    found = only(check_witness(hospital_workplace(second)))
+    found = only(check_witness(hospital_state(second)))
     assert found.severity == "error"
     assert str(hospital.state / "ledger") in found.value
 
 
 @pytest.mark.slow
-def test_a_budget_that_is_almost_spent_is_a_warning(federation: Any, workplace: Workplace) -> None:
+def test_a_budget_that_is_almost_spent_is_a_warning(federation: Any, site_state: SiteState) -> None:
     study = federation.study(privacy={"epsilon": 9.5, "noise": "operating-system"})
-    with workplace.open_ledger() as ledger:
-        mechanism = plan_site(study, workplace.site, history=(), private=True).mechanism
+    with site_state.open_ledger() as ledger:
+        mechanism = plan_site(study, site_state.site, history=(), private=True).mechanism
         agreement = Agreement(
             study=study.id,
             proposal=study.digest,
             mechanism=mechanism,
-            members=frozenset(workplace.members),
+            members=frozenset(site_state.members),
             steps=study.total_steps,
         )
         ledger.agree("run", agreement)
@@ -330,7 +330,7 @@ def test_a_budget_that_is_almost_spent_is_a_warning(federation: Any, workplace: 
                 message_id=f"run/{number}",
                 mechanism=mechanism,
             )
-    found = only(check_ledger(workplace))
+    found = only(check_ledger(site_state))
     assert found.severity == "warning"
     assert 0.4 < float(found.value.split()[1]) < 0.6
 
@@ -338,8 +338,8 @@ def test_a_budget_that_is_almost_spent_is_a_warning(federation: Any, workplace: 
 # ---- machine
 
 
-def test_a_large_machine_is_no_finding(workplace: Workplace) -> None:
-    assert check_machine(workplace, machine=LARGE, need=SMALL) == []
+def test_a_large_machine_is_no_finding(site_state: SiteState) -> None:
+    assert check_machine(site_state, machine=LARGE, need=SMALL) == []
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ def test_a_large_machine_is_no_finding(workplace: Workplace) -> None:
     ],
 )
 def test_what_a_machine_lacks_is_named(
-    workplace: Workplace, lack: dict[str, int], severity: str, name: str
+    site_state: SiteState, lack: dict[str, int], severity: str, name: str
 ) -> None:
-    found = only(check_machine(workplace, machine=replace(LARGE, **lack), need=SMALL))
+    found = only(check_machine(site_state, machine=replace(LARGE, **lack), need=SMALL))
     assert found.severity == severity
     assert name in found.name
 
@@ -362,16 +362,16 @@ def test_what_a_machine_lacks_is_named(
 def test_more_threads_than_cores_are_a_warning(
     federation: Any, cores: int, names: list[str]
 ) -> None:
-    workplace = hospital_workplace(federation.site("east", threads=3))
-    found = check_machine(workplace, machine=replace(LARGE, cores=cores), need=SMALL)
+    site_state = hospital_state(federation.site("east", threads=3))
+    found = check_machine(site_state, machine=replace(LARGE, cores=cores), need=SMALL)
     assert [(finding.severity, finding.name) for finding in found] == [
         ("warning", name) for name in names
     ]
 
 
 def test_a_device_that_is_not_there_is_an_error(federation: Any) -> None:
-    workplace = hospital_workplace(federation.site("east", device="cuda:99"))
-    found = only(check_machine(workplace, machine=LARGE, need=SMALL))
+    site_state = hospital_state(federation.site("east", device="cuda:99"))
+    found = only(check_machine(site_state, machine=LARGE, need=SMALL))
     assert (found.severity, found.name) == ("error", "device")
     assert "cuda:99" in found.value
 
@@ -386,44 +386,44 @@ def test_this_machine_is_what_another_library_says(tmp_path: Path) -> None:
     assert machine.free_disk_bytes == pytest.approx(psutil.disk_usage(str(tmp_path)).free, rel=0.2)
 
 
-def test_disk_is_needed_for_every_case_at_its_own_size(workplace: Workplace) -> None:
+def test_disk_is_needed_for_every_case_at_its_own_size(site_state: SiteState) -> None:
     # 4 cases of 32 x 32 x 24 voxels: four modalities in half precision, and a byte of regions.
     cases = 4 * (32 * 32 * 24 * 9 + 160_000)
-    assert need_of(workplace, None).disk_bytes == OUTBOX_BYTES + cases
+    assert need_of(site_state, None).disk_bytes == OUTBOX_BYTES + cases
 
 
 def test_prepared_cases_take_no_more_disk_than_was_said(
-    workplace: Workplace, study: StudyConfig
+    site_state: SiteState, study: StudyConfig
 ) -> None:
-    before = need_of(workplace, study).disk_bytes
-    training, _ = workplace.stores(study)
+    before = need_of(site_state, study).disk_bytes
+    training, _ = site_state.stores(study)
     for index in range(len(training)):
         training.prepared(index)
-    held = sum(path.stat().st_size for path in (workplace.site.state / "cache").glob("*.case"))
+    held = sum(path.stat().st_size for path in (site_state.site.state / "cache").glob("*.case"))
     assert held > 0
     # What is there already is not needed once more.
-    assert need_of(workplace, study).disk_bytes == before - held
+    assert need_of(site_state, study).disk_bytes == before - held
     voxels = 4 * 32 * 32 * 24 * 5
     assert voxels < held <= voxels + 4 * 160_000
 
 
 def test_an_update_takes_the_disk_that_was_said(
-    federation: Any, workplace: Workplace, tmp_path: Path
+    federation: Any, site_state: SiteState, tmp_path: Path
 ) -> None:
     needs = [
-        need_of(workplace, federation.study(training={"rounds": rounds})).disk_bytes
+        need_of(site_state, federation.study(training={"rounds": rounds})).disk_bytes
         for rounds in (1, 101)
     ]
-    weights = trainable_state(workplace.network(federation.study()))
+    weights = trainable_state(site_state.network(federation.study()))
     Outbox(tmp_path / "outbox").put("message", request="", body="", weights=weights)
     (path,) = (tmp_path / "outbox").iterdir()
     assert (needs[1] - needs[0]) / 100 == pytest.approx(path.stat().st_size, rel=0.2)
 
 
-def test_a_coarser_frame_needs_less(federation: Any, workplace: Workplace) -> None:
+def test_a_coarser_frame_needs_less(federation: Any, site_state: SiteState) -> None:
     # Twice the spacing along each axis: an eighth of the voxels.
     fine, coarse = (
-        need_of(workplace, federation.study(input={"spacing": spacing})).memory_bytes
+        need_of(site_state, federation.study(input={"spacing": spacing})).memory_bytes
         for spacing in ([5.6, 5.6, 6.8], [11.2, 11.2, 13.6])
     )
     copies, float32, channels = 3, 4, 3
@@ -432,9 +432,9 @@ def test_a_coarser_frame_needs_less(federation: Any, workplace: Workplace) -> No
     )
 
 
-def test_larger_crops_need_more_memory(federation: Any, workplace: Workplace) -> None:
+def test_larger_crops_need_more_memory(federation: Any, site_state: SiteState) -> None:
     small, large = (
-        need_of(workplace, federation.study(input={"crop_size": [size] * 3})).memory_bytes
+        need_of(site_state, federation.study(input={"crop_size": [size] * 3})).memory_bytes
         for size in (16, 32)
     )
     assert large - small == 2 * (32**3 - 16**3) * 2000
@@ -444,14 +444,14 @@ def test_a_cohort_without_readable_images_can_be_estimated(federation: Any) -> N
     site = federation.hospital("east", copy_patients=True)
     for path in site.data.root.rglob("*.nii.gz"):
         path.write_bytes(b"")
-    assert need_of(hospital_workplace(site), None).disk_bytes == OUTBOX_BYTES
+    assert need_of(hospital_state(site), None).disk_bytes == OUTBOX_BYTES
 
 
 # ---- dry run
 
 
-def test_a_dry_run_tells_time_and_memory(workplace: Workplace, study: StudyConfig) -> None:
-    found = only(dry_run(workplace, study))
+def test_a_dry_run_tells_time_and_memory(site_state: SiteState, study: StudyConfig) -> None:
+    found = only(dry_run(site_state, study))
     assert found.severity == "note"
     assert "nothing is charged" in found.rule
     peak = float(found.value.split(", ")[2].split()[0]) * 1e9
@@ -459,82 +459,82 @@ def test_a_dry_run_tells_time_and_memory(workplace: Workplace, study: StudyConfi
     assert 0.9 * psutil.Process().memory_info().rss < peak < psutil.virtual_memory().total
 
 
-def test_a_dry_run_charges_and_leaves_nothing(federation: Any, workplace: Workplace) -> None:
+def test_a_dry_run_charges_and_leaves_nothing(federation: Any, site_state: SiteState) -> None:
     # Dropout draws from torch's global generator.
     study = federation.study(network={"arguments": {"dropout_prob": 0.5}})
-    network = workplace.network(study)
+    network = site_state.network(study)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     witness = {path: path.read_bytes() for path in witness_folder().iterdir()}
-    with workplace.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger:
         before = ledger.entries()
     state = torch.get_rng_state()
-    dry_run(workplace, study)
+    dry_run(site_state, study)
     assert torch.equal(torch.get_rng_state(), state)
-    with workplace.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger:
         assert ledger.entries() == before
-    assert not (workplace.site.state / "outbox").exists()
+    assert not (site_state.site.state / "outbox").exists()
     assert {path: path.read_bytes() for path in witness_folder().iterdir()} == witness
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_dry_run_prepares_one_patient_only(workplace: Workplace, study: StudyConfig) -> None:
-    dry_run(workplace, study)
-    assert len(list((workplace.site.state / "cache").glob("*.case"))) == 1
+def test_a_dry_run_prepares_one_patient_only(site_state: SiteState, study: StudyConfig) -> None:
+    dry_run(site_state, study)
+    assert len(list((site_state.site.state / "cache").glob("*.case"))) == 1
 
 
 def test_a_dry_run_really_goes_backward(
-    workplace: Workplace, study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+    site_state: SiteState, study: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    network = workplace.network(study)
+    network = site_state.network(study)
     for parameter in network.parameters():
         parameter.register_hook(lambda gradient: seen.append(float(gradient.abs().sum())))
-    dry_run(workplace, study)
+    dry_run(site_state, study)
     assert sum(seen) > 0
 
 
 def test_a_study_that_the_site_cannot_join_is_an_error(federation: Any, study: StudyConfig) -> None:
     site = federation.hospital("east", data={"modalities": ["t1c", "t2w"]})
-    found = only(dry_run(hospital_workplace(site), study))
+    found = only(dry_run(hospital_state(site), study))
     assert found.severity == "error"
     assert "t2f" in found.value
 
 
-def test_a_network_that_cannot_be_built_is_an_error(federation: Any, workplace: Workplace) -> None:
+def test_a_network_that_cannot_be_built_is_an_error(federation: Any, site_state: SiteState) -> None:
     study = federation.study(network={"name": "SegResNett"})
-    assert "SegResNett" in only(dry_run(workplace, study)).value
-    assert need_of(workplace, study).memory_bytes > 0
+    assert "SegResNett" in only(dry_run(site_state, study)).value
+    assert need_of(site_state, study).memory_bytes > 0
 
 
 def test_a_gradient_that_is_not_finite_is_an_error(
-    workplace: Workplace, study: StudyConfig
+    site_state: SiteState, study: StudyConfig
 ) -> None:
     with torch.no_grad():
-        for parameter in workplace.network(study).parameters():
+        for parameter in site_state.network(study).parameters():
             parameter.fill_(np.nan)
-    assert "finite" in only(dry_run(workplace, study)).value
+    assert "finite" in only(dry_run(site_state, study)).value
 
 
 def test_memory_that_runs_out_is_an_error(
-    workplace: Workplace, study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+    site_state: SiteState, study: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    workplace.network(study).register_forward_pre_hook(exhausted)
-    assert only(dry_run(workplace, study)).value == "out of memory"
+    site_state.network(study).register_forward_pre_hook(exhausted)
+    assert only(dry_run(site_state, study)).value == "out of memory"
 
 
 def test_images_that_cannot_be_read_are_an_error(federation: Any, study: StudyConfig) -> None:
     site = federation.hospital("east", copy_patients=True)
     for path in site.data.root.rglob("*.nii.gz"):
         path.write_bytes(b"")
-    assert only(dry_run(hospital_workplace(site), study)).severity == "error"
+    assert only(dry_run(hospital_state(site), study)).severity == "error"
 
 
 def test_a_cohort_without_training_patients_is_an_error(
     federation: Any, study: StudyConfig
 ) -> None:
     site = federation.hospital("east", data={"held_out": 0.99})
-    assert "training patient" in only(dry_run(hospital_workplace(site), study)).value
+    assert "training patient" in only(dry_run(hospital_state(site), study)).value

@@ -44,11 +44,11 @@ def charge_as_then(folder: Path) -> None:
 def test_a_hospital_declares_the_steps_that_an_affected_version_charged(
     old: bool, federation: Any
 ) -> None:
-    workplace = federation.workplace(federation.hospital("east"))
+    site_state = federation.site_state(federation.hospital("east"))
     if old:
-        charge_as_then(workplace.ledger_folder)
+        charge_as_then(site_state.ledger_folder)
     study = federation.study(privacy={"noise": "operating-system"})
-    found: Declaration = declare(workplace, Proposal(study=study, run="new", private=True))
+    found: Declaration = declare(site_state, Proposal(study=study, run="new", private=True))
     assert found.affected_steps == (ROUNDS * STEPS if old else 0)
     # The new run itself is not affected.
     assert found.mechanism.revision == 2

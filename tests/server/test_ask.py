@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from medfl.server import ask as exchange
-from medfl.server.ask import PULLED_AT_ONCE, answers, ask, release
+from medfl.server.ask import PULLED_AT_ONCE, answers, ask, discard
 from medfl.study.in_process_grid import InProcessGrid
 
 pytestmark = pytest.mark.usefixtures("as_server")
@@ -140,6 +140,6 @@ def test_an_answer_is_let_go_of_before_the_next_node_works() -> None:
     grid = Watched(echoing(), node_configs={node: {} for node in NODES})
     for _, reply in answers(grid, questions(), kind="train", group="1", timeout=60.0):
         kept.append(weakref.ref(reply.content.array_records["arrays"]["w"]))
-        release(reply)
+        discard(reply)
     assert len(kept) == len(NODES)
     assert max(alive) == 0

@@ -13,7 +13,7 @@ from medfl.protocol.messages import Declaration, Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
 from medfl.site import round as site_round
 from medfl.site.round import declare, train_update
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 
 class Clock:
@@ -42,14 +42,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def ask(federation: Any, clock: Clock) -> Callable[..., tuple[Workplace, Callable[[float], Any]]]:
+def ask(federation: Any, clock: Clock) -> Callable[..., tuple[SiteState, Callable[[float], Any]]]:
     """A hospital with this setting, and a way to ask it for the first round."""
 
-    def make(answer_seconds: float) -> tuple[Workplace, Callable[[float], Any]]:
+    def make(answer_seconds: float) -> tuple[SiteState, Callable[[float], Any]]:
         site = federation.hospital("east", privacy={"answer_seconds": answer_seconds})
-        workplace = federation.workplace(site)
+        site_state = federation.site_state(site)
         study = federation.study(privacy={"noise": "operating-system"})
-        declared: Declaration = declare(workplace, Proposal(study=study, run="first", private=True))
+        declared: Declaration = declare(
+            site_state, Proposal(study=study, run="first", private=True)
+        )
         task = TrainTask(
             study=study,
             run="first",
@@ -57,14 +59,14 @@ def ask(federation: Any, clock: Clock) -> Callable[..., tuple[Workplace, Callabl
             message_id="first/1/east",
             mechanism=declared.mechanism,
         )
-        weights = trainable_state(workplace.network(study))
+        weights = trainable_state(site_state.network(study))
 
         def train(wait: float) -> Any:
             return train_update(
-                workplace, task, weights, expires=clock.time() + wait, on_step=lambda *_: None
+                site_state, task, weights, expires=clock.time() + wait, on_step=lambda *_: None
             )
 
-        return workplace, train
+        return site_state, train
 
     return make
 
@@ -97,13 +99,13 @@ def test_without_the_setting_an_update_leaves_at_once(ask: Any, clock: Clock) ->
 
 
 def test_a_server_that_does_not_wait_so_long_is_refused_before_the_charge(ask: Any) -> None:
-    workplace, train = ask(60.0)
+    site_state, train = ask(60.0)
     with pytest.raises(
         site_round.PolicyRefused, match="answer_seconds = 60, found 60 s"
     ) as refused:
         train(60.0)
     assert refused.value.code == "policy-answer-seconds"
-    with workplace.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger:
         assert ledger.steps(run="first") == 0
 
 

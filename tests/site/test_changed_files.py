@@ -28,7 +28,7 @@ from medfl.protocol.messages import (
     to_record,
 )
 from medfl.segmentation.networks import trainable_state
-from medfl.site.state import Workplace, hospital_workplace
+from medfl.site.state import SiteState, hospital_state
 
 SROW = 280  # where NIfTI-1 keeps its transform, in bytes
 SITE_LOG = "medfl.site.client_app"
@@ -46,15 +46,15 @@ class Site:
         self.config: SiteConfig = federation.hospital("east", copy_patients=True)
         self._federation = federation
         self._forgets = forgets
-        self._workplace = hospital_workplace(self.config)
+        self._site_state = hospital_state(self.config)
         self._study = federation.study(privacy={"noise": "operating-system"})
         proposal = Proposal(study=self._study, run="first", private=True)
-        answer = federation.ask(self._workplace, to_record(proposal), kind="query")
+        answer = federation.ask(self._site_state, to_record(proposal), kind="query")
         self._mechanism = read_body(answer, Declaration).mechanism
 
     @property
-    def workplace(self) -> Workplace:
-        return hospital_workplace(self.config) if self._forgets else self._workplace
+    def site_state(self) -> SiteState:
+        return hospital_state(self.config) if self._forgets else self._site_state
 
     @property
     def patients(self) -> list[Path]:
@@ -73,13 +73,13 @@ class Site:
             message_id=f"first/{number}/east",
             mechanism=self._mechanism,
         )
-        workplace = self.workplace
-        weights = trainable_state(workplace.network(self._study))
-        return self._federation.ask(workplace, to_record(task, weights=weights), kind="train")
+        site_state = self.site_state
+        weights = trainable_state(site_state.network(self._study))
+        return self._federation.ask(site_state, to_record(task, weights=weights), kind="train")
 
     def rounds(self) -> tuple[int, int]:
         """Rounds that were charged, and those that were released."""
-        with self.workplace.open_ledger() as ledger:
+        with self.site_state.open_ledger() as ledger:
             kinds = [entry.kind for entry in ledger.entries()]
         return kinds.count("charge"), kinds.count("release")
 

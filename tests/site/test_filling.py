@@ -18,7 +18,7 @@ def fill(federation: Any, site: Any) -> tuple[list[DataError], list[tuple[int, i
     """Errors, and what was told of the progress."""
     told: list[tuple[int, int]] = []
     failed = fill_cache(
-        federation.workplace(site), federation.study(), on_patient=lambda *work: told.append(work)
+        federation.site_state(site), federation.study(), on_patient=lambda *work: told.append(work)
     )
     return failed, told
 
@@ -44,13 +44,13 @@ def test_a_round_after_it_prepares_nobody_and_nothing_was_charged(
     assert fill(federation, site) == ([], [(1, 4), (2, 4), (3, 4), (4, 4)])
     assert len(prepared) == 4
     prepared.clear()
-    workplace = federation.workplace(site)
-    training, _ = workplace.stores(federation.study())
+    site_state = federation.site_state(site)
+    training, _ = site_state.stores(federation.study())
     training.verify()
     assert [len(training.prepared(index)) for index in range(4)] == [1, 1, 1, 1]
     assert fill(federation, site)[0] == []
     assert prepared == []
-    with workplace.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger:
         assert ledger.spent().epsilon == 0
 
 

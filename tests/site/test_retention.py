@@ -83,7 +83,7 @@ def test_an_age_out_of_range_is_refused(days: float, outbox: Outbox) -> None:
 @pytest.fixture
 def answered(federation: Any) -> tuple[Any, TrainTask]:
     """A hospital that has answered a round, and the round."""
-    hospital = federation.workplace(federation.hospital("east"))
+    hospital = federation.site_state(federation.hospital("east"))
     study = federation.study(**STUDY)
     proposal = Proposal(study=study, run="first", private=True)
     declared = read_body(federation.ask(hospital, to_record(proposal), kind="query"), Declaration)

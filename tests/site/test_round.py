@@ -48,8 +48,8 @@ STUDY: dict[str, Any] = {"privacy": {"noise": "operating-system"}}
 
 @pytest.fixture
 def hospital(federation: Any) -> Any:
-    """The workplace of a hospital with a lifetime ledger."""
-    return federation.workplace(federation.hospital("east", privacy=POLICY))
+    """The site_state of a hospital with a lifetime ledger."""
+    return federation.site_state(federation.hospital("east", privacy=POLICY))
 
 
 def task(federation: Any, *, number: int = 1, study: Any = None, **mechanism: Any) -> TrainTask:
@@ -62,26 +62,26 @@ def task(federation: Any, *, number: int = 1, study: Any = None, **mechanism: An
     )
 
 
-def agreed(federation: Any, workplace: Any, *, study: Any = None) -> Declaration:
+def agreed(federation: Any, site_state: Any, *, study: Any = None) -> Declaration:
     """The site's answer to the proposal of the run in `task`."""
     proposal = Proposal(study=study or federation.study(**STUDY), run="first", private=True)
-    return read_body(federation.ask(workplace, to_record(proposal), kind="query"), Declaration)
+    return read_body(federation.ask(site_state, to_record(proposal), kind="query"), Declaration)
 
 
-def agreed_task(federation: Any, workplace: Any, *, number: int = 1) -> TrainTask:
+def agreed_task(federation: Any, site_state: Any, *, number: int = 1) -> TrainTask:
     """A round of a run that the site has agreed to."""
-    mechanism = agreed(federation, workplace).mechanism
+    mechanism = agreed(federation, site_state).mechanism
     return task(federation, number=number, **mechanism.to_dict())
 
 
-def state(workplace: Any, study: Any) -> dict[str, Any]:
+def state(site_state: Any, study: Any) -> dict[str, Any]:
     """Everything that a refused message may not touch."""
-    with workplace.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger:
         head = ledger.head()
-    weights = trainable_state(workplace.network(study))
+    weights = trainable_state(site_state.network(study))
     return {
         "head": head,
-        "outbox": sorted(Path(workplace.site.state, "outbox").glob("*")),
+        "outbox": sorted(Path(site_state.site.state, "outbox").glob("*")),
         "weights": {name: digest(value) for name, value in weights.items()},
     }
 
@@ -90,14 +90,14 @@ def digest(value: torch.Tensor) -> str:
     return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
 
 
-def train(federation: Any, workplace: Any, asked: TrainTask, *, weights: Any = None) -> Any:
-    given = weights or trainable_state(workplace.network(asked.study))
-    return federation.ask(workplace, to_record(asked, weights=given), kind="train")
+def train(federation: Any, site_state: Any, asked: TrainTask, *, weights: Any = None) -> Any:
+    given = weights or trainable_state(site_state.network(asked.study))
+    return federation.ask(site_state, to_record(asked, weights=given), kind="train")
 
 
-def shifted(workplace: Any, study: Any) -> dict[str, torch.Tensor]:
+def shifted(site_state: Any, study: Any) -> dict[str, torch.Tensor]:
     """Weights that the site does not hold yet."""
-    weights = trainable_state(workplace.network(study))
+    weights = trainable_state(site_state.network(study))
     return {name: value + 1.0 for name, value in weights.items()}
 
 
@@ -177,9 +177,9 @@ def test_noise_is_as_large_as_the_policys_floor_whatever_the_study_wants(
     federation: Any,
 ) -> None:
     floor = {"min_noise_multiplier": 20.0}
-    workplace = federation.workplace(federation.hospital("east", privacy=floor))
+    site_state = federation.site_state(federation.hospital("east", privacy=floor))
     proposal = Proposal(study=federation.study(**STUDY), run="first", private=True)
-    reply = federation.ask(workplace, to_record(proposal), kind="query")
+    reply = federation.ask(site_state, to_record(proposal), kind="query")
     assert read_body(reply, Declaration).mechanism.noise_multiplier == 20.0
 
 
@@ -252,12 +252,12 @@ def test_a_refusal_beyond_the_budget_leaves_ledger_and_weights_as_they_were(
     study = federation.study(
         privacy={"noise": "operating-system", "epsilon": 3.0}, training={"rounds": 1}
     )
-    workplace = federation.workplace(federation.hospital("east", privacy={"epsilon": 3.3}))
+    site_state = federation.site_state(federation.hospital("east", privacy={"epsilon": 3.3}))
     tasks = []
     for name in ("first", "second"):
         named = study.model_copy(update={"id": name})
         proposal = Proposal(study=named, run=name, private=True)
-        answer = federation.ask(workplace, to_record(proposal), kind="query")
+        answer = federation.ask(site_state, to_record(proposal), kind="query")
         tasks.append(
             TrainTask(
                 study=named,
@@ -267,16 +267,16 @@ def test_a_refusal_beyond_the_budget_leaves_ledger_and_weights_as_they_were(
                 mechanism=read_body(answer, Declaration).mechanism,
             )
         )
-    weights = read_weights(train(federation, workplace, tasks[0]))
-    with workplace.open_ledger() as ledger:
+    weights = read_weights(train(federation, site_state, tasks[0]))
+    with site_state.open_ledger() as ledger:
         spent = ledger.spent().epsilon
     assert 2.9 < spent <= 3.0
-    before = state(workplace, tasks[1].study)
-    reply = train(federation, workplace, tasks[1], weights=weights)
+    before = state(site_state, tasks[1].study)
+    reply = train(federation, site_state, tasks[1], weights=weights)
     assert refusal_code(reply) == "budget-exceeded"
-    assert state(workplace, tasks[1].study)["head"] == before["head"]
-    assert state(workplace, tasks[1].study)["outbox"] == before["outbox"]
-    with workplace.open_ledger() as ledger:
+    assert state(site_state, tasks[1].study)["head"] == before["head"]
+    assert state(site_state, tasks[1].study)["outbox"] == before["outbox"]
+    with site_state.open_ledger() as ledger:
         assert ledger.spent().epsilon == spent
 
 
@@ -362,13 +362,13 @@ def test_what_a_site_says_of_its_ledger_is_signed_and_true(federation: Any, hosp
 def test_a_hospital_without_keys_says_so_and_gets_none(federation: Any) -> None:
     site = federation.hospital("east")
     shutil.rmtree(site.state / "keys")
-    workplace = federation.workplace(site)
-    before = state(workplace, federation.study(**STUDY))
+    site_state = federation.site_state(site)
+    before = state(site_state, federation.study(**STUDY))
     proposal = Proposal(study=federation.study(**STUDY), run="first", private=True)
-    reply = federation.ask(workplace, to_record(proposal), kind="query")
+    reply = federation.ask(site_state, to_record(proposal), kind="query")
     assert refusal_code(reply) == "config"
     assert not (site.state / "keys").exists()
-    assert state(workplace, federation.study(**STUDY)) == before
+    assert state(site_state, federation.study(**STUDY)) == before
 
 
 def test_a_ledger_that_is_missing_is_never_made_for_a_hospital(
@@ -383,8 +383,8 @@ def test_a_ledger_that_is_missing_is_never_made_for_a_hospital(
 def test_a_ledger_made_for_another_budget_is_refused(federation: Any) -> None:
     site = federation.hospital("east")
     generous = site.privacy.model_copy(update={"epsilon": 1000.0})
-    workplace = federation.workplace(site.model_copy(update={"privacy": generous}))
-    assert refusal_code(train(federation, workplace, task(federation))) == "ledger"
+    site_state = federation.site_state(site.model_copy(update={"privacy": generous}))
+    assert refusal_code(train(federation, site_state, task(federation))) == "ledger"
 
 
 @pytest.mark.slow
@@ -422,7 +422,7 @@ def keeping(seen: list[Declaration]) -> Any:
 
 def test_studies_are_refused_once_the_budget_is_used_up(federation: Any) -> None:
     site = federation.hospital("east", privacy={"epsilon": 3.0})
-    workplace = federation.workplace(site)
+    site_state = federation.site_state(site)
     study = federation.study(privacy={"noise": "operating-system", "epsilon": 3.0})
     federation.run(
         study.model_copy(
@@ -431,7 +431,7 @@ def test_studies_are_refused_once_the_budget_is_used_up(federation: Any) -> None
         [site],
     )
     proposal = Proposal(study=study.model_copy(update={"id": "b"}), run="b", private=True)
-    reply = federation.ask(workplace, to_record(proposal), kind="query")
+    reply = federation.ask(site_state, to_record(proposal), kind="query")
     assert refusal_code(reply) == "budget-exceeded"
 
 
@@ -479,8 +479,8 @@ def test_noise_differs_between_two_runs_of_the_same_request(
         # The same patients on two machines.
         monkeypatch.setenv("XDG_STATE_HOME", str(federation.scratch / name))
         site = federation.hospital(name, data={"root": str(federation.site("east").data.root)})
-        workplace = federation.workplace(site)
-        asked = agreed_task(federation, workplace)
-        updates.append(read_weights(train(federation, workplace, asked)))
+        site_state = federation.site_state(site)
+        asked = agreed_task(federation, site_state)
+        updates.append(read_weights(train(federation, site_state, asked)))
     for name, value in updates[0].items():
         assert not torch.equal(value, updates[1][name])

@@ -32,8 +32,8 @@ from medfl.site.filling import fill_cache
 from medfl.site.round import train_update
 from medfl.site.state import (
     create_ledger,
-    hospital_workplace,
-    simulated_workplace,
+    hospital_state,
+    simulated_state,
 )
 from medfl.study.baselines import threshold_scores
 from medfl.study.simulation import prepare_folder, simulate
@@ -127,15 +127,15 @@ def test_one_patient_in_disguise_who_joins_later_stops_the_run_before_it_begins(
         federation.scratch / "second" / "BraTS2021_77770",
         described,
     )
-    assert declared(federation, hospital_workplace(second)) == "ledger-elsewhere"
-    with hospital_workplace(second).open_ledger() as ledger:
+    assert declared(federation, hospital_state(second)) == "ledger-elsewhere"
+    with hospital_state(second).open_ledger() as ledger:
         assert ledger.agreement("run") is None
 
 
-def declared(federation: Any, workplace: Any, *, study: Any = None) -> str:
+def declared(federation: Any, site_state: Any, *, study: Any = None) -> str:
     """The code with which a site refuses a proposal; empty if it agrees."""
     proposal = Proposal(study=study or federation.study(**STUDY), run="run", private=True)
-    found: str = refusal_code(federation.ask(workplace, to_record(proposal), kind="query"))
+    found: str = refusal_code(federation.ask(site_state, to_record(proposal), kind="query"))
     return found
 
 
@@ -165,11 +165,11 @@ def public(federation: Any, site: SiteConfig) -> SiteConfig:
 def test_a_hospitals_patients_are_no_open_data(
     federation: Any, public: SiteConfig, *, private: bool
 ) -> None:
-    workplace = simulated_workplace(public, run_folder=federation.scratch / "run")
+    site_state = simulated_state(public, run_folder=federation.scratch / "run")
     proposal = Proposal(study=federation.study(**STUDY), run="run", private=private)
-    reply = federation.ask(workplace, to_record(proposal), kind="query")
+    reply = federation.ask(site_state, to_record(proposal), kind="query")
     assert refusal_code(reply) == "ledger-elsewhere"
-    assert not workplace.ledger_folder.exists()
+    assert not site_state.ledger_folder.exists()
 
 
 def test_a_simulation_with_a_hospitals_patients_computes_nothing(
@@ -193,8 +193,8 @@ def test_nothing_else_prepares_a_hospitals_patients_as_open_data(
         if which == "threshold":
             threshold_scores(study, [public], out=out)
         else:
-            workplace = simulated_workplace(public, run_folder=out)
-            fill_cache(workplace, study, on_patient=lambda *_: None)
+            site_state = simulated_state(public, run_folder=out)
+            fill_cache(site_state, study, on_patient=lambda *_: None)
     assert caught.value.code == "ledger-elsewhere"
     assert not list((public.state / "cache").glob("*.case"))
 
@@ -203,10 +203,10 @@ def test_a_round_of_open_data_is_refused_once_a_hospital_pays_for_its_patients(
     federation: Any,
 ) -> None:
     open_data = federation.site("east", privacy={"share_metrics": False})
-    workplace = simulated_workplace(open_data, run_folder=federation.scratch / "run")
-    asked = task(federation, workplace, 1)
+    site_state = simulated_state(open_data, run_folder=federation.scratch / "run")
+    asked = task(federation, site_state, 1)
     federation.hospital("east")
-    later = simulated_workplace(open_data, run_folder=federation.scratch / "run")
+    later = simulated_state(open_data, run_folder=federation.scratch / "run")
     assert train(federation, later, asked) == "ledger-elsewhere"
     with later.open_ledger() as ledger:
         assert ledger.steps(run="run") == 0
@@ -239,15 +239,15 @@ def test_one_person_under_two_names_is_refused(federation: Any, site: SiteConfig
     first, second = names(site)[0], "BraTS2021_77770"
     copied(Path(site.data.root) / first, Path(site.data.root) / second, described)
     twice = site.model_copy(update={"declared_patients": 5})
-    workplace = hospital_workplace(twice)
-    assert declared(federation, workplace) == "doubled-patient"
-    with workplace.open_ledger() as ledger:
+    site_state = hospital_state(twice)
+    assert declared(federation, site_state) == "doubled-patient"
+    with site_state.open_ledger() as ledger:
         assert ledger.agreement("run") is None
     with pytest.raises(DataError, match="each person under one patient id") as caught:
-        workplace.marks()
+        site_state.marks()
     for name in (first, second):
         assert name not in str(caught.value)
-        assert pseudonym(name, key=workplace.key) in str(caught.value)
+        assert pseudonym(name, key=site_state.key) in str(caught.value)
 
 
 # --- one folder, whatever it is called
@@ -259,10 +259,10 @@ def test_a_second_name_of_a_state_folder_is_the_same_ledger(
     link = federation.scratch / "link"
     link.symlink_to(site.state)
     second = site.model_copy(update={"state": link})
-    assert declared(federation, hospital_workplace(site)) == ""
+    assert declared(federation, hospital_state(site)) == ""
     with (
-        hospital_workplace(site).open_ledger() as one,
-        hospital_workplace(second).open_ledger() as two,
+        hospital_state(site).open_ledger() as one,
+        hospital_state(second).open_ledger() as two,
     ):
         assert two.head() == one.head()
     with pytest.raises(LedgerError, match="never replaced"):
@@ -272,10 +272,10 @@ def test_a_second_name_of_a_state_folder_is_the_same_ledger(
 # --- no more than was agreed
 
 
-def task(federation: Any, workplace: Any, number: int, message: str = "") -> TrainTask:
+def task(federation: Any, site_state: Any, number: int, message: str = "") -> TrainTask:
     study = federation.study(**STUDY)
     proposal = Proposal(study=study, run="run", private=True)
-    reply = federation.ask(workplace, to_record(proposal), kind="query")
+    reply = federation.ask(site_state, to_record(proposal), kind="query")
     return TrainTask(
         study=study,
         run="run",
@@ -285,15 +285,15 @@ def task(federation: Any, workplace: Any, number: int, message: str = "") -> Tra
     )
 
 
-def train(federation: Any, workplace: Any, asked: TrainTask) -> str:
-    weights = trainable_state(workplace.network(asked.study))
-    reply = federation.ask(workplace, to_record(asked, weights=weights), kind="train")
+def train(federation: Any, site_state: Any, asked: TrainTask) -> str:
+    weights = trainable_state(site_state.network(asked.study))
+    reply = federation.ask(site_state, to_record(asked, weights=weights), kind="train")
     found: str = refusal_code(reply)
     return found
 
 
-def steps(workplace: Any) -> int:
-    with workplace.open_ledger() as ledger:
+def steps(site_state: Any) -> int:
+    with site_state.open_ledger() as ledger:
         found: int = ledger.steps(run="run")
     return found
 
@@ -301,40 +301,42 @@ def steps(workplace: Any) -> int:
 def test_a_round_that_is_asked_for_again_under_new_names_is_computed_once(
     federation: Any, site: SiteConfig
 ) -> None:
-    workplace = hospital_workplace(site)
-    assert train(federation, workplace, task(federation, workplace, 1)) == ""
+    site_state = hospital_state(site)
+    assert train(federation, site_state, task(federation, site_state, 1)) == ""
     for name in ("again", "once-more"):
-        assert train(federation, workplace, task(federation, workplace, 1, name)) == "policy-round"
-    assert steps(workplace) == 1
+        assert (
+            train(federation, site_state, task(federation, site_state, 1, name)) == "policy-round"
+        )
+    assert steps(site_state) == 1
 
 
 def test_a_round_whose_answer_is_lost_again_and_again_ends_at_the_allowance(
     federation: Any, site: SiteConfig
 ) -> None:
-    workplace = hospital_workplace(site)
+    site_state = hospital_state(site)
     study = federation.study(**STUDY)
     most = most_steps(rounds=study.training.rounds, local_steps=study.training.local_steps)
     assert most == 5
     for _ in range(most):
-        assert train(federation, workplace, task(federation, workplace, 1)) == ""
+        assert train(federation, site_state, task(federation, site_state, 1)) == ""
         shutil.rmtree(site.state / "outbox")
-    assert train(federation, workplace, task(federation, workplace, 1)) == "policy-steps"
-    assert train(federation, workplace, task(federation, workplace, 2)) == "policy-steps"
-    assert steps(workplace) == most
+    assert train(federation, site_state, task(federation, site_state, 1)) == "policy-steps"
+    assert train(federation, site_state, task(federation, site_state, 2)) == "policy-steps"
+    assert steps(site_state) == most
 
 
 def test_the_witness_is_free_while_a_round_is_computed(federation: Any, site: SiteConfig) -> None:
-    workplace, entered = hospital_workplace(site), []
-    asked = task(federation, workplace, 1)
+    site_state, entered = hospital_state(site), []
+    asked = task(federation, site_state, 1)
 
     def look(done: int, total: int) -> None:
         with exclusive(witness_folder() / "witness.lock", seconds=0):
             entered.append((done, total))
 
     train_update(
-        workplace,
+        site_state,
         asked,
-        trainable_state(workplace.network(asked.study)),
+        trainable_state(site_state.network(asked.study)),
         expires=time.time() + 60,
         on_step=look,
     )
@@ -346,11 +348,11 @@ def test_images_exchanged_after_the_agreement_are_known_again(
 ) -> None:
     """Another hospital's patients under names that the run has agreed to."""
     other = federation.hospital("south", copy_patients=True)
-    workplace = hospital_workplace(site)
-    asked = task(federation, workplace, 1)
+    site_state = hospital_state(site)
+    asked = task(federation, site_state, 1)
     taken, stranger = (Path(each.data.root) / names(each)[0] for each in (site, other))
     shutil.rmtree(taken)
     copied(stranger, taken, described)
-    later = hospital_workplace(site)
+    later = hospital_state(site)
     assert train(federation, later, asked) == "ledger-elsewhere"
     assert steps(later) == 0

@@ -16,9 +16,9 @@ from medfl.privacy import engine
 from medfl.privacy.patients import Patients
 from medfl.protocol.messages import Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
-from medfl.site import state as workplaces
+from medfl.site import state as site_states
 from medfl.site.round import declare, train_update
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ def hospital(federation: Any) -> SiteConfig:
     return site
 
 
-def anew(site: SiteConfig, **changes: Any) -> Workplace:
+def anew(site: SiteConfig, **changes: Any) -> SiteState:
     """As in a process of its own: nothing is remembered but what lies on disk."""
     data = site.data.model_copy(update=changes)
-    return Workplace(site.model_copy(update={"data": data}), folder=site.state)
+    return SiteState(site.model_copy(update={"data": data}), folder=site.state)
 
 
-def patients_of(workplace: Workplace, study: Any, members: frozenset[str]) -> Patients:
-    network = workplace.network(study)
-    return workplace.training_patients(study, network, round_number=1, members=members)
+def patients_of(site_state: SiteState, study: Any, members: frozenset[str]) -> Patients:
+    network = site_state.network(study)
+    return site_state.training_patients(study, network, round_number=1, members=members)
 
 
 def losses(patients: Patients, *, step: int = 0) -> dict[str, float]:
@@ -66,17 +66,17 @@ def test_who_leaves_does_not_decide_whether_somebody_else_trains(
 ) -> None:
     """Where patients are held out, a withdrawal may move another one between the parts."""
     study, held_out = federation.study(), 0.4
-    workplace = anew(hospital, held_out=held_out)
-    members = frozenset(workplace.members)
+    site_state = anew(hospital, held_out=held_out)
+    members = frozenset(site_state.members)
     assert len(members) == 3
-    everybody = patients_of(workplace, study, members)
+    everybody = patients_of(site_state, study, members)
     assert set(everybody.names) == members
     moved = 0
     for folder in sorted(Path(hospital.data.root).iterdir()):
         away = folder.rename(hospital.state / folder.name)
         later = anew(hospital, held_out=held_out)
         left = set(patients_of(later, study, members).names)
-        pseudonym = workplaces.pseudonym(folder.name, key=later.key)
+        pseudonym = site_states.pseudonym(folder.name, key=later.key)
         assert left == members - {pseudonym}
         moved += members - {pseudonym} != set(later.members) & members
         away.rename(folder)
@@ -87,9 +87,9 @@ def test_patients_are_computed_alike_whatever_the_caches_hold(
     federation: Any, hospital: SiteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = federation.study()
-    workplace = anew(hospital)
-    members = frozenset(workplace.members)
-    expected = losses(patients_of(workplace, study, members))
+    site_state = anew(hospital)
+    members = frozenset(site_state.members)
+    expected = losses(patients_of(site_state, study, members))
     for memory, disk in ((0, 1.0), (2**30, 1e-6), (0, 1e-6)):
         small = hospital.model_copy(update={"cache_gigabytes": disk})
         other = anew(small)
@@ -103,14 +103,14 @@ def test_patients_are_computed_alike_whatever_the_caches_hold(
 
 
 def test_other_steps_rounds_and_seeds_cut_other_crops(federation: Any) -> None:
-    workplace = federation.workplace(federation.site("east"))
-    members = frozenset(workplace.members)
+    site_state = federation.site_state(federation.site("east"))
+    members = frozenset(site_state.members)
     found = []
     for seed in (0, 1):
         study = federation.study(seed=seed)
-        network = workplace.network(federation.study())
+        network = site_state.network(federation.study())
         for number in (1, 2):
-            patients = workplace.training_patients(
+            patients = site_state.training_patients(
                 study, network, round_number=number, members=members
             )
             found += [tuple(losses(patients, step=step).values()) for step in (0, 1)]
@@ -149,11 +149,11 @@ def test_two_sites_and_two_rounds_never_share_noise(
     """Noise in common could be subtracted by whoever sees two updates."""
     monkeypatch.setattr(engine, "poisson_draw", lambda **_: [])
     study = federation.study(privacy={"noise": "operating-system"})
-    start = trainable_state(federation.workplace(federation.site("east")).network(study))
+    start = trainable_state(federation.site_state(federation.site("east")).network(study))
     moved = []
     for name in ("east", "south"):
-        workplace = federation.workplace(federation.hospital(name))
-        mechanism = declare(workplace, Proposal(study=study, run="first", private=True)).mechanism
+        site_state = federation.site_state(federation.hospital(name))
+        mechanism = declare(site_state, Proposal(study=study, run="first", private=True)).mechanism
         for number in (1, 2):
             task = TrainTask(
                 study=study,
@@ -163,7 +163,7 @@ def test_two_sites_and_two_rounds_never_share_noise(
                 mechanism=mechanism,
             )
             _, released = train_update(
-                workplace, task, start, expires=time.time() + 60, on_step=lambda *_: None
+                site_state, task, start, expires=time.time() + 60, on_step=lambda *_: None
             )
             noise = [(released[key] - start[key]).flatten() for key in sorted(start)]
             moved.append(torch.cat(noise).double() * mechanism.divisor)

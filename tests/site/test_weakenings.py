@@ -77,8 +77,8 @@ AGREED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def hospital(federation: Any) -> Any:
-    """The workplace of a hospital with a lifetime ledger."""
-    return federation.workplace(federation.hospital("east", privacy=POLICY))
+    """The site_state of a hospital with a lifetime ledger."""
+    return federation.site_state(federation.hospital("east", privacy=POLICY))
 
 
 @pytest.fixture

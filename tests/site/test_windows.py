@@ -42,10 +42,10 @@ def seen() -> Iterator[set[tuple[int, ...]]]:
 
 def test_a_site_scores_its_patients_in_windows(federation: Any, seen: set[tuple[int, ...]]) -> None:
     study = federation.study(input={"window_size": WINDOW})
-    workplace = federation.workplace(federation.site("east", privacy={"share_metrics": True}))
-    weights = trainable_state(workplace.network(study))
+    site_state = federation.site_state(federation.site("east", privacy={"share_metrics": True}))
+    weights = trainable_state(site_state.network(study))
     seen.clear()  # of what building the network has tried
-    evaluate(workplace, EvaluateTask(study=study, round=1, distances=False), weights)
+    evaluate(site_state, EvaluateTask(study=study, round=1, distances=False), weights)
     assert seen == {WINDOW}
 
 
@@ -55,7 +55,7 @@ def test_the_pictures_of_a_run_are_segmented_in_windows(
     study = federation.study(
         input={"window_size": WINDOW}, synthetic=SYNTHETIC, evaluation={"pictures": 1}
     )
-    weights = trainable_state(federation.workplace(federation.site("east")).network(study))
+    weights = trainable_state(federation.site_state(federation.site("east")).network(study))
     model = tmp_path / "model.safetensors"
     model.write_bytes(study_model_bytes(weights, study=study, round_number=1, declarations={}))
     reading = pictures.read_model

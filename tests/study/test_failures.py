@@ -16,10 +16,10 @@ from medfl.data.patient_store import PatientStore
 from medfl.errors import BudgetExceeded, ConfigError, DataError
 from medfl.privacy import engine
 from medfl.privacy.engine import PatientOptimizer
-from medfl.protocol.failures import MAX_CHARACTERS, code_of, told
+from medfl.protocol.failures import MAX_CHARACTERS, code_of, line_of
 from medfl.protocol.messages import Proposal, refusal_code, to_record
 from medfl.site import round as site_round
-from medfl.site.state import Workplace
+from medfl.site.state import SiteState
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_every_lack_of_memory_has_one_code_and_a_fix(where: str) -> None:
     error = raised(OUT_OF_MEMORY[where])
     assert code_of(error) == "out-of-memory"
     for fix in ("device = 'cpu'", "smaller patients at once", "what was charged stays"):
-        assert fix in told(error)
+        assert fix in line_of(error)
 
 
 def test_another_failure_of_torch_is_no_lack_of_memory() -> None:
@@ -80,14 +80,14 @@ def test_another_failure_of_torch_is_no_lack_of_memory() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_a_text_that_may_name_a_patient_is_not_told(error: Exception) -> None:
-    line = told(raised(fails_with(error)))
+    line = line_of(raised(fails_with(error)))
     assert PATIENT not in line
     assert "/images" not in line
     assert line.isprintable()
 
 
 def test_an_unforeseen_failure_is_told_by_its_kind_and_place() -> None:
-    line = told(raised(fails_with(ZeroDivisionError("secret"))))
+    line = line_of(raised(fails_with(ZeroDivisionError("secret"))))
     assert line.startswith("Expected no failure, found ZeroDivisionError at ")
     assert "test_failures.py:" in line
     assert "secret" not in line
@@ -95,11 +95,11 @@ def test_an_unforeseen_failure_is_told_by_its_kind_and_place() -> None:
 
 def test_a_rule_that_was_broken_is_told_in_full() -> None:
     text = "Expected a lifetime epsilon <= 8, found 8.1."
-    assert told(BudgetExceeded(text)) == text
+    assert line_of(BudgetExceeded(text)) == text
 
 
 def test_a_text_that_a_server_chose_stays_short_and_on_one_line() -> None:
-    line = told(ConfigError("Expected a\tword, found\n\x1b[2J\u202e'" + "x" * 100_000 + "'."))
+    line = line_of(ConfigError("Expected a\tword, found\n\x1b[2J\u202e'" + "x" * 100_000 + "'."))
     assert line.startswith("Expected a word, found [2J '")
     assert line.isprintable()
     assert len(line) == MAX_CHARACTERS
@@ -205,19 +205,19 @@ def test_a_patient_who_fails_in_a_step_contributes_zero_and_the_answer_comes(
 def test_a_site_out_of_memory_before_the_charge_pays_nothing(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace = federation.workplace(federation.hospital("east"))
-    with workplace.open_ledger() as ledger:
+    site_state = federation.site_state(federation.hospital("east"))
+    with site_state.open_ledger() as ledger:
         before = ledger.head()
     study = federation.study(privacy={"noise": "operating-system"})
     question = to_record(Proposal(study=study, run="first", private=True))
     with monkeypatch.context() as patch:
         failure = torch.OutOfMemoryError("CUDA out of memory")
-        patch.setattr(Workplace, "network", fails_with(failure))
-        reply = federation.ask(workplace, question, kind="query")
+        patch.setattr(SiteState, "network", fails_with(failure))
+        reply = federation.ask(site_state, question, kind="query")
     assert refusal_code(reply) == "out-of-memory"
-    with workplace.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger:
         assert ledger.head() == before
-    assert refusal_code(federation.ask(workplace, question, kind="query")) == ""
+    assert refusal_code(federation.ask(site_state, question, kind="query")) == ""
 
 
 def test_a_damaged_image_is_told_without_its_name(

@@ -115,13 +115,13 @@ def copy_as(patient: Path, target: Path) -> None:
 
 
 def spent(federation: Any, site: SiteConfig) -> Any:
-    with federation.workplace(site).open_ledger() as ledger:
+    with federation.site_state(site).open_ledger() as ledger:
         return ledger.spent()
 
 
 def ask(federation: Any, site: SiteConfig, study: Any, *, run: str) -> Any:
     proposal = Proposal(study=study, run=run, private=True)
-    return federation.ask(federation.workplace(site), to_record(proposal), kind="query")
+    return federation.ask(federation.site_state(site), to_record(proposal), kind="query")
 
 
 def stopped_before_round_2(federation: Any, site: SiteConfig, watched: Watched) -> None:
@@ -174,7 +174,7 @@ def test_who_joins_waits_for_the_next_run(
     declared = read_body(ask(federation, right, later, run="s"), Declaration)
     assert declared.declared_patients == declared.mechanism.declared_patients == 5
     assert declared.epsilon > used.epsilon + 0.5
-    with federation.workplace(right).open_ledger() as ledger:
+    with federation.site_state(right).open_ledger() as ledger:
         assert len(ledger.agreement("r").members) == 4
         assert len(ledger.agreement("s").members) == 5
         assert ledger.spent() == used

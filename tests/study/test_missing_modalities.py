@@ -15,10 +15,10 @@ FLAIR_ONLY = {"modalities": ["t2f"]}
 
 def test_a_missing_channel_is_air_and_the_rest_is_as_ever(federation: Any) -> None:
     study = federation.study(input=FILLING)
-    whole = federation.workplace(federation.site("east"))
-    lacking = federation.workplace(federation.site("east", data=FLAIR_ONLY))
+    whole = federation.site_state(federation.site("east"))
+    lacking = federation.site_state(federation.site("east", data=FLAIR_ONLY))
     ((with_t1c,), (without,)) = (
-        workplace.stores(study)[0].prepared(0) for workplace in (whole, lacking)
+        site_state.stores(study)[0].prepared(0) for site_state in (whole, lacking)
     )
     assert not without.image_CDHW[0].any()
     assert with_t1c.image_CDHW[0].any()
@@ -32,15 +32,15 @@ def test_a_cache_of_the_whole_case_is_not_taken_for_the_lacking_one(federation: 
     lacking = site.model_copy(
         update={"data": site.data.model_copy(update={"modalities": ("t2f",)})}
     )
-    assert federation.workplace(site).stores(study)[0].prepared(0)[0].image_CDHW[0].any()
-    prepared = federation.workplace(lacking).stores(study)[0].prepared(0)
+    assert federation.site_state(site).stores(study)[0].prepared(0)[0].image_CDHW[0].any()
+    prepared = federation.site_state(lacking).stores(study)[0].prepared(0)
     assert not prepared[0].image_CDHW[0].any()
 
 
 def test_a_site_with_none_of_the_modalities_is_refused(federation: Any) -> None:
-    workplace = federation.workplace(federation.site("east", data={"modalities": ["t1n"]}))
+    site_state = federation.site_state(federation.site("east", data={"modalities": ["t1n"]}))
     with pytest.raises(ConfigError, match=r"expected data\.modalities with one of") as caught:
-        workplace.stores(federation.study(input=FILLING))
+        site_state.stores(federation.study(input=FILLING))
     assert caught.value.code == "modalities"
 
 

@@ -101,7 +101,7 @@ def test_the_server_notices_although_the_ledger_has_grown_since(federation: Any)
         for number in range(4):
             study = federation.study(id=f"other-{number}")
             proposal = Proposal(study=study, run=f"other-{number}", private=True)
-            place = federation.workplace(site)
+            place = federation.site_state(site)
             read_body(federation.ask(place, to_record(proposal), kind="query"), Declaration)
 
     fault = Restored(state(federation), then=lambda: aside(grow))

@@ -25,7 +25,7 @@ from medfl.protocol.keys import SiteKeys
 from medfl.segmentation.model_file import read_provenance
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
-from medfl.site.state import hospital_workplace
+from medfl.site.state import hospital_state
 from medfl.study import baselines
 from medfl.study.in_process_grid import run_in_process
 from medfl.study.pretraining import initial_weights
@@ -269,8 +269,8 @@ def test_a_deployed_server_starts_from_the_file_that_the_run_folder_keeps(
     assert str(file.parent) not in job.model_dump_json()
     assert Job.model_validate_json(job.model_dump_json()).study.digest == study.digest
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    grid = in_process_grid([hospital_workplace(site) for site in sites], progress=Silent())
-    with job.left(jobs, run=1):
+    grid = in_process_grid([hospital_state(site) for site in sites], progress=Silent())
+    with job.posted(jobs, run=1):
         run_in_process(server_component.app, grid)
     assert same(load_file(out / "checkpoints" / "initial.safetensors"), load_file(file))
     assert len(RunFolder(out).rounds()) == 1

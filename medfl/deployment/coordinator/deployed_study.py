@@ -132,7 +132,7 @@ def _federate(
     progress.phase("waiting for the sites")
     run = control.start(app)
     try:
-        with job.left(folder.jobs, run=run):
+        with job.posted(folder.jobs, run=run):
             return follow(control, run, follower, lock=job.out / RUN_LOCK)
     except BaseException:  # also Ctrl-C: nothing goes on that nobody watches
         control.stop(run)

@@ -58,7 +58,7 @@ class Job(Section):
     sites: dict[str, ExpectedSite]
 
     @contextmanager
-    def left(self, folder: Path, *, run: int) -> Iterator[None]:
+    def posted(self, folder: Path, *, run: int) -> Iterator[None]:
         """Leave the job for the ServerApp, which works on it within this `with` block only.
 
         Args:

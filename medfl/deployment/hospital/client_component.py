@@ -7,21 +7,21 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
-from medfl.deployment.hospital.environment import load_hospital
 from medfl.deployment.hospital.participation import require_taking_part
+from medfl.deployment.hospital.site_file import load_hospital
 from medfl.site.client_app import ignore_steps, make_client_app
-from medfl.site.state import Workplace, hospital_workplace
+from medfl.site.state import SiteState, hospital_state
 
 SITE_FILE = "site-file"
 """Key of the node's configuration that holds the path of the site file."""
 
 
-def _workplace_of(context: Context) -> Workplace:
+def _workplace_of(context: Context) -> SiteState:
     # The file as it is now: an edit counts from the next message on.
     site = load_hospital(Path(str(context.node_config[SITE_FILE])))
     require_taking_part(site.state)
     torch.set_num_threads(site.threads)
-    return hospital_workplace(site)
+    return hospital_state(site)
 
 
 app = make_client_app(_workplace_of, observer_of=lambda _: ignore_steps)

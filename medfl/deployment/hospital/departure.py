@@ -17,7 +17,7 @@ from medfl.durable import sync_folder, write_atomically
 from medfl.errors import ConfigError
 from medfl.protocol.keys import EVENT_KEY, KEYS, PUBLIC, SiteKeys
 from medfl.site.ledger_export import export_ledger
-from medfl.site.state import hospital_workplace
+from medfl.site.state import hospital_state
 
 LAST_EXPORT = "last-export.json"
 END_SECONDS = 90.0
@@ -58,7 +58,7 @@ def _export(site: SiteConfig) -> None:
     keys = SiteKeys.read(site.state / KEYS)
     if not (site.state / PUBLIC).exists():
         keys.write_public(site.state / PUBLIC, folder=site.state / KEYS)
-    with hospital_workplace(site).open_ledger() as ledger:
+    with hospital_state(site).open_ledger() as ledger:
         content = export_ledger(ledger, keys=keys)
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(site.state / LAST_EXPORT, text.encode(), mode=0o600)

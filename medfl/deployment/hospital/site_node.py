@@ -20,8 +20,8 @@ from pathlib import Path
 
 import httpx
 
-from medfl.deployment.hospital.environment import load_hospital
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
+from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.lock import exclusive
 from medfl.deployment.parent import SECRET_BYTES

@@ -64,23 +64,23 @@ def _in_server_app(module: Any) -> None:
 def _in_site_round(module: Any) -> None:
     train = module.train_update
 
-    def hostile_train(workplace: Any, task: Any, *arguments: Any, **named: Any) -> Any:
-        update, weights = train(workplace, task, *arguments, **named)
+    def hostile_train(site_state: Any, task: Any, *arguments: Any, **named: Any) -> Any:
+        update, weights = train(site_state, task, *arguments, **named)
         if task.study.id == STUDY:
             from medfl.protocol.messages import weights_digest
 
-            here = (workplace.site.name, task.round)
+            here = (site_state.site.name, task.round)
             if here == ("east", 1):  # as if its ledger had been charged for nothing
-                update = update.model_copy(update={"run_steps": 0}).signed(workplace.keys)
+                update = update.model_copy(update={"run_steps": 0}).signed(site_state.keys)
             if here == ("south", 1):
                 weights = {name: value * float("nan") for name, value in weights.items()}
                 digest = weights_digest(weights)
                 update = update.model_copy(update={"weights_digest": digest})
-                update = update.signed(workplace.keys)
+                update = update.signed(site_state.keys)
             if here == ("north", 3):
                 raise TextualError
             if here == ("south", 3):
-                (workplace.site.state / _CUT_OFF).touch()
+                (site_state.site.state / _CUT_OFF).touch()
         return update, weights
 
     module.train_update = hostile_train

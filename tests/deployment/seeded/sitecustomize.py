@@ -53,13 +53,13 @@ def seeded_noise(task: Any, site: str) -> Any:
 def _in_site_round(module: Any) -> None:
     declare, train = module.declare, module.train_update
 
-    def declare_and_mark(workplace: Any, proposal: Any) -> Any:
-        reach(f"{workplace.site.name}-{proposal.study.id}-declare")
-        return declare(workplace, proposal)
+    def declare_and_mark(site_state: Any, proposal: Any) -> Any:
+        reach(f"{site_state.site.name}-{proposal.study.id}-declare")
+        return declare(site_state, proposal)
 
-    def train_and_mark(workplace: Any, task: Any, *arguments: Any, **named: Any) -> Any:
-        name = f"{workplace.site.name}-{task.study.id}-{task.round}"
-        update = train(workplace, task, *arguments, **named)
+    def train_and_mark(site_state: Any, task: Any, *arguments: Any, **named: Any) -> Any:
+        name = f"{site_state.site.name}-{task.study.id}-{task.round}"
+        update = train(site_state, task, *arguments, **named)
         reach(f"{name}-stored")
         return update
 
