@@ -56,7 +56,7 @@ from medfl.privacy.accounting.accountant import Charge, epsilon, noise_multiplie
 from medfl.reporting import figures, utility_tables, wording
 from medfl.reporting.estimates import in_region
 from medfl.reporting.report import write_report
-from medfl.reporting.results import read_run
+from medfl.runs.results import read_run
 from medfl.server.progress import Silent
 from medfl.site.state import simulated_state
 from medfl.study.run import plan_study, run_whole_study

@@ -18,8 +18,8 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-# The small federation, for tests of sites, of the server and of whole studies alike.
-pytest_plugins = ("tests.federations",)
+# A small federation and made-up run folders, for tests of several rooms.
+pytest_plugins = ("tests.federations", "tests.run_folders")
 
 # A shared machine is slow now and then; a slow example is no failure.
 settings.register_profile("medfl", deadline=None)

@@ -167,8 +167,8 @@ class Finished:
 
     def outcomes(self, round_number: int = 1) -> dict[str, tuple[str, str]]:
         """Outcome and code by site."""
-        sites = self.folder.rounds()[round_number - 1]["sites"]
-        return {name: (site["outcome"], site["code"]) for name, site in sites.items()}
+        sites = self.folder.rounds()[round_number - 1].sites
+        return {name: (site.outcome, site.code) for name, site in sites.items()}
 
     def state(self, site: str) -> Path:
         """Folder in which a site with open data keeps ledger, outbox and keys."""

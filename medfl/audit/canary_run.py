@@ -32,10 +32,11 @@ from medfl.privacy.accounting.accountant import epsilon
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.accounting.tradeoff import distinguishability
 from medfl.protocol.messages import TrainTask, Weights, read_body, read_weights
+from medfl.runs.records import Round
 from medfl.server.agreement import content_of
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Silent
-from medfl.server.run_folder import RoundRecord, RunFolder
+from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import Run, make_server_app
 from medfl.site.client_app import ignore_steps
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
@@ -149,7 +150,7 @@ def audit_study(
         folder=folder,
         run=folder.run_id(),
         private=True,
-        variant="audit",
+        variant="federated",
         start=lambda: start,
         progress=_Rounds(total=study.training.rounds, advance=advance),
     )
@@ -260,7 +261,7 @@ class _Rounds(Silent):
         self._total = total
         self._advance = advance
 
-    def round_finished(self, record: RoundRecord) -> None:
+    def round_finished(self, record: Round) -> None:
         """A round was aggregated."""
         self._advance(record.round, self._total)
 

@@ -26,13 +26,13 @@ from medfl.audit.released_update import ReleasedUpdate, look_at_update
 from medfl.audit.sensitivity import PathSensitivity, sensitivity_on_path
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
+from medfl.json_text import to_json
 from medfl.privacy.mechanism import Clipping
 from medfl.protocol.messages import Declaration
-from medfl.reporting.audit_records import PICTURE
+from medfl.runs.audit_records import PICTURE
+from medfl.runs.files import AUDIT
 from medfl.server.ledger import FederationLedger
 from medfl.server.run_folder import RunFolder
-
-RESULT = "audit.json"
 
 _PATIENT_SEED = 3  # of the synthetic patient whose update is inverted
 
@@ -189,7 +189,7 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
         membership=membership,
         inversion=inversion,
     )
-    RunFolder(folder).write_json(RESULT, audit.to_dict())
+    RunFolder(folder).write(AUDIT, AUDIT.kind.validate_json(to_json(audit.to_dict())))
     return audit
 
 

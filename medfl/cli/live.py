@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 if TYPE_CHECKING:
     from medfl.protocol.messages import Declaration, Scores
-    from medfl.server.run_folder import RoundRecord
+    from medfl.runs.records import Round
 
 
 def quiet_flower() -> None:
@@ -96,7 +96,7 @@ class LiveProgress:
         shown = f"step {done}/{total}  {self._epsilon.get(site, '')}"
         self._bars.update(self._sites[site], completed=done, total=total, shown=shown)
 
-    def round_finished(self, record: RoundRecord) -> None:
+    def round_finished(self, record: Round) -> None:
         """Show every site's epsilon, and who was lost."""
         parts = []
         for site, outcome in record.sites.items():

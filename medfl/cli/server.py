@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from medfl.cli.plan import StudyFile
 from medfl.cli.status import status
+from medfl.cli.summary import print_summary
 from medfl.config import load_study
 from medfl.durable import write_atomically
 
@@ -179,12 +180,6 @@ def run(
         )
         progress.phase("report")
         page = write_report(out)
-    _print_summary(summary)
+    print_summary(summary)
     typer.echo(f"Run folder: {out}")
     typer.echo(f"Report: {page}")
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    typer.echo(f"Study {summary['study']}: {summary['minutes']:.1f} minutes")
-    for name, spent in sorted(summary["sites"].items()):
-        typer.echo(f"  {name}: epsilon {spent['epsilon']:.2f} of {spent['budget']:g}")

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medfl.errors import ReportError
-from medfl.reporting.live_run import LiveRun, epsilon_text, read_live
-from medfl.reporting.waiting import Waiting
+from medfl.runs.live_run import LiveRun, epsilon_text, read_live
+from medfl.runs.waiting import Waiting
 
 if TYPE_CHECKING:
     from medfl.deployment.coordinator.status import ServerStatus, SiteStatus

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from medfl.cli.plan import SiteFiles, StudyFile, plan
-from medfl.config import SiteConfig, load_site, load_study
+from medfl.cli.summary import print_summary
+from medfl.config import load_site, load_study
 
 # The libraries behind the commands take seconds to import: each command imports what it needs after
 # it has read the files, so that --help and a refused file answer at once.
@@ -64,7 +64,7 @@ def simulate(
         )
         progress.phase("report")
         page = write_report(out)
-    _print_summary(summary, sites=files)
+    print_summary(summary)
     typer.echo(f"Run folder: {out}")
     typer.echo(f"Report: {page}")
 
@@ -80,25 +80,3 @@ def report(
     from medfl.reporting.report import write_report
 
     typer.echo(f"Report: {write_report(run_dir)}")
-
-
-def _print_summary(summary: dict[str, Any], *, sites: list[SiteConfig]) -> None:
-    console = Console()
-    table = Table(title=f"Study {summary['study']}: {summary['minutes']:.1f} minutes")
-    regions = sorted({name for dice in summary["dice"].values() for name in dice})
-    for name in ("", "epsilon spent / budget", *(f"Dice {region}" for region in regions)):
-        table.add_column(name, justify="left" if not name else "right")
-    of_site = summary["dice_by_site"].get("federated", {})
-    for site in sites:
-        spent = summary["sites"].get(site.name)
-        if spent is not None:
-            dice = [_dice(of_site.get(site.name, {}).get(region)) for region in regions]
-            table.add_row(site.name, f"{spent['epsilon']:.2f} / {spent['budget']:g}", *dice)
-    table.add_section()
-    for variant, dice_of in summary["dice"].items():
-        table.add_row(f"all, {variant}", "", *[_dice(dice_of.get(region)) for region in regions])
-    console.print(table)
-
-
-def _dice(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

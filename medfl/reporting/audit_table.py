@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from medfl.reporting import wording
-from medfl.reporting.audit_records import Audit, MembershipFindings, PathFindings
 from medfl.reporting.audit_words import finding, meaning, promise
 from medfl.reporting.tables import NOTHING, Table
+from medfl.runs.audit_records import Audit, MembershipFindings, PathFindings
 
 ATTACKED: dict[str, str] = {
     "federated": "the final model",

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medfl.errors import ReportError
-from medfl.reporting.live_run import LiveRun, epsilon_text, read_live
 from medfl.reporting.pages import page_environment
+from medfl.runs.live_run import LiveRun, epsilon_text, read_live
 
 LOOPBACK = "127.0.0.1"
 REFRESH_SECONDS = 3

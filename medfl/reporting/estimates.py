@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medfl.reporting.records import Region, Score
+from medfl.runs.records import Region, Score
 
 Measure = Literal["dice", "hd95_mm"]
 Statistic = Literal["mean", "median"]

@@ -21,8 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from medfl.reporting import wording
 from medfl.reporting.estimates import Estimate, Measure, Statistic, in_region
 from medfl.reporting.montage import draw_montage
-from medfl.reporting.records import Region, Variant
-from medfl.reporting.results import RunResults
+from medfl.runs.records import Region, Variant
+from medfl.runs.results import RunResults
 
 INK = "#1f2933"
 MUTED = "#5b6770"

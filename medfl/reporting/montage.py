@@ -21,8 +21,8 @@ from nibabel.filebasedimages import ImageFileError
 
 from medfl.errors import ReportError
 from medfl.reporting import wording
-from medfl.reporting.records import Region
-from medfl.reporting.results import Prediction, RunResults
+from medfl.runs.records import Region
+from medfl.runs.results import Prediction, RunResults
 
 MAX_PATIENTS = 4
 MAX_VOXELS = 2**26

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from medfl.reporting import wording
-from medfl.reporting.records import SitePrivacy
-from medfl.reporting.results import RunResults
 from medfl.reporting.tables import NOTHING, Table, spread
+from medfl.runs.records import SitePrivacy
+from medfl.runs.results import RunResults
 
 
 def meaning(run: RunResults) -> Table:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from medfl.errors import ReportError
 from medfl.reporting import privacy_tables, utility_tables, wording
-from medfl.reporting.audit_records import PICTURE
 from medfl.reporting.audit_table import audit_table
 from medfl.reporting.estimates import in_region
 from medfl.reporting.figures import FigureFile, draw_figures
 from medfl.reporting.pages import page_environment
-from medfl.reporting.records import Region, Variant
-from medfl.reporting.results import RunResults, read_run
+from medfl.runs.audit_records import PICTURE
+from medfl.runs.records import Region, Variant
+from medfl.runs.results import RunResults, read_run
 
 
 @dataclass(frozen=True, kw_only=True)

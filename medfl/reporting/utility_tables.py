@@ -13,9 +13,9 @@ from medfl.reporting.estimates import (
     in_region,
     paired_difference,
 )
-from medfl.reporting.records import Region, Variant
-from medfl.reporting.results import RunResults
 from medfl.reporting.tables import NOTHING, Table, spread
+from medfl.runs.records import Region, Variant
+from medfl.runs.results import RunResults
 
 
 def dice(run: RunResults) -> Table:

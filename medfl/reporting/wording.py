@@ -10,8 +10,8 @@ from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
 from medfl.reporting.estimates import Estimate
-from medfl.reporting.records import Region, Variant
-from medfl.reporting.results import Guarantee
+from medfl.runs.records import Region, Variant
+from medfl.runs.results import Guarantee
 
 REGION_NAMES: dict[Region, str] = {
     "TC": "Tumour core",

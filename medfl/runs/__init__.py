@@ -1,1 +1,6 @@
-"""What a run leaves on disk, as values that are written and read alike."""
+"""What a run leaves on disk, as values that are written and read alike.
+
+`files` lists the files of a run folder, each with the record that it holds; `records` and
+`audit_records` are those records. The server writes through them (`medfl.server.run_folder`), and
+`results` and `live_run` read a folder back, finished or growing. Nothing here needs torch.
+"""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from medfl.privacy.accounting.accountant import (
     Accuracy,
@@ -22,13 +21,19 @@ from medfl.privacy.accounting.accountant import (
 from medfl.privacy.accounting.prv import epsilon_prv
 from medfl.privacy.accounting.tradeoff import distinguishability
 from medfl.protocol.messages import Declaration
+from medfl.runs.records import (
+    COMPOSED,
+    DISJOINT,
+    Federation,
+    PatientOfSites,
+    SitePrivacy,
+    SiteRound,
+)
 from medfl.server.ledger import FederationLedger
 from medfl.server.run_folder import RunFolder
 
 DELTAS = (1e-4, 1e-5, 1e-6)
 GROUP_SIZES = (2, 5)
-DISJOINT = "maximum over sites (disjoint patients)"
-COMPOSED = "composed over declared overlaps"
 
 _SMALLEST_LOG_DELTA = -690.0  # floats end at about exp(-708)
 _BISECTIONS = 40
@@ -37,7 +42,7 @@ Charges = Mapping[str, Sequence[Charge]]
 Deltas = Mapping[str, float]
 
 
-def privacy_summary(folder: RunFolder) -> list[dict[str, Any]]:
+def privacy_summary(folder: RunFolder) -> tuple[SitePrivacy, ...]:
     """One entry for every site that ever joined the run, recomputed from the federation ledger.
 
     Args:
@@ -45,54 +50,48 @@ def privacy_summary(folder: RunFolder) -> list[dict[str, Any]]:
     """
     ledger = FederationLedger(folder)
     rounds = folder.rounds()
-    return [
-        _site_entry(
-            ledger,
-            declaration,
-            lost=sum(_is_lost(line["sites"], site=site) for line in rounds),
+    return tuple(
+        _site_privacy(
+            ledger, declaration, lost=sum(_is_lost(line.sites, site=site) for line in rounds)
         )
         for site, declaration in ledger.declarations.items()
-    ]
+    )
 
 
-def _site_entry(ledger: FederationLedger, declaration: Declaration, *, lost: int) -> dict[str, Any]:
+def _site_privacy(ledger: FederationLedger, declaration: Declaration, *, lost: int) -> SitePrivacy:
     charges, newest = ledger.charges(declaration.site), ledger.newest(declaration.site)
     delta = declaration.delta
     attack = distinguishability(charges)
-    return {
-        "site": declaration.site,
-        "delta": delta,
-        "epsilon_pld": epsilon(charges, delta=delta, accuracy="report"),
-        "epsilon_prv": epsilon_prv(charges, delta=delta),
-        "epsilon_rdp": epsilon_rdp(charges, delta=delta),
-        "epsilon_replace_one": replace_one_epsilon(charges, delta=delta),
-        "epsilon_at": {
-            f"{other:g}": epsilon(charges, delta=other, accuracy="report") for other in DELTAS
-        },
-        "mu": attack.mu,
-        "membership_advantage": attack.membership_advantage,
-        "tpr_at_1_percent_fpr": attack.tpr_at_1_percent_fpr,
-        "steps": sum(charge.steps for charge in charges),
-        "unseen_steps": ledger.unseen_steps(declaration.site),
-        "lifetime_epsilon": declaration.epsilon,
-        "budget": declaration.epsilon_budget,
-        "lost_rounds": lost,
-        "ledger_sequence": newest.ledger_sequence,
-        "ledger_hash": newest.ledger_hash,
-        "event_key": declaration.event_key,
-        "revision": min(
+    return SitePrivacy(
+        site=declaration.site,
+        delta=delta,
+        epsilon_pld=epsilon(charges, delta=delta, accuracy="report"),
+        epsilon_prv=epsilon_prv(charges, delta=delta),
+        epsilon_rdp=epsilon_rdp(charges, delta=delta),
+        epsilon_replace_one=replace_one_epsilon(charges, delta=delta),
+        epsilon_at={other: epsilon(charges, delta=other, accuracy="report") for other in DELTAS},
+        mu=attack.mu,
+        membership_advantage=attack.membership_advantage,
+        tpr_at_1_percent_fpr=attack.tpr_at_1_percent_fpr,
+        steps=sum(charge.steps for charge in charges),
+        unseen_steps=ledger.unseen_steps(declaration.site),
+        lifetime_epsilon=declaration.epsilon,
+        budget=declaration.epsilon_budget,
+        lost_rounds=lost,
+        ledger_sequence=newest.ledger_sequence,
+        ledger_hash=newest.ledger_hash,
+        event_key=declaration.event_key,
+        revision=min(
             (charge.mechanism.revision for charge in charges),
             default=declaration.mechanism.revision,
         ),
-        "affected_steps": declaration.affected_steps,
-        "noise_origin": declaration.mechanism.noise_origin,
-        "adjacency": declaration.mechanism.adjacency,
-    }
+        affected_steps=declaration.affected_steps,
+        noise_origin=declaration.mechanism.noise_origin,
+        adjacency=declaration.mechanism.adjacency,
+    )
 
 
-def federation_summary(
-    folder: RunFolder, *, overlaps: Iterable[Sequence[str]] = ()
-) -> dict[str, Any]:
+def federation_summary(folder: RunFolder, *, overlaps: Iterable[Sequence[str]] = ()) -> Federation:
     """What one patient may lose to all sites of a run together.
 
     Args:
@@ -108,24 +107,20 @@ def federation_summary(
     charges = {site: ledger.charges(site) for site in ledger.declarations}
     deltas = {site: declaration.delta for site, declaration in ledger.declarations.items()}
     joined = [tuple(site for site in group if site in charges) for group in overlaps]
-    groups = [_composed(group, charges, deltas) for group in joined if len(group) > 1]
-    alone = [_composed((site,), charges, deltas) for site in charges]
+    groups = tuple(_composed(group, charges, deltas) for group in joined if len(group) > 1)
+    alone = {site: _epsilon((site,), charges, deltas, accuracy="report") for site in charges}
     delta = max(deltas.values())
-    one_patient = [
-        [charge for site in entry["sites"] for charge in charges[site]]
-        for entry in (*alone, *groups)
-    ]
-    return {
-        "disjoint": not groups,
-        "epsilon": max(entry["epsilon"] for entry in (*alone, *groups)),
-        "delta": delta,
-        "composition": COMPOSED if groups else DISJOINT,
-        "overlaps": groups,
-        "any_two_sites": _worst_pair(charges, deltas),
-        "groups": {
-            str(size): group_epsilon(one_patient, size=size, delta=delta) for size in GROUP_SIZES
-        },
-    }
+    places = [*((site,) for site in charges), *(group.sites for group in groups)]
+    one_patient = [[charge for site in sites for charge in charges[site]] for sites in places]
+    return Federation(
+        disjoint=not groups,
+        epsilon=max([*alone.values(), *(group.epsilon for group in groups)]),
+        delta=delta,
+        composition=COMPOSED if groups else DISJOINT,
+        overlaps=groups,
+        any_two_sites=_worst_pair(charges, deltas),
+        groups={size: group_epsilon(one_patient, size=size, delta=delta) for size in GROUP_SIZES},
+    )
 
 
 def group_epsilon(one_patient: Iterable[Sequence[Charge]], *, size: int, delta: float) -> float:
@@ -171,26 +166,26 @@ def _log_sum(one: float, *, size: int) -> float:
     return largest + math.log(sum(math.exp(i * one - largest) for i in range(size)))
 
 
-def _worst_pair(charges: Charges, deltas: Deltas) -> dict[str, Any] | None:
+def _worst_pair(charges: Charges, deltas: Deltas) -> PatientOfSites | None:
     """The two sites that cost a patient of both the most; None where there is one site only."""
     # A coarse count bounds each pair from above, so most pairs never need the fine one.
     coarse = {pair: _epsilon(pair, charges, deltas) for pair in itertools.combinations(charges, 2)}
-    worst: dict[str, Any] | None = None
+    worst: PatientOfSites | None = None
     for pair in sorted(coarse, key=coarse.__getitem__, reverse=True):
-        if worst is not None and coarse[pair] <= worst["epsilon"]:
+        if worst is not None and coarse[pair] <= worst.epsilon:
             break
         found = _composed(pair, charges, deltas)
-        if worst is None or found["epsilon"] > worst["epsilon"]:
+        if worst is None or found.epsilon > worst.epsilon:
             worst = found
     return worst
 
 
-def _composed(sites: Sequence[str], charges: Charges, deltas: Deltas) -> dict[str, Any]:
-    return {
-        "sites": list(sites),
-        "epsilon": _epsilon(sites, charges, deltas, accuracy="report"),
-        "delta": max(deltas[site] for site in sites),
-    }
+def _composed(sites: Sequence[str], charges: Charges, deltas: Deltas) -> PatientOfSites:
+    return PatientOfSites(
+        sites=tuple(sites),
+        epsilon=_epsilon(sites, charges, deltas, accuracy="report"),
+        delta=max(deltas[site] for site in sites),
+    )
 
 
 def _epsilon(
@@ -200,6 +195,6 @@ def _epsilon(
     return epsilon(together, delta=max(deltas[site] for site in sites), accuracy=accuracy)
 
 
-def _is_lost(sites: Mapping[str, Any], *, site: str) -> bool:
+def _is_lost(sites: Mapping[str, SiteRound], *, site: str) -> bool:
     """Whether a round has no update of a site, be it that the site only joined a resumed run."""
-    return site not in sites or sites[site]["outcome"] != "admitted"
+    return site not in sites or sites[site].outcome != "admitted"

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from medfl.privacy.accounting.accountant import Charge, epsilon
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.keys import is_successor
 from medfl.protocol.messages import Declaration, SiteUpdate, Statement, expect
+from medfl.runs.records import Event, EventMechanism
 from medfl.server.run_folder import RunFolder
 
 BEFORE_CHARGE = ("budget", "cache", "message", "policy")
 """First words of the codes with which a site refuses before it charges anything."""
+
+_UNKNOWN = 0.0  # epsilon of an event, until it is counted
 
 
 @dataclass
@@ -140,19 +142,20 @@ class FederationLedger:
             declaration = self._accounts[site].declaration
             signed = update.run == declaration.run and update.is_signed_by(declaration.event_key)
             self._append(
-                {
-                    "sequence": self._events + 1,
-                    "round": round_number,
-                    "site": site,
-                    "message_id": update.message_id,
-                    "mechanism": update.mechanism.to_dict(),
-                    "steps": update.steps,
-                    "admitted": admitted,
-                    "ledger_sequence": update.ledger_sequence,
-                    "ledger_hash": update.ledger_hash,
-                    "signed": signed,
-                    "statement": update.model_dump_json(),
-                }
+                Event(
+                    sequence=self._events + 1,
+                    round=round_number,
+                    site=site,
+                    message_id=update.message_id,
+                    mechanism=EventMechanism(**update.mechanism.to_dict()),
+                    steps=update.steps,
+                    admitted=admitted,
+                    ledger_sequence=update.ledger_sequence,
+                    ledger_hash=update.ledger_hash,
+                    signed=signed,
+                    statement=update.model_dump_json(),
+                    epsilon=_UNKNOWN,
+                )
             )
         return self.epsilon(site)
 
@@ -165,15 +168,16 @@ class FederationLedger:
         mechanism = self._accounts[site].declaration.mechanism
         if code.split("-")[0] not in BEFORE_CHARGE:
             self._append(
-                {
-                    "sequence": self._events + 1,
-                    "round": round_number,
-                    "site": site,
-                    "mechanism": mechanism.to_dict(),
-                    "steps": mechanism.local_steps,
-                    "admitted": False,
-                    "presumed": code or "silent",
-                }
+                Event(
+                    sequence=self._events + 1,
+                    round=round_number,
+                    site=site,
+                    mechanism=EventMechanism(**mechanism.to_dict()),
+                    steps=mechanism.local_steps,
+                    admitted=False,
+                    presumed=code or "silent",
+                    epsilon=_UNKNOWN,
+                )
             )
         return self.epsilon(site)
 
@@ -210,9 +214,10 @@ class FederationLedger:
             "a ledger that was charged for all that the site released",
         )
 
-    def _append(self, event: dict[str, Any]) -> None:
+    def _append(self, event: Event) -> None:
         self._replay(event)
-        self._folder.append_event(event | {"epsilon": self.epsilon(event["site"])})
+        after = self.epsilon(event.site)
+        self._folder.append_event(event.model_copy(update={"epsilon": after}))
 
     def _declared(self, declaration: Declaration) -> None:
         account = self._accounts.get(declaration.site)
@@ -222,25 +227,23 @@ class FederationLedger:
         account.declaration, account.last = declaration, declaration
         account.stated, account.presumed = declaration.run_steps, 0
 
-    def _replay(self, event: Mapping[str, Any]) -> None:
+    def _replay(self, event: Event) -> None:
         self._events += 1
-        account = self._accounts.get(event["site"])
+        account = self._accounts.get(event.site)
         if account is None:
             return
-        if "presumed" in event:
-            account.presumed += event["steps"]
+        if event.presumed:
+            account.presumed += event.steps
             return
-        self._seen.add((event["site"], event["message_id"], event["ledger_sequence"]))
+        self._seen.add((event.site, event.message_id, event.ledger_sequence))
         agreed = account.declaration.mechanism
-        if (
-            Mechanism.from_dict(event["mechanism"]) != agreed
-            or event["steps"] != agreed.local_steps
-        ):
+        reported = Mechanism.from_dict(event.mechanism.model_dump())
+        if reported != agreed or event.steps != agreed.local_steps:
             # Not composed as reported: an absurd report could keep an accountant busy for hours.
             agreed = replace(agreed, noise_multiplier=0.0)
         account.charges.append(Charge(mechanism=agreed, steps=agreed.local_steps))
-        if event["signed"]:
-            statement = SiteUpdate.model_validate_json(event["statement"])
+        if event.signed:
+            statement = SiteUpdate.model_validate_json(event.statement)
             account.head = max(account.head, statement.ledger_sequence)
             account.stated = max(account.stated, statement.run_steps)
             newer = statement.ledger_sequence > account.last.ledger_sequence

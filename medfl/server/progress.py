@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from medfl.protocol.messages import Declaration, Scores
-from medfl.server.run_folder import RoundRecord
+from medfl.runs.records import Round
 
 
 class Progress(Protocol):
@@ -24,7 +24,7 @@ class Progress(Protocol):
     def stepped(self, site: str, done: int, total: int) -> None:
         """A site finished a noisy step of the current round."""
 
-    def round_finished(self, record: RoundRecord) -> None:
+    def round_finished(self, record: Round) -> None:
         """A round was aggregated."""
 
     def scored(self, round_number: int, scores: Sequence[Scores]) -> None:
@@ -46,7 +46,7 @@ class Silent:
     def stepped(self, site: str, done: int, total: int) -> None:
         """Nothing."""
 
-    def round_finished(self, record: RoundRecord) -> None:
+    def round_finished(self, record: Round) -> None:
         """Nothing."""
 
     def scored(self, round_number: int, scores: Sequence[Scores]) -> None:

@@ -1,21 +1,19 @@
-"""`RunFolder`: everything that a run writes, under fixed names.
+"""`RunFolder`: everything that a run writes, under the names and records of `medfl.runs`.
 
-`medfl.reporting` reads the same files; nothing else is shared between the two. Tables grow line by
-line, so that a killed run leaves what it had, and a line that a crash has torn counts as not
-written; checkpoints replace each other atomically.
+Tables grow line by line, so that a killed run leaves what it had, and a line that a crash has torn
+counts as not written; checkpoints replace each other atomically.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,43 +21,35 @@ from safetensors.torch import save
 
 from medfl.config import StudyConfig
 from medfl.durable import write_atomically
-from medfl.errors import FederationError
-from medfl.json_text import to_json
+from medfl.errors import FederationError, ReportError
 from medfl.protocol.messages import Declaration, Scores, Weights
+from medfl.runs import metrics_table
+from medfl.runs.files import (
+    DECLARATIONS,
+    EVENTS,
+    ROUNDS,
+    RUN,
+    STUDY,
+    WAITING,
+    Document,
+    Lines,
+)
+from medfl.runs.records import (
+    DeclaredAfter,
+    Event,
+    Round,
+    RunIdentity,
+    Score,
+    SiteRound,
+    Variant,
+)
 
-METRIC_COLUMNS = ("variant", "round", "site", "patient", "region", "dice", "hd95_mm")
-ROUND_COLUMNS = ("round", "site", "outcome", "code", "epsilon", "budget", "steps")
+ROUNDS_CSV = "rounds.csv"
+ROUND_COLUMNS = ("round", "site", *SiteRound.model_fields)
 
 _UPDATES = "updates"
-_WAITING = "waiting.json"
 
-
-@dataclass(frozen=True, kw_only=True)
-class SiteOutcome:
-    """What became of one site's part in a round.
-
-    Attributes:
-        outcome: ``admitted``; ``refused`` by the site; ``rejected`` by the server; ``silent``.
-        code: Why, if not admitted.
-        epsilon: The site's epsilon of this run so far, recomputed from its events.
-        budget: The site's lifetime budget.
-        steps: Noisy steps that it reported in this round.
-    """
-
-    outcome: str
-    code: str
-    epsilon: float
-    budget: float
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundRecord:
-    """One finished round."""
-
-    round: int
-    seconds: float
-    sites: Mapping[str, SiteOutcome]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +76,8 @@ class RunFolder:
 
     def begin(self, *, run: str, study: StudyConfig) -> None:
         """Write down which run of which study this folder holds."""
-        self.write_json("study.json", study.model_dump(mode="json"))
-        self.write_json("run.json", {"run": run, "study": study.digest})
+        self.write(STUDY, study)
+        self.write(RUN, RunIdentity(run=run, study=study.digest))
 
     def run_id(self) -> str:
         """Identifier of the run.
@@ -95,50 +85,46 @@ class RunFolder:
         Raises:
             FederationError: If ``run.json`` is missing or damaged.
         """
-        run = self._begun("run")
-        if not run:
+        identity = self._identity()
+        if identity is None or not identity.run:
             raise FederationError(f"{self.path}: expected a readable run.json, found none.")
-        return run
+        return identity.run
 
     def study_digest(self) -> str:
         """Digest of the study that was begun here; empty text if none was."""
-        return self._begun("study")
+        identity = self._identity()
+        return "" if identity is None else identity.study
 
-    def write_json(self, name: str, value: object) -> None:
-        """Write one JSON file; infinite values as the text ``inf``."""
-        text = to_json(value, indent=2)
-        write_atomically(self.path / name, (text + "\n").encode())
+    def write(self, file: Document[T], value: T) -> None:
+        """Replace one of the files that hold one value."""
+        write_atomically(self.path / file.name, file.text(value).encode())
 
     def updates(self, round_number: int) -> Path:
         """Where the updates of a round lie until they are averaged; nothing outlives the round."""
         return self.path / _UPDATES / str(round_number)
 
-    def write_waiting(self, value: Mapping[str, Any]) -> None:
-        """Write down whom the current round waits for; see `medfl.server.waiting`."""
-        self.write_json(_WAITING, value)
-
     def forget_round(self) -> None:
         """Remove what is here for the current round only."""
-        (self.path / _WAITING).unlink(missing_ok=True)
+        (self.path / WAITING.name).unlink(missing_ok=True)
         if (self.path / _UPDATES).exists():
             shutil.rmtree(self.path / _UPDATES)
 
-    def append_event(self, event: Mapping[str, Any]) -> None:
+    def append_event(self, event: Event) -> None:
         """Append one line to the federation ledger, durable before this returns."""
-        self._append("federation_ledger.jsonl", event)
+        self._append(EVENTS, event)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """The federation ledger's lines.
 
         Raises:
             FederationError: If a line is damaged.
         """
-        return self._lines("federation_ledger.jsonl")
+        return self._read(EVENTS)
 
     def append_declaration(self, declaration: Declaration, *, after_events: int) -> None:
         """Append what a site declared, and how many events came before it."""
-        line = {"after_events": after_events, "declaration": declaration.model_dump_json()}
-        self._append("declarations.jsonl", line)
+        text = declaration.model_dump_json()
+        self._append(DECLARATIONS, DeclaredAfter(after_events=after_events, declaration=text))
 
     def declarations(self) -> list[tuple[int, Declaration]]:
         """Every declaration of this run, with the number of events before it.
@@ -146,41 +132,45 @@ class RunFolder:
         Raises:
             FederationError: If a line is damaged.
         """
-        lines = self._lines("declarations.jsonl")
         try:
             return [
-                (line["after_events"], Declaration.model_validate_json(line["declaration"]))
-                for line in lines
+                (line.after_events, Declaration.model_validate_json(line.declaration))
+                for line in self._read(DECLARATIONS)
             ]
-        except (KeyError, ValueError):
+        except ValueError:
             raise FederationError(
-                f"{self.path / 'declarations.jsonl'}: expected declarations, found a damaged line."
+                f"{self.path / DECLARATIONS.name}: expected declarations, found a damaged line."
             ) from None
 
-    def append_round(self, record: RoundRecord) -> None:
+    def append_round(self, record: Round) -> None:
         """Append one round to ``rounds.jsonl`` and ``rounds.csv``."""
-        sites = {name: vars(outcome) for name, outcome in record.sites.items()}
-        line = {"round": record.round, "seconds": round(record.seconds, 3), "sites": sites}
-        self._append("rounds.jsonl", line)
-        rows = [{"round": record.round, "site": name} | values for name, values in sites.items()]
-        self._append_rows("rounds.csv", ROUND_COLUMNS, rows)
+        self._append(ROUNDS, record.model_copy(update={"seconds": round(record.seconds, 3)}))
+        rows = [
+            {"round": record.round, "site": name, **at.model_dump()}
+            for name, at in record.sites.items()
+        ]
+        self._append_rows(ROUNDS_CSV, ROUND_COLUMNS, rows)
 
-    def append_scores(self, scores: Iterable[Scores], *, variant: str, round_number: int) -> None:
+    def append_scores(
+        self, scores: Iterable[Scores], *, variant: Variant, round_number: int
+    ) -> None:
         """Append one row a patient and region to ``metrics.csv``."""
         rows = [
-            {
-                "variant": variant,
-                "round": round_number,
-                "site": of_site.site,
-                "patient": score.patient,
-                "region": score.region,
-                "dice": f"{score.dice:.6f}",
-                "hd95_mm": "" if score.hd95_mm is None else f"{score.hd95_mm:.3f}",
-            }
+            metrics_table.row_of(
+                Score(
+                    variant=variant,
+                    round=round_number,
+                    site=of_site.site,
+                    patient=score.patient,
+                    region=score.region,
+                    dice=score.dice,
+                    hd95_mm=score.hd95_mm,
+                )
+            )
             for of_site in scores
             for score in of_site.scores
         ]
-        self._append_rows("metrics.csv", METRIC_COLUMNS, rows)
+        self._append_rows(metrics_table.NAME, metrics_table.COLUMNS, rows)
 
     def write_checkpoint(self, name: str, content: bytes) -> Path:
         """Write a model file under ``checkpoints``."""
@@ -232,46 +222,45 @@ class RunFolder:
             moments=_part(tensors, "moments"),
         )
 
-    def rounds(self) -> list[dict[str, Any]]:
+    def rounds(self) -> list[Round]:
         """The finished rounds.
 
         Raises:
             FederationError: If a line is damaged.
         """
-        return self._lines("rounds.jsonl")
+        return self._read(ROUNDS)
 
-    def metric_rows(self) -> list[dict[str, str]]:
-        """The rows of ``metrics.csv``; none where no site shares metrics."""
-        path = self.path / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+    def scores(self) -> tuple[Score, ...]:
+        """The rows of ``metrics.csv``; none where no site shares metrics.
 
-    def truncate_tables(self, *, after_round: int, variant: str) -> None:
+        Raises:
+            ReportError: If one is damaged.
+        """
+        return metrics_table.read_scores(self.path)
+
+    def truncate_tables(self, *, after_round: int, variant: Variant) -> None:
         """Drop table rows later than the checkpoint, which a resumed run writes again."""
-        rounds = [line for line in self._lines("rounds.jsonl") if line["round"] <= after_round]
-        text = "".join(json.dumps(line) + "\n" for line in rounds)
-        write_atomically(self.path / "rounds.jsonl", text.encode())
-        self._filter_rows("rounds.csv", lambda row: int(row["round"]) <= after_round)
+        kept = [line for line in self.rounds() if line.round <= after_round]
+        text = "".join(ROUNDS.line(line) for line in kept)
+        write_atomically(self.path / ROUNDS.name, text.encode())
+        self._filter_rows(ROUNDS_CSV, lambda row: int(row["round"]) <= after_round)
         self._filter_rows(
-            "metrics.csv",
+            metrics_table.NAME,
             lambda row: row["variant"] != variant or int(row["round"]) <= after_round,
         )
 
-    def _begun(self, key: str) -> str:
+    def _identity(self) -> RunIdentity | None:
         try:
-            values = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            return str(values[key])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            return RUN.read(self.path)
+        except ReportError:
+            return None
 
-    def _append(self, name: str, value: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a+b") as file:
-            _cut_torn_line(file)
-            file.write((to_json(value) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+    def _append(self, file: Lines[T], value: T) -> None:
+        with (self.path / file.name).open("a+b") as stream:
+            _cut_torn_line(stream)
+            stream.write(file.line(value).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _append_rows(
         self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
@@ -296,13 +285,13 @@ class RunFolder:
         writer.writerows(rows)
         write_atomically(path, kept.getvalue().encode())
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / name
+    def _read(self, file: Lines[T]) -> list[T]:
+        path = self.path / file.name
         if not path.exists():
             return []
         lines = _whole_lines(path).splitlines()
         try:
-            return [json.loads(line) for line in lines]
+            return [file.kind.validate_json(line) for line in lines]
         except ValueError:
             raise FederationError(f"{path}: expected JSON lines, found a damaged one.") from None
 

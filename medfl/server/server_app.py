@@ -27,14 +27,16 @@ from medfl.protocol.messages import (
     to_record,
 )
 from medfl.protocol.study_model import study_model_bytes
+from medfl.runs.files import WAITING
+from medfl.runs.records import Outcome, Round, SiteRound, Variant
+from medfl.runs.waiting import Waiting
 from medfl.server.agreement import Doorkeeper, agree, content_of, welcome_all
 from medfl.server.ask import answers, discard
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress
-from medfl.server.run_folder import RoundRecord, RunFolder, ServerState, SiteOutcome
+from medfl.server.run_folder import RunFolder, ServerState
 from medfl.server.spool import Spool
 from medfl.server.strategy import Aggregator, admit, exponential_average
-from medfl.server.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Run:
     folder: RunFolder
     run: str
     private: bool
-    variant: str
+    variant: Variant
     start: Callable[[], Weights]
     progress: Progress
     welcome: Doorkeeper = welcome_all
@@ -146,7 +148,7 @@ class _Server:
         average = exponential_average(
             state.average, new, decay=study.aggregation.ema_decay, round_number=number
         )
-        record = RoundRecord(round=number, seconds=time.monotonic() - begin, sites=outcomes)
+        record = Round(round=number, seconds=time.monotonic() - begin, sites=outcomes)
         run.folder.append_round(record)
         run.progress.round_finished(record)
         return ServerState(
@@ -157,16 +159,13 @@ class _Server:
             moments=self.aggregator.state(),
         )
 
-    def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteOutcome]:
+    def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteRound]:
         """Ask every site; each answer is screened, recorded and put away before the next one."""
         tasks = {site: self._task(site, number) for site in self._nodes}
-        waiting = Waiting(
-            self._run.folder,
-            round_number=number,
-            asked=tasks,
-            timeout=self._run.study.aggregation.round_timeout_seconds,
-        )
-        outcomes: dict[str, SiteOutcome] = {}
+        timeout = self._run.study.aggregation.round_timeout_seconds
+        waiting = Waiting.begin(number, asked=tasks, timeout=timeout)
+        self._run.folder.write(WAITING, waiting)
+        outcomes: dict[str, SiteRound] = {}
         questions = _questions(tasks, weights=state.weights)
         for site, reply in self._answers(questions, kind="train", group=str(number)):
             weights, outcomes[site] = self._receive(
@@ -175,7 +174,8 @@ class _Server:
             discard(reply)
             if weights is not None:
                 spool.put(site, weights)
-            waiting.heard(site)
+            waiting = waiting.heard(site)
+            self._run.folder.write(WAITING, waiting)
         for site, task in tasks.items():
             if site not in outcomes:
                 outcomes[site] = self._lost(site, "silent", task, code="silent")
@@ -240,7 +240,7 @@ class _Server:
 
     def _receive(
         self, reply: Message, task: TrainTask, *, start: Weights, site: str
-    ) -> tuple[Weights | None, SiteOutcome]:
+    ) -> tuple[Weights | None, SiteRound]:
         """Screen one answer; what the site spent counts even if it is rejected."""
         try:
             content = content_of(reply)
@@ -255,7 +255,7 @@ class _Server:
         if update.message_id != task.message_id:
             # What was asked for never came.
             self._ledger.presume(site, round_number=task.round, code=code)
-        outcome = "rejected" if code else "admitted"
+        outcome: Outcome = "rejected" if code else "admitted"
         return weights, self._outcome(site, outcome, code=code, steps=update.steps)
 
     def _screen(
@@ -269,12 +269,12 @@ class _Server:
             return None, error.code
         return weights, ""
 
-    def _lost(self, site: str, outcome: str, task: TrainTask, *, code: str) -> SiteOutcome:
+    def _lost(self, site: str, outcome: Outcome, task: TrainTask, *, code: str) -> SiteRound:
         self._ledger.presume(site, round_number=task.round, code=code)
         return self._outcome(site, outcome, code=code)
 
-    def _outcome(self, site: str, outcome: str, *, code: str, steps: int = 0) -> SiteOutcome:
-        return SiteOutcome(
+    def _outcome(self, site: str, outcome: Outcome, *, code: str, steps: int = 0) -> SiteRound:
+        return SiteRound(
             outcome=outcome,
             code=code,
             epsilon=self._ledger.epsilon(site),
@@ -290,7 +290,7 @@ def _questions(tasks: Mapping[str, TrainTask], *, weights: Weights) -> dict[str,
     return {site: RecordDict({**to_record(task), **model}) for site, task in tasks.items()}
 
 
-def _require_quorum(outcomes: Mapping[str, SiteOutcome], *, needed: int, number: int) -> None:
+def _require_quorum(outcomes: Mapping[str, SiteRound], *, needed: int, number: int) -> None:
     admitted = sum(outcome.outcome == "admitted" for outcome in outcomes.values())
     if admitted < needed:
         problems = ", ".join(f"{site}: {o.code}" for site, o in outcomes.items() if o.code)

@@ -17,6 +17,7 @@ from medfl.config.study import Baseline
 from medfl.data.cohort import pseudonym
 from medfl.data.patient_store import PatientStore
 from medfl.protocol.messages import PatientScore, Scores, Weights
+from medfl.runs.records import Variant
 from medfl.segmentation.metrics import dice_by_level, score
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
@@ -170,20 +171,12 @@ def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
     )
 
 
-def _stored_scores(folder: Path, *, variant: str, rounds: int) -> list[Scores]:
+def _stored_scores(folder: Path, *, variant: Variant, rounds: int) -> list[Scores]:
     scores: dict[str, list[PatientScore]] = {}
-    for row in RunFolder(folder).metric_rows():
-        if row["variant"] == variant and int(row["round"]) == rounds:
-            scores.setdefault(row["site"], []).append(_score(row))
+    for row in RunFolder(folder).scores():
+        if (row.variant, row.round) == (variant, rounds):
+            of_patient = PatientScore(
+                patient=row.patient, region=row.region, dice=row.dice, hd95_mm=row.hd95_mm
+            )
+            scores.setdefault(row.site, []).append(of_patient)
     return [Scores(site=site, scores=tuple(rows)) for site, rows in scores.items()]
-
-
-def _score(row: dict[str, str]) -> PatientScore:
-    return PatientScore.model_validate(
-        {
-            "patient": row["patient"],
-            "region": row["region"],
-            "dice": float(row["dice"]),
-            "hd95_mm": float(row["hd95_mm"]) if row["hd95_mm"] else None,
-        }
-    )

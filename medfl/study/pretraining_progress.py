@@ -5,14 +5,15 @@ It stands in the run folder as ``pretraining.json``, and is replaced about once 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from medfl.durable import write_atomically
+from medfl.errors import ReportError
+from medfl.runs.files import PRETRAINING
+from medfl.runs.records import Pretraining
 from medfl.study.pretraining import Advance
 
-FILE = "pretraining.json"
 WRITE_SECONDS = 1.0
 
 
@@ -30,8 +31,8 @@ def write_progress(folder: Path) -> Advance:
         if done < total and now - written < WRITE_SECONDS:
             return
         written = now
-        content = json.dumps({"done": done, "total": total})
-        write_atomically(folder / FILE, content.encode())
+        content = PRETRAINING.text(Pretraining(done=done, total=total))
+        write_atomically(folder / PRETRAINING.name, content.encode())
 
     return advance
 
@@ -43,7 +44,7 @@ def read_progress(folder: Path) -> tuple[int, int] | None:
         folder: The run folder.
     """
     try:
-        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return int(values["done"]), int(values["total"])
-    except (OSError, KeyError, TypeError, ValueError):
+        found = PRETRAINING.read(folder)
+    except ReportError:
         return None
+    return found.done, found.total

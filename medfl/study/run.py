@@ -11,16 +11,27 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from medfl import __version__
 from medfl.config import SiteConfig, StudyConfig
+from medfl.config.site import Region
 from medfl.privacy.accounting.planner import SitePlan, plan_site
 from medfl.protocol.messages import Declaration
 from medfl.protocol.study_model import model_spec
+from medfl.runs.files import ENVIRONMENT, FEDERATION, PLAN, PRIVACY, SITES, SUMMARY
+from medfl.runs.records import (
+    Environment,
+    LossLimit,
+    Plan,
+    Site,
+    SitePrivacy,
+    Spent,
+    Summary,
+    Variant,
+)
 from medfl.server.account import federation_summary, privacy_summary
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress
@@ -68,7 +79,7 @@ def run_whole_study(
     resume: bool,
     progress: Progress,
     command: str = "",
-) -> dict[str, Any]:
+) -> Summary:
     """Run a study with its baselines and leave a folder that a report can be made from.
 
     Args:
@@ -96,7 +107,7 @@ def run_whole_study(
     minutes = (time.monotonic() - begin) / 60
     folder = RunFolder(out)
     _describe(folder, study, command=command)
-    done = {row["variant"] for row in folder.metric_rows()}
+    done = {score.variant for score in folder.scores()}
     start = load_file(out / "checkpoints" / "initial.safetensors")
     for name in study.evaluation.baselines:
         if name not in done:
@@ -106,7 +117,7 @@ def run_whole_study(
 
 def finish_run(
     folder: RunFolder, study: StudyConfig, *, minutes: float, command: str, progress: Progress
-) -> dict[str, Any]:
+) -> Summary:
     """Describe and account for a run that another process has brought to its end.
 
     Args:
@@ -128,7 +139,7 @@ def finish_run(
 
 def _account(
     folder: RunFolder, study: StudyConfig, *, minutes: float, progress: Progress
-) -> dict[str, Any]:
+) -> Summary:
     """Pictures of the final model, what it cost, and the summary."""
     progress.phase("pictures")
     write_pictures(
@@ -138,11 +149,11 @@ def _account(
     )
     progress.phase("privacy accounting")
     privacy = privacy_summary(folder)
-    folder.write_json("privacy.json", privacy)
+    folder.write(PRIVACY, privacy)
     overlaps = [group.sites for group in study.overlap]
-    folder.write_json("federation.json", federation_summary(folder, overlaps=overlaps))
+    folder.write(FEDERATION, federation_summary(folder, overlaps=overlaps))
     summary = _summary(folder, study, privacy, minutes=minutes)
-    folder.write_json("summary.json", summary)
+    folder.write(SUMMARY, summary)
     return summary
 
 
@@ -150,55 +161,55 @@ def _describe(folder: RunFolder, study: StudyConfig, *, command: str) -> None:
     """Everything that is fixed by now: sites, plan, environment."""
     # Also the sites that joined before a crash and did not come back.
     declarations = FederationLedger(folder).declarations
-    sites = [
-        {
-            "name": site.site,
-            "purpose": site.purpose,
-            "declared_patients": site.declared_patients,
-            "weight": site.weight,
-            "policy": {"epsilon": site.epsilon_budget, "delta": site.delta},
-            "modalities": list(site.modalities),
-        }
-        for site in declarations.values()
-    ]
-    folder.write_json("sites.json", sites)
-    folder.write_json("plan.json", [_plan_entry(study, d) for d in declarations.values()])
-    folder.write_json("environment.json", environment(study, command=command))
+    folder.write(SITES, tuple(_site(declaration) for declaration in declarations.values()))
+    folder.write(PLAN, tuple(_plan(study, declaration) for declaration in declarations.values()))
+    folder.write(ENVIRONMENT, environment(study, command=command))
 
 
-def _plan_entry(study: StudyConfig, declaration: Declaration) -> dict[str, Any]:
+def _site(declaration: Declaration) -> Site:
+    return Site(
+        name=declaration.site,
+        purpose=declaration.purpose,
+        declared_patients=declaration.declared_patients,
+        weight=declaration.weight,
+        policy=LossLimit(epsilon=declaration.epsilon_budget, delta=declaration.delta),
+        modalities=declaration.modalities,
+    )
+
+
+def _plan(study: StudyConfig, declaration: Declaration) -> Plan:
     mechanism = declaration.mechanism
-    return {
-        "site": declaration.site,
-        "noise_multiplier": mechanism.noise_multiplier,
-        "sampling_prob": mechanism.sampling_prob,
-        "clip_norm": mechanism.clip_norm,
-        "clipping": mechanism.clipping,
-        "local_steps": mechanism.local_steps,
-        "rounds": study.training.rounds,
-        "declared_patients": mechanism.declared_patients,
-        "divisor": mechanism.divisor,
-        "delta": declaration.delta,
-        "epsilon": declaration.epsilon,
-        "epsilon_budget": declaration.epsilon_budget,
-        "noise_to_signal": mechanism.noise_multiplier / mechanism.divisor,
-    }
+    return Plan(
+        site=declaration.site,
+        noise_multiplier=mechanism.noise_multiplier,
+        sampling_prob=mechanism.sampling_prob,
+        clip_norm=mechanism.clip_norm,
+        clipping=mechanism.clipping,
+        local_steps=mechanism.local_steps,
+        rounds=study.training.rounds,
+        declared_patients=mechanism.declared_patients,
+        divisor=mechanism.divisor,
+        delta=declaration.delta,
+        epsilon=declaration.epsilon,
+        epsilon_budget=declaration.epsilon_budget,
+        noise_to_signal=mechanism.noise_multiplier / mechanism.divisor,
+    )
 
 
-def environment(study: StudyConfig, *, command: str) -> dict[str, Any]:
+def environment(study: StudyConfig, *, command: str) -> Environment:
     """Versions, commit and machine, for whoever wants to reproduce a run."""
     versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
-    return {
-        "medfl": __version__,
-        "python": platform.python_version(),
+    return Environment(
+        medfl=__version__,
+        python=platform.python_version(),
         **versions,
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "config_digest": study.digest,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-    }
+        commit=_commit(),
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        config_digest=study.digest,
+        started=datetime.now(UTC).replace(microsecond=0),
+        command=command,
+    )
 
 
 def _commit() -> str:
@@ -217,39 +228,29 @@ def _commit() -> str:
 
 
 def _summary(
-    folder: RunFolder,
-    study: StudyConfig,
-    privacy: Sequence[Mapping[str, Any]],
-    *,
-    minutes: float,
-) -> dict[str, Any]:
-    over_patients: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    by_site: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
+    folder: RunFolder, study: StudyConfig, privacy: Sequence[SitePrivacy], *, minutes: float
+) -> Summary:
+    over_patients: dict[Variant, dict[Region, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_site: dict[Variant, dict[str, dict[Region, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    rows = folder.metric_rows()
-    last = {row["variant"]: int(row["round"]) for row in rows}
-    for row in rows:
-        variant, dice = row["variant"], float(row["dice"])
-        if int(row["round"]) == last[variant]:
-            over_patients[variant][row["region"]].append(dice)
-            by_site[variant][row["site"]][row["region"]].append(dice)
-    return {
-        "study": study.id,
-        "minutes": round(minutes, 2),
-        "sites": {
-            entry["site"]: {"epsilon": entry["epsilon_pld"], "budget": entry["budget"]}
-            for entry in privacy
-        },
-        "dice": {
-            variant: {region: fmean(values) for region, values in regions.items()}
-            for variant, regions in over_patients.items()
-        },
-        "dice_by_site": {
-            variant: {
-                site: {region: fmean(values) for region, values in regions.items()}
-                for site, regions in sites.items()
-            }
+    scores = folder.scores()
+    last = {score.variant: score.round for score in scores}
+    for score in scores:
+        if score.round == last[score.variant]:
+            over_patients[score.variant][score.region].append(score.dice)
+            by_site[score.variant][score.site][score.region].append(score.dice)
+    return Summary(
+        study=study.id,
+        minutes=round(minutes, 2),
+        sites={loss.site: Spent(epsilon=loss.epsilon_pld, budget=loss.budget) for loss in privacy},
+        dice={variant: _means(regions) for variant, regions in over_patients.items()},
+        dice_by_site={
+            variant: {site: _means(regions) for site, regions in sites.items()}
             for variant, sites in by_site.items()
         },
-    }
+    )
+
+
+def _means(by_region: Mapping[Region, Sequence[float]]) -> dict[Region, float]:
+    return {region: fmean(values) for region, values in by_region.items()}

@@ -18,6 +18,7 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
 from medfl.privacy.engine import StepObserver
 from medfl.protocol.messages import Weights
+from medfl.runs.records import Variant
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import Run, make_server_app
@@ -39,7 +40,7 @@ def simulate(
     engine: Engine,
     progress: Progress,
     private: bool = True,
-    variant: str = "federated",
+    variant: Variant = "federated",
     start: Weights | None = None,
 ) -> None:
     """Run a study and leave its run folder behind.

@@ -11,8 +11,8 @@ from typing import Self
 from torch.utils.tensorboard import SummaryWriter
 
 from medfl.protocol.messages import Declaration, Scores
+from medfl.runs.records import Round
 from medfl.server.progress import Progress
-from medfl.server.run_folder import RoundRecord
 
 
 class TensorBoardLog:
@@ -54,7 +54,7 @@ class TensorBoardLog:
         """Pass it on."""
         self._watched.stepped(site, done, total)
 
-    def round_finished(self, record: RoundRecord) -> None:
+    def round_finished(self, record: Round) -> None:
         """Write every site's epsilon, and the round's seconds."""
         for site, outcome in record.sites.items():
             self._writer.add_scalar(f"epsilon/{site}", outcome.epsilon, record.round)

@@ -155,8 +155,8 @@ def test_an_audit_runs_the_real_code(audit: Audit, tmp_path: Path) -> None:
     )
     assert seen == [(1, 2), (2, 2)]
     events = RunFolder(tmp_path / "run").events()
-    assert [event["site"] for event in events] == ["east", "north"] * 2
-    mechanism = Mechanism.from_dict(events[0]["mechanism"])
+    assert [event.site for event in events] == ["east", "north"] * 2
+    mechanism = Mechanism.from_dict(events[0].mechanism.model_dump())
     assert mechanism.declared_patients == OWN_PATIENTS + 20
     assert mechanism.noise_origin == "operating-system"
     charged = [Charge(mechanism=mechanism, steps=2)]

@@ -10,7 +10,7 @@ from rich.console import Console
 from medfl.cli.live import LiveProgress
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import Declaration, PatientScore, Scores
-from medfl.server.run_folder import RoundRecord, SiteOutcome
+from medfl.runs.records import Round, SiteRound
 
 DECLARATION = Declaration(
     site="DU",
@@ -38,10 +38,10 @@ DECLARATION = Declaration(
 )
 
 
-def record(number: int, *, lost: bool) -> RoundRecord:
+def record(number: int, *, lost: bool) -> Round:
     sites = {
-        "DU": SiteOutcome(outcome="admitted", code="", epsilon=1.25, budget=8.0, steps=5),
-        "HT": SiteOutcome(
+        "DU": SiteRound(outcome="admitted", code="", epsilon=1.25, budget=8.0, steps=5),
+        "HT": SiteRound(
             outcome="silent" if lost else "admitted",
             code="silent" if lost else "",
             epsilon=float("inf"),
@@ -49,7 +49,7 @@ def record(number: int, *, lost: bool) -> RoundRecord:
             steps=0,
         ),
     }
-    return RoundRecord(round=number, seconds=3.21, sites=sites)
+    return Round(round=number, seconds=3.21, sites=sites)
 
 
 def shown(*, terminal: bool) -> str:

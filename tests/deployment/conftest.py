@@ -342,7 +342,7 @@ def require_balanced(deployment: Any) -> Any:
 
     def require(study: str, *, out: Path, rounds: int) -> dict[str, tuple[int, int]]:
         folder = RunFolder(out)
-        assert [line["round"] for line in folder.rounds()] == list(range(1, rounds + 1))
+        assert [line.round for line in folder.rounds()] == list(range(1, rounds + 1))
         assert (out / "report.html").exists()
         federation = FederationLedger(folder)
         counted = {}

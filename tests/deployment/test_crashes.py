@@ -111,7 +111,7 @@ def test_a_run_resumes_after_its_serverapp_its_command_and_its_server_were_kille
     deployment.release("server-2-checkpoint")
     deployment.running["second"].send_signal(signal.SIGTERM)
     assert deployment.finished("second", seconds=60) != 0
-    assert [line["round"] for line in RunFolder(out).rounds()] == [1, 2]
+    assert [line.round for line in RunFolder(out).rounds()] == [1, 2]
     state = RunFolder(out).read_state(study=load_study(study))
     assert state is not None and state.round == 1
 
@@ -144,10 +144,10 @@ def test_a_straggler_trains_no_stale_round_and_the_others_do_not_wait(
     deployment.start("straggler", "server", "run", deployment.server.path, study, "--out", out)
 
     def outcomes(number: int) -> dict[str, str]:
-        lines = {line["round"]: line for line in RunFolder(out).rounds()}
+        lines = {line.round: line for line in RunFolder(out).rounds()}
         if number not in lines:
             return {}
-        return {name: site["outcome"] for name, site in lines[number]["sites"].items()}
+        return {name: site.outcome for name, site in lines[number].sites.items()}
 
     # One is stopped before its charge, and goes on when its time is over.
     deployment.held(before)

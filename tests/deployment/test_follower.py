@@ -12,8 +12,9 @@ import pytest
 from medfl.deployment.coordinator.follower import Follower
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import Declaration
+from medfl.runs.records import Round, SiteRound
 from medfl.server.progress import Silent
-from medfl.server.run_folder import RoundRecord, RunFolder, SiteOutcome
+from medfl.server.run_folder import RunFolder
 from medfl.study.pretraining_progress import write_progress
 
 
@@ -26,13 +27,13 @@ class Seen(Silent):
     def planned(self, declarations: Sequence[Declaration], *, rounds: int) -> None:
         self.told += [(declaration.site, rounds) for declaration in declarations]
 
-    def round_finished(self, record: RoundRecord) -> None:
+    def round_finished(self, record: Round) -> None:
         self.told.append(record)
 
 
-def record(number: int) -> RoundRecord:
-    outcome = SiteOutcome(outcome="admitted", code="", epsilon=math.inf, budget=8.0, steps=1)
-    return RoundRecord(round=number, seconds=1.5, sites={"north": outcome})
+def record(number: int) -> Round:
+    outcome = SiteRound(outcome="admitted", code="", epsilon=math.inf, budget=8.0, steps=1)
+    return Round(round=number, seconds=1.5, sites={"north": outcome})
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def finished(deployment: Any) -> RunFolder:
 
 def test_every_hostile_act_ends_in_its_code_and_the_run_goes_on(finished: RunFolder) -> None:
     rounds = [
-        {name: (site["outcome"], site["code"]) for name, site in line["sites"].items()}
+        {name: (site.outcome, site.code) for name, site in line.sites.items()}
         for line in finished.rounds()
     ]
     admitted = ("admitted", "")

@@ -101,7 +101,7 @@ def test_every_ledger_agrees_with_the_server(trained: Path, deployment: Any) -> 
         run = deployment.run_of(name, study="three-rounds")
         assert (run.charges, run.steps, run.released) == (3, 3, 3)
         assert run.run == folder.run_id()
-        assert sum(event["steps"] for event in events if event["site"] == name) == run.steps
+        assert sum(event.steps for event in events if event.site == name) == run.steps
         assert float(privacy[name]["epsilon_pld"]) == pytest.approx(run.epsilon, rel=1e-2)
 
 
@@ -109,7 +109,7 @@ def test_a_run_leaves_what_a_simulation_leaves(trained: Path) -> None:
     for name in ("summary.json", "federation.json", "sites.json", "plan.json", "environment.json"):
         assert json.loads((trained / name).read_text())
     assert (trained / "report.html").stat().st_size > 10_000
-    assert RunFolder(trained).metric_rows() == []
+    assert RunFolder(trained).scores() == ()
     assert not (trained / "sites").exists()
 
 

@@ -72,7 +72,7 @@ def context_of(file: Path) -> Context:
 def code_of(file: Path) -> str:
     """The code with which the site refuses every message; empty text if it does not."""
     try:
-        client_component._workplace_of(context_of(file))
+        client_component._state_of(context_of(file))
     except FederationError as error:
         return error.code
     return ""
@@ -91,9 +91,9 @@ def test_a_paused_site_refuses_every_message_until_it_resumes(
 
 
 def test_an_edited_site_file_counts_from_the_next_message_on(file: Path) -> None:
-    assert client_component._workplace_of(context_of(file)).site.privacy.max_rounds != 7
+    assert client_component._state_of(context_of(file)).site.privacy.max_rounds != 7
     file.write_text(file.read_text() + "max_rounds = 7\n")
-    assert client_component._workplace_of(context_of(file)).site.privacy.max_rounds == 7
+    assert client_component._state_of(context_of(file)).site.privacy.max_rounds == 7
 
 
 def test_a_site_that_leaves_loses_its_private_keys_and_keeps_its_ledger(

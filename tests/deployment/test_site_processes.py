@@ -33,7 +33,7 @@ MEDFL = Path(sys.executable).parent / "medfl"
 PROXIED = Path(__file__).parent / "proxied"
 COORDINATOR = "coordinator.medfl.test"
 FORK_SERVER = "multiprocessing.forkserver"
-NODE, TASKS = "deployment.supernode", "deployment.task_processes"
+NODE, TASKS = "hospital.supernode", "hospital.task_processes"
 
 SITE = """
 name = "north"

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from medfl.deployment.coordinator.status import status_of
 from medfl.deployment.flower.control import Connection
 from medfl.deployment.processes import free_port
 from medfl.protocol.keys import SiteKeys
+from medfl.runs.files import WAITING
+from medfl.runs.records import Round, SiteRound
+from medfl.runs.waiting import Waiting
+from medfl.server.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -68,27 +73,28 @@ def connections(bundles: Mapping[str, Bundle]) -> dict[bytes, Connection]:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path, federation: Any) -> Path:
     """A run in its third round of nine, which north and west keep waiting."""
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "study.json").write_text(json.dumps({"id": "gliomas", "training": {"rounds": 9}}))
+    folder = RunFolder(run)
+    changes = {"id": "gliomas", "training": {"rounds": 9}}
+    folder.begin(run="third-round", study=federation.study(**changes))
     sites = {
-        "east": {"outcome": "admitted", "code": "", "epsilon": 1.25, "budget": 8.0, "steps": 1},
-        "north": {"outcome": "silent", "code": "silent", "epsilon": "inf", "budget": 4.0},
-        "west": {"outcome": "admitted", "code": "", "epsilon": 2.5, "budget": 8.0, "steps": 1},
+        "east": SiteRound(outcome="admitted", code="", epsilon=1.25, budget=8.0, steps=1),
+        "north": SiteRound(outcome="silent", code="silent", epsilon=inf, budget=4.0, steps=0),
+        "west": SiteRound(outcome="admitted", code="", epsilon=2.5, budget=8.0, steps=1),
     }
-    rows = [{"round": number, "seconds": 10.0 * number, "sites": sites} for number in (1, 2)]
-    (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number in (1, 2):
+        folder.append_round(Round(round=number, seconds=10.0 * number, sites=sites))
     now = datetime.now(UTC)
-    waiting = {
-        "round": 3,
-        "since": (now - timedelta(minutes=2, seconds=1)).isoformat(),
-        "deadline": (now + timedelta(hours=1)).isoformat(),
-        "asked": ["east", "north", "west"],
-        "answered": ["east"],
-    }
-    (run / "waiting.json").write_text(json.dumps(waiting))
+    waiting = Waiting(
+        round=3,
+        since=now - timedelta(minutes=2, seconds=1),
+        deadline=now + timedelta(hours=1),
+        asked=("east", "north", "west"),
+        answered=("east",),
+    )
+    folder.write(WAITING, waiting)
     return run
 
 

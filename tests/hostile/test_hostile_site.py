@@ -129,7 +129,7 @@ def test_a_site_that_declares_what_it_may_not_is_left_out(
     assert line == f"Left out of the run: site 2: {code}."
     assert_clean(finished.path)
     # It was not asked for a round, and so had nothing to spend.
-    assert {event["site"] for event in finished.folder.events()} == {"east", "south"}
+    assert {event.site for event in finished.folder.events()} == {"east", "south"}
     assert_without(finished, without_bad)
 
 
@@ -140,10 +140,10 @@ def assert_left_out(finished: Any, outcome: str, code: str, *, round_number: int
         "south": ("admitted", ""),
     }
     # Counted or presumed: at least what a site of the same plan has spent that has answered.
-    sites = finished.folder.rounds()[round_number - 1]["sites"]
-    assert float(sites[BAD]["epsilon"]) >= sites["south"]["epsilon"] > 0
-    events = [event for event in finished.folder.events() if event["site"] == BAD]
-    assert not [event for event in events if event["admitted"]]
+    sites = finished.folder.rounds()[round_number - 1].sites
+    assert float(sites[BAD].epsilon) >= sites["south"].epsilon > 0
+    events = [event for event in finished.folder.events() if event.site == BAD]
+    assert not [event for event in events if event.admitted]
 
 
 @pytest.mark.parametrize("case", UPDATED)

@@ -13,7 +13,7 @@ from PIL import Image
 from medfl.errors import ReportError
 from medfl.reporting.audit_table import audit_table
 from medfl.reporting.report import write_report
-from medfl.reporting.results import read_run
+from medfl.runs.results import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,7 @@ PATH = {
     "changed": 0,
     "off_grid": 0,
     "failures": 0,
+    "sites": [],
     "keeps_promise": True,
 }
 AUDIT: dict[str, Any] = {
@@ -46,12 +47,22 @@ AUDIT: dict[str, Any] = {
             figure("noise_between_steps", 0.069, at_most=0.11),
             figure("off_grid", 0.0, at_least=0.0, at_most=0.0),
         ],
+        "noise_origin": "operating-system",
+        "clipping": "normalised",
         "steps": 1260,
         "values": 3936240,
         "keeps_promise": True,
     },
     "path": PATH,
-    "update": {"weights": 24905, "off_grid": 0, "keeps_promise": True},
+    "update": {
+        "weights": 24905,
+        "off_grid": 0,
+        "odd": 12450,
+        "noise_std": 1.0,
+        "odd_reach": 400.0,
+        "least_noise_std": 0.98,
+        "keeps_promise": True,
+    },
     "path_of_run": PATH | {"removals": 31, "largest": 0.97},
     "canaries": {
         "claimed_epsilon": 4.0,
@@ -61,9 +72,16 @@ AUDIT: dict[str, Any] = {
         "canaries": 2000,
         "guessed": 400,
         "correct": 282,
-        "shown": {"epsilon": 0.6859, "mu": 0.28},
-        "largest_showable": {"epsilon": 4.8366, "mu": 1.72},
-        "estimate": {"epsilon": 2.8, "epsilon_low": 2.4, "epsilon_high": 3.2},
+        "shown": {"epsilon": 0.6859, "mu": 0.28, "epsilon_of_mu": 0.9},
+        "largest_showable": {"epsilon": 4.8366, "mu": 1.72, "epsilon_of_mu": 7.3},
+        "estimate": {
+            "mu": 0.7,
+            "mu_low": 0.6,
+            "mu_high": 0.8,
+            "epsilon": 2.8,
+            "epsilon_low": 2.4,
+            "epsilon_high": 3.2,
+        },
         "consistent": True,
     },
     "membership": [
@@ -79,6 +97,14 @@ AUDIT: dict[str, Any] = {
                 "tpr_low": 0.0,
                 "tpr_high": 0.08,
                 "fpr_high": 0.154,
+                "smallest_fpr": 0.045,
+                "advantage": 0.2,
+                "advantage_by_chance": 0.3,
+            },
+            "bound": {
+                "mu": 2.1,
+                "membership_advantage": 0.7,
+                "tpr_at_1_percent_fpr": 0.4,
             },
             "largest_tpr": 0.691,
             "verdict": "consistent",
@@ -89,6 +115,7 @@ AUDIT: dict[str, Any] = {
         "correlation_with_noise": -0.03,
         "noise_over_signal": "inf",
         "epsilon": 8.0,
+        "delta": 1e-5,
         "noise_origin": "operating-system",
     },
 }

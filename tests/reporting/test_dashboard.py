@@ -19,7 +19,7 @@ import pytest
 from medfl.errors import ReportError
 from medfl.reporting import dashboard
 from medfl.reporting.dashboard import LOOPBACK, REFRESH_SECONDS, open_dashboard, render_live
-from medfl.reporting.live_run import LiveRun, read_live
+from medfl.runs.live_run import LiveRun, read_live
 
 RunBuilder = Callable[..., Path]
 
@@ -96,10 +96,11 @@ def test_a_site_that_is_silent_stands_out(under_way: Path) -> None:
 
 
 def test_names_cannot_write_the_page(under_way: Path) -> None:
-    text = (under_way / "study.json").read_text()
-    study = json.loads(text) | {"id": "<script>alert(1)</script>"}
-    (under_way / "study.json").write_text(json.dumps(study))
-    assert "<script" not in render_live(read_live(under_way))
+    path = under_way / "rounds.jsonl"
+    path.write_text(path.read_text().replace('"North"', '"<script>alert(1)</script>"'))
+    page = render_live(read_live(under_way))
+    assert "alert(1)" in page
+    assert "<script" not in page
 
 
 def test_only_one_page_is_answered_and_only_to_this_machine(page: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from medfl.reporting.estimates import by_patient, estimate, in_region, paired_difference
-from medfl.reporting.records import Score
+from medfl.runs.records import Score
 
 
 def score(

@@ -14,7 +14,7 @@ from PIL import Image
 from medfl.errors import ReportError
 from medfl.reporting import figures
 from medfl.reporting.montage import draw_montage
-from medfl.reporting.results import RunResults, read_run
+from medfl.runs.results import RunResults, read_run
 
 RunBuilder = Callable[..., Path]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from medfl.reporting.report import render
-from medfl.reporting.results import read_run
+from medfl.runs.results import read_run
 
 RunBuilder = Callable[..., Path]
 

@@ -12,9 +12,10 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 from medfl.privacy.mechanism import Mechanism
+from medfl.runs.records import Round, SitePrivacy, SiteRound
 from medfl.server.account import privacy_summary
 from medfl.server.ledger import FederationLedger
-from medfl.server.run_folder import RoundRecord, RunFolder, SiteOutcome
+from medfl.server.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +30,14 @@ MECHANISM = Mechanism(
 )
 
 
-def outcome(name: str) -> SiteOutcome:
-    return SiteOutcome(outcome=name, code="", epsilon=1.0, budget=8.0, steps=STEPS)
+def outcome(name: str) -> SiteRound:
+    return SiteRound(outcome=name, code="", epsilon=1.0, budget=8.0, steps=STEPS)
 
 
 @pytest.fixture(scope="module")
 def summary(
     tmp_path_factory: pytest.TempPathFactory, voice_of: Callable[..., Any]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SitePrivacy]:
     """DU took part in every round, HT was rejected in the last, UK only came for the last."""
     folder = RunFolder(tmp_path_factory.mktemp("summary") / "run")
     voices = {name: voice_of(name, mechanism=MECHANISM) for name in ("DU", "HT", "UK")}
@@ -57,8 +58,8 @@ def summary(
         outcomes = {
             name: outcome("rejected" if last and name == "HT" else "admitted") for name in names
         }
-        folder.append_round(RoundRecord(round=number, seconds=1.0, sites=outcomes))
-    return {entry["site"]: entry for entry in privacy_summary(folder)}
+        folder.append_round(Round(round=number, seconds=1.0, sites=outcomes))
+    return {entry.site: entry for entry in privacy_summary(folder)}
 
 
 def epsilon(steps: int, *, delta: float) -> float:
@@ -68,43 +69,48 @@ def epsilon(steps: int, *, delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
-def test_epsilon_is_that_of_all_reported_steps(summary: dict[str, dict[str, Any]]) -> None:
+def test_epsilon_is_that_of_all_reported_steps(summary: dict[str, SitePrivacy]) -> None:
     for site, rounds in {"DU": ROUNDS, "HT": ROUNDS, "UK": 1}.items():
         entry = summary[site]
-        assert entry["steps"] == rounds * STEPS
-        assert entry["epsilon_pld"] == pytest.approx(epsilon(rounds * STEPS, delta=DELTA), rel=1e-6)
-        for delta, value in entry["epsilon_at"].items():
+        assert entry.steps == rounds * STEPS
+        assert entry.epsilon_pld == pytest.approx(epsilon(rounds * STEPS, delta=DELTA), rel=1e-6)
+        for delta, value in entry.epsilon_at.items():
             assert value == pytest.approx(epsilon(rounds * STEPS, delta=float(delta)), rel=1e-6)
 
 
-def test_the_three_accountants_agree_as_they_should(summary: dict[str, dict[str, Any]]) -> None:
+def test_the_three_accountants_agree_as_they_should(summary: dict[str, SitePrivacy]) -> None:
     entry = summary["DU"]
-    assert entry["epsilon_prv"] == pytest.approx(entry["epsilon_pld"], abs=0.02)
-    assert entry["epsilon_pld"] < entry["epsilon_rdp"] < 1.3 * entry["epsilon_pld"]
-    assert entry["epsilon_pld"] < entry["epsilon_replace_one"]
+    assert entry.epsilon_prv == pytest.approx(entry.epsilon_pld, abs=0.02)
+    assert entry.epsilon_pld < entry.epsilon_rdp < 1.3 * entry.epsilon_pld
+    assert entry.epsilon_pld < entry.epsilon_replace_one
 
 
 def test_attack_figures_are_probabilities_that_grow_with_the_steps(
-    summary: dict[str, dict[str, Any]],
+    summary: dict[str, SitePrivacy],
 ) -> None:
     for name in ("mu", "membership_advantage", "tpr_at_1_percent_fpr"):
-        assert 0 < summary["UK"][name] < summary["DU"][name] < (math.inf if name == "mu" else 1)
+        assert (
+            0
+            < getattr(summary["UK"], name)
+            < getattr(summary["DU"], name)
+            < (math.inf if name == "mu" else 1)
+        )
 
 
 def test_lost_rounds_are_those_without_an_admitted_update(
-    summary: dict[str, dict[str, Any]],
+    summary: dict[str, SitePrivacy],
 ) -> None:
-    assert {name: entry["lost_rounds"] for name, entry in summary.items()} == {
+    assert {name: entry.lost_rounds for name, entry in summary.items()} == {
         "DU": 0,
         "HT": 1,
         "UK": ROUNDS - 1,
     }
 
 
-def test_the_newest_ledger_head_is_told(summary: dict[str, dict[str, Any]]) -> None:
-    assert summary["DU"]["ledger_sequence"] == 10 + ROUNDS
-    assert summary["DU"]["ledger_hash"] == f"{ROUNDS}" * 64
-    assert summary["DU"]["lifetime_epsilon"] == 7.5
+def test_the_newest_ledger_head_is_told(summary: dict[str, SitePrivacy]) -> None:
+    assert summary["DU"].ledger_sequence == 10 + ROUNDS
+    assert summary["DU"].ledger_hash == f"{ROUNDS}" * 64
+    assert summary["DU"].lifetime_epsilon == 7.5
 
 
 def test_a_site_that_sent_nothing_has_spent_nothing(
@@ -114,9 +120,9 @@ def test_a_site_that_sent_nothing_has_spent_nothing(
     du = voice_of("DU", mechanism=MECHANISM)
     FederationLedger(folder).declare(du.declaration())
     (entry,) = privacy_summary(folder)
-    assert entry["epsilon_pld"] == entry["steps"] == entry["lost_rounds"] == 0
-    assert entry["ledger_sequence"] == 1
-    assert entry["event_key"] == du.keys.event_key
+    assert entry.epsilon_pld == entry.steps == entry.lost_rounds == 0
+    assert entry.ledger_sequence == 1
+    assert entry.event_key == du.keys.event_key
 
 
 def test_what_never_arrived_is_counted_and_told(
@@ -130,8 +136,8 @@ def test_what_never_arrived_is_counted_and_told(
     ledger.record(lost, site="DU", round_number=1, admitted=True)
     ledger.presume("DU", round_number=2, code="silent")
     (entry,) = privacy_summary(folder)
-    assert (entry["steps"], entry["unseen_steps"]) == (3 * STEPS, 2 * STEPS)
-    assert entry["epsilon_pld"] == pytest.approx(epsilon(3 * STEPS, delta=DELTA), rel=1e-6)
+    assert (entry.steps, entry.unseen_steps) == (3 * STEPS, 2 * STEPS)
+    assert entry.epsilon_pld == pytest.approx(epsilon(3 * STEPS, delta=DELTA), rel=1e-6)
 
 
 def test_a_site_that_did_not_come_back_after_a_resume_is_still_told(
@@ -146,5 +152,5 @@ def test_a_site_that_did_not_come_back_after_a_resume_is_still_told(
     resumed = FederationLedger(folder)
     resumed.declare(voices["HT"].declaration(ledger_sequence=4, run_steps=STEPS))
     gone, _ = privacy_summary(folder)
-    assert (gone["site"], gone["steps"]) == ("DU", STEPS)
-    assert gone["epsilon_pld"] == pytest.approx(epsilon(STEPS, delta=DELTA), rel=1e-6)
+    assert (gone.site, gone.steps) == ("DU", STEPS)
+    assert gone.epsilon_pld == pytest.approx(epsilon(STEPS, delta=DELTA), rel=1e-6)

@@ -63,9 +63,9 @@ def test_the_declared_steps_stand_in_the_account_of_each_site(
         voice = voice_of(name, mechanism=MECHANISM)
         ledger.declare(voice.declaration(affected_steps=steps))
         ledger.record(voice.update(1), site=name, round_number=1, admitted=True)
-    found = {entry["site"]: entry for entry in privacy_summary(folder)}
-    assert [found[name]["affected_steps"] for name in ("DU", "HT")] == [15, 0]
-    assert {entry["revision"] for entry in found.values()} == {2}
+    found = {entry.site: entry for entry in privacy_summary(folder)}
+    assert [found[name].affected_steps for name in ("DU", "HT")] == [15, 0]
+    assert {entry.revision for entry in found.values()} == {2}
 
 
 def test_a_run_of_an_affected_version_says_so_in_its_account(
@@ -78,7 +78,7 @@ def test_a_run_of_an_affected_version_says_so_in_its_account(
     ledger.declare(voice.declaration())
     ledger.record(voice.update(1), site="DU", round_number=1, admitted=True)
     (entry,) = privacy_summary(folder)
-    assert (entry["revision"], entry["steps"]) == (1, STEPS)
+    assert (entry.revision, entry.steps) == (1, STEPS)
 
 
 @pytest.mark.parametrize("steps", [-1, 1_000_000_001, 2.5])

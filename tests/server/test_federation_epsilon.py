@@ -15,6 +15,7 @@ from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 from medfl.errors import ConfigError
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.mechanism import Mechanism
+from medfl.runs.files import FEDERATION, PRIVACY
 from medfl.server.account import federation_summary, group_epsilon
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Silent
@@ -73,37 +74,37 @@ def oracle(*sites: str, delta: float) -> float:
 
 def test_without_overlaps_the_largest_loss_of_a_site_counts(folder: RunFolder) -> None:
     found = federation_summary(folder)
-    assert found["disjoint"] is True
-    assert found["composition"] == "maximum over sites (disjoint patients)"
-    assert found["overlaps"] == []
-    assert found["delta"] == 2e-5
-    assert found["epsilon"] == pytest.approx(oracle("DU", delta=1e-5), rel=1e-6)
+    assert found.disjoint is True
+    assert found.composition == "maximum over sites (disjoint patients)"
+    assert found.overlaps == ()
+    assert found.delta == 2e-5
+    assert found.epsilon == pytest.approx(oracle("DU", delta=1e-5), rel=1e-6)
 
 
 def test_a_declared_overlap_is_composed_and_counts(folder: RunFolder) -> None:
     found = federation_summary(folder, overlaps=[("DU", "CS"), ("HT", "CS")])
-    assert found["disjoint"] is False
-    assert found["composition"] == "composed over declared overlaps"
-    assert [(group["sites"], group["delta"]) for group in found["overlaps"]] == [
-        (["DU", "CS"], 1e-5),
-        (["HT", "CS"], 2e-5),
+    assert found.disjoint is False
+    assert found.composition == "composed over declared overlaps"
+    assert [(group.sites, group.delta) for group in found.overlaps] == [
+        (("DU", "CS"), 1e-5),
+        (("HT", "CS"), 2e-5),
     ]
     composed = [oracle("DU", "CS", delta=1e-5), oracle("HT", "CS", delta=2e-5)]
-    assert [group["epsilon"] for group in found["overlaps"]] == pytest.approx(composed, rel=1e-6)
-    assert found["epsilon"] == pytest.approx(max(composed), rel=1e-6)
-    assert found["epsilon"] > 1.2 * oracle("DU", delta=1e-5)
+    assert [group.epsilon for group in found.overlaps] == pytest.approx(composed, rel=1e-6)
+    assert found.epsilon == pytest.approx(max(composed), rel=1e-6)
+    assert found.epsilon > 1.2 * oracle("DU", delta=1e-5)
 
 
 def test_an_overlap_of_three_sites_costs_all_three(folder: RunFolder) -> None:
     found = federation_summary(folder, overlaps=[("CS", "DU", "HT")])
-    assert found["epsilon"] == pytest.approx(oracle("CS", "DU", "HT", delta=2e-5), rel=1e-6)
+    assert found.epsilon == pytest.approx(oracle("CS", "DU", "HT", delta=2e-5), rel=1e-6)
 
 
 def test_the_worst_two_sites_are_told_whatever_was_declared(folder: RunFolder) -> None:
     for overlaps in ([], [("HT", "CS")]):
-        pair = federation_summary(folder, overlaps=overlaps)["any_two_sites"]
-        assert (pair["sites"], pair["delta"]) == (["DU", "HT"], 2e-5)
-        assert pair["epsilon"] == pytest.approx(oracle("DU", "HT", delta=2e-5), rel=1e-6)
+        pair = federation_summary(folder, overlaps=overlaps).any_two_sites
+        assert (pair.sites, pair.delta) == (("DU", "HT"), 2e-5)
+        assert pair.epsilon == pytest.approx(oracle("DU", "HT", delta=2e-5), rel=1e-6)
 
 
 def test_an_overlap_with_a_site_that_never_joined_costs_nothing(
@@ -111,28 +112,28 @@ def test_an_overlap_with_a_site_that_never_joined_costs_nothing(
 ) -> None:
     folder = finished(tmp_path / "run", voice_of, {"DU": NOISE["DU"]})
     found = federation_summary(folder, overlaps=[("DU", "GONE")])
-    assert (found["disjoint"], found["overlaps"], found["any_two_sites"]) == (True, [], None)
-    assert found["epsilon"] == pytest.approx(oracle("DU", delta=1e-5), rel=1e-6)
+    assert (found.disjoint, found.overlaps, found.any_two_sites) == (True, (), None)
+    assert found.epsilon == pytest.approx(oracle("DU", delta=1e-5), rel=1e-6)
 
 
 def test_a_site_without_noise_leaves_no_limit(tmp_path: Path, voice_of: VoiceOf) -> None:
     folder = finished(tmp_path / "run", voice_of, {"DU": 0.0, "HT": NOISE["HT"]})
     found = federation_summary(folder, overlaps=[("DU", "HT")])
-    assert found["epsilon"] == found["overlaps"][0]["epsilon"] == math.inf
-    assert found["any_two_sites"]["epsilon"] == found["groups"]["2"] == math.inf
-    folder.write_json("federation.json", found)
+    assert found.epsilon == found.overlaps[0].epsilon == math.inf
+    assert found.any_two_sites.epsilon == found.groups[2] == math.inf
+    folder.write(FEDERATION, found)
     assert json.loads((folder.path / "federation.json").read_text())["epsilon"] == "inf"
 
 
 def test_families_are_bounded_by_the_patient_who_loses_most(folder: RunFolder) -> None:
-    apart = federation_summary(folder)["groups"]
-    together = federation_summary(folder, overlaps=[("DU", "HT")])["groups"]
-    assert set(apart) == {"2", "5"}
+    apart = federation_summary(folder).groups
+    together = federation_summary(folder, overlaps=[("DU", "HT")]).groups
+    assert set(apart) == {2, 5}
     alone = {site: [Charge(mechanism=mechanism(NOISE[site]), steps=STEPS)] for site in NOISE}
-    assert apart["2"] == pytest.approx(group_epsilon([alone["DU"]], size=2, delta=2e-5), rel=1e-9)
+    assert apart[2] == pytest.approx(group_epsilon([alone["DU"]], size=2, delta=2e-5), rel=1e-9)
     both = [*alone["DU"], *alone["HT"]]
-    assert together["5"] == pytest.approx(group_epsilon([both], size=5, delta=2e-5), rel=1e-9)
-    assert apart["2"] < apart["5"] < together["5"]
+    assert together[5] == pytest.approx(group_epsilon([both], size=5, delta=2e-5), rel=1e-9)
+    assert apart[2] < apart[5] < together[5]
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -190,9 +191,8 @@ def test_a_whole_study_writes_what_its_overlaps_cost(federation: Any, tmp_path: 
         resume=False,
         progress=Silent(),
     )
-    found = json.loads((out / "federation.json").read_text())
-    losses = json.loads((out / "privacy.json").read_text())
-    assert found["disjoint"] is False
-    assert found["overlaps"][0]["sites"] == ["north", "east"]
-    assert found["overlaps"][0]["epsilon"] == found["any_two_sites"]["epsilon"] == found["epsilon"]
-    assert found["epsilon"] > max(loss["epsilon_pld"] for loss in losses)
+    found, losses = FEDERATION.read(out), PRIVACY.read(out)
+    assert found.disjoint is False
+    assert found.overlaps[0].sites == ("north", "east")
+    assert found.overlaps[0].epsilon == found.any_two_sites.epsilon == found.epsilon
+    assert found.epsilon > max(loss.epsilon_pld for loss in losses)

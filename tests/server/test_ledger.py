@@ -128,7 +128,7 @@ def test_what_was_rejected_counts_as_well(
 ) -> None:
     ledger.record(du.update(1), site="DU", round_number=1, admitted=False)
     assert ledger.epsilon("DU") == pytest.approx(expected(STEPS))
-    assert folder.events()[0]["admitted"] is False
+    assert folder.events()[0].admitted is False
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_update_that_nobody_signed_is_refused_and_counts(
     assert refused(lambda: ledger.check(forged, site="DU")) == "update-signature"
     assert ledger.record(forged, site="DU", round_number=1, admitted=False) > 0
     assert ledger.newest("DU") == du.declaration()
-    assert folder.events()[0]["signed"] is False
+    assert folder.events()[0].signed is False
 
 
 # --- what never came
@@ -178,7 +178,7 @@ def test_a_silent_site_is_presumed_to_have_paid(
     assert found == pytest.approx(expected(2 * STEPS))
     assert ledger.unseen_steps("DU") == STEPS
     assert ledger.unseen_steps("HT") == 0
-    assert folder.events()[1]["presumed"] == "silent"
+    assert folder.events()[1].presumed == "silent"
 
 
 def test_a_presumption_is_lifted_by_a_ledger_that_was_not_charged(
@@ -405,7 +405,7 @@ def test_a_server_that_starts_again_knows_what_was_spent(
     assert again.epsilon("DU") == ledger.epsilon("DU")
     assert [charge.steps for charge in again.charges("DU")] == [STEPS, STEPS]
     count(again, du.update(3), 3)
-    assert [event["sequence"] for event in folder.events()] == [1, 2, 3]
+    assert [event.sequence for event in folder.events()] == [1, 2, 3]
 
 
 def test_every_state_on_the_way_reads_back_equal(

@@ -13,7 +13,9 @@ import torch
 
 from medfl.errors import FederationError
 from medfl.protocol.messages import PatientScore, Scores
-from medfl.server.run_folder import RoundRecord, RunFolder, ServerState, SiteOutcome
+from medfl.runs.files import SUMMARY
+from medfl.runs.records import Event, EventMechanism, Round, SiteRound, Spent, Summary
+from medfl.server.run_folder import RunFolder, ServerState
 
 
 @pytest.fixture
@@ -21,10 +23,38 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def record(number: int, *, epsilon: float = 1.5) -> RoundRecord:
-    admitted = SiteOutcome(outcome="admitted", code="", epsilon=epsilon, budget=8.0, steps=5)
-    silent = SiteOutcome(outcome="silent", code="silent", epsilon=0.0, budget=8.0, steps=0)
-    return RoundRecord(round=number, seconds=1.23456, sites={"DU": admitted, "HT": silent})
+def record(number: int, *, epsilon: float = 1.5) -> Round:
+    admitted = SiteRound(outcome="admitted", code="", epsilon=epsilon, budget=8.0, steps=5)
+    silent = SiteRound(outcome="silent", code="silent", epsilon=0.0, budget=8.0, steps=0)
+    return Round(round=number, seconds=1.23456, sites={"DU": admitted, "HT": silent})
+
+
+def event(sequence: int, *, site: str) -> Event:
+    mechanism = EventMechanism(
+        sampling_prob=0.5,
+        noise_multiplier=1.0,
+        clip_norm=1.0,
+        clipping="fixed",
+        local_steps=1,
+        declared_patients=4,
+        noise_origin="seeded",
+        adjacency="zero-out",
+    )
+    return Event(
+        sequence=sequence,
+        round=1,
+        site=site,
+        mechanism=mechanism,
+        steps=1,
+        admitted=False,
+        epsilon=1.0,
+        presumed="silent",
+    )
+
+
+def summary(*, epsilon: float) -> Summary:
+    spent = {"DU": Spent(epsilon=epsilon, budget=8.0)}
+    return Summary(study="tiny", minutes=1.5, sites=spent, dice={}, dice_by_site={})
 
 
 def scores(dice: float) -> Scores:
@@ -46,9 +76,9 @@ def rows(folder: RunFolder, name: str) -> list[dict[str, str]]:
 def test_a_round_is_one_line_of_json_and_one_row_a_site(folder: RunFolder) -> None:
     folder.append_round(record(1))
     (line,) = folder.rounds()
-    assert line["round"] == 1
-    assert line["seconds"] == 1.235
-    assert line["sites"]["HT"] == {
+    assert line.round == 1
+    assert line.seconds == 1.235
+    assert line.sites["HT"].model_dump() == {
         "outcome": "silent",
         "code": "silent",
         "epsilon": 0.0,
@@ -61,9 +91,9 @@ def test_a_round_is_one_line_of_json_and_one_row_a_site(folder: RunFolder) -> No
 def test_scores_become_rows_with_a_blank_distance_where_none_was_measured(
     folder: RunFolder,
 ) -> None:
-    assert folder.metric_rows() == []
+    assert folder.scores() == ()
     folder.append_scores([scores(0.25)], variant="federated", round_number=3)
-    first, second = folder.metric_rows()
+    first, second = rows(folder, "metrics.csv")
     assert first == {
         "variant": "federated",
         "round": "3",
@@ -74,19 +104,22 @@ def test_scores_become_rows_with_a_blank_distance_where_none_was_measured(
         "hd95_mm": "4.000",
     }
     assert second["hd95_mm"] == ""
+    assert [(score.dice, score.hd95_mm) for score in folder.scores()] == [(0.25, 4.0), (0.25, None)]
 
 
 def test_an_infinite_epsilon_is_written_as_text_that_reads_back(folder: RunFolder) -> None:
     folder.append_round(record(1, epsilon=math.inf))
-    folder.write_json("some.json", {"values": [math.inf, 1.0]})
-    assert float(folder.rounds()[0]["sites"]["DU"]["epsilon"]) == math.inf
-    text = (folder.path / "some.json").read_text()
-    assert [float(value) for value in json.loads(text)["values"]] == [math.inf, 1.0]
+    folder.write(SUMMARY, summary(epsilon=math.inf))
+    assert folder.rounds()[0].sites["DU"].epsilon == math.inf
+    text = (folder.path / "summary.json").read_text()
+    assert json.loads(text)["sites"]["DU"] == {"epsilon": "inf", "budget": 8.0}
+    assert SUMMARY.read(folder.path) == summary(epsilon=math.inf)
 
 
 def test_not_a_number_is_never_written(folder: RunFolder) -> None:
+    damaged = summary(epsilon=1.0).model_copy(update={"minutes": math.nan})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.write_json("some.json", {"epsilon": math.nan})
+        folder.write(SUMMARY, damaged)
 
 
 def test_tables_are_cut_back_to_the_checkpoint_and_other_variants_stay(folder: RunFolder) -> None:
@@ -95,10 +128,10 @@ def test_tables_are_cut_back_to_the_checkpoint_and_other_variants_stay(folder: R
         folder.append_scores([scores(0.1)], variant="federated", round_number=number)
     folder.append_scores([scores(0.2)], variant="local-only", round_number=3)
     folder.truncate_tables(after_round=2, variant="federated")
-    assert [line["round"] for line in folder.rounds()] == [1, 2]
+    assert [line.round for line in folder.rounds()] == [1, 2]
     assert [row["round"] for row in rows(folder, "rounds.csv")] == ["1", "1", "2", "2"]
-    kept = [(row["variant"], row["round"]) for row in folder.metric_rows()]
-    assert kept == [("federated", "1")] * 2 + [("federated", "2")] * 2 + [("local-only", "3")] * 2
+    kept = [(row.variant, row.round) for row in folder.scores()]
+    assert kept == [("federated", 1)] * 2 + [("federated", 2)] * 2 + [("local-only", 3)] * 2
     folder.append_round(record(3))
     assert [row["round"] for row in rows(folder, "rounds.csv")] == [*"112233"]
 
@@ -118,11 +151,11 @@ def tear(path: Path, *, keep: int) -> None:
 @pytest.mark.parametrize("keep", [1, 20, -1])
 def test_a_torn_last_line_counts_as_not_written(keep: int, folder: RunFolder) -> None:
     for number in (1, 2):
-        folder.append_event({"sequence": number, "site": "DU"})
+        folder.append_event(event(number, site="DU"))
     tear(folder.path / "federation_ledger.jsonl", keep=keep)
-    assert [event["sequence"] for event in folder.events()] == [1]
-    folder.append_event({"sequence": 2, "site": "HT"})
-    assert [event["site"] for event in folder.events()] == ["DU", "HT"]
+    assert [event.sequence for event in folder.events()] == [1]
+    folder.append_event(event(2, site="HT"))
+    assert [event.site for event in folder.events()] == ["DU", "HT"]
 
 
 def test_a_torn_row_is_cut_back_with_the_rest(folder: RunFolder) -> None:
@@ -131,7 +164,7 @@ def test_a_torn_row_is_cut_back_with_the_rest(folder: RunFolder) -> None:
     tear(folder.path / "rounds.csv", keep=1)  # of round 12, now looking like round 1
     tear(folder.path / "rounds.jsonl", keep=20)
     folder.truncate_tables(after_round=5, variant="federated")
-    assert [line["round"] for line in folder.rounds()] == [1]
+    assert [line.round for line in folder.rounds()] == [1]
     assert [row["round"] for row in rows(folder, "rounds.csv")] == ["1", "1"]
 
 

@@ -418,16 +418,16 @@ def test_a_bad_update_is_screened_and_the_round_goes_on(
         "south": ("admitted", ""),
     }
     assert same(finished.weights, without_north.weights)
-    events = [event for event in finished.folder.events() if event["site"] == BAD]
-    epsilon = finished.folder.rounds()[0]["sites"][BAD]["epsilon"]
+    events = [event for event in finished.folder.events() if event.site == BAD]
+    epsilon = finished.folder.rounds()[0].sites[BAD].epsilon
     if code == "budget-exceeded":
         # The only answer that tells that nothing was charged.
         assert events == []
         assert epsilon == 0
     else:
-        assert [event["admitted"] for event in events] == [False] * len(events)
-        assert ("statement" in events[0]) is readable
-        assert float(epsilon) >= finished.folder.rounds()[0]["sites"]["south"]["epsilon"]
+        assert [event.admitted for event in events] == [False] * len(events)
+        assert bool(events[0].statement) is readable
+        assert float(epsilon) >= finished.folder.rounds()[0].sites["south"].epsilon
 
 
 # Changes on the way, by somebody who does not have the site's key.
@@ -470,16 +470,16 @@ def test_what_was_changed_on_the_way_is_left_out_and_counts(
     finished = federation.run(study, federation.sites(), fault=on_the_way, run_id=RUN)
     assert finished.outcomes()[BAD] == ("rejected", code)
     assert same(finished.weights, without_north.weights)
-    assert float(finished.folder.rounds()[0]["sites"][BAD]["epsilon"]) > 0
+    assert float(finished.folder.rounds()[0].sites[BAD].epsilon) > 0
 
 
 def test_a_silent_site_is_waited_for_and_then_left_out(without_north: Finished) -> None:
     (record,) = without_north.folder.rounds()
     # Presumed to have paid as much as a site of the same plan that has answered.
-    assert record["sites"][BAD] == {
+    assert record.sites[BAD].model_dump() == {
         "outcome": "silent",
         "code": "silent",
-        "epsilon": record["sites"]["south"]["epsilon"],
+        "epsilon": record.sites["south"].epsilon,
         "budget": 10.0,
         "steps": 0,
     }
@@ -517,11 +517,11 @@ def test_an_update_of_an_earlier_round_is_not_taken_for_this_one(federation: Any
     assert finished.outcomes(2)[BAD] == ("rejected", "update-replayed")
     assert finished.outcomes(2)["east"] == ("admitted", "")
     # Released once, counted once; what round 2 asked for never came, and it was paid for.
-    events = [event for event in finished.folder.events() if event["site"] == BAD]
-    assert [(e["round"], "presumed" in e) for e in events] == [(1, False), (2, True)]
+    events = [event for event in finished.folder.events() if event.site == BAD]
+    assert [(e.round, bool(e.presumed)) for e in events] == [(1, False), (2, True)]
     assert finished.charges(BAD) == 2
-    rounds = [line["sites"] for line in finished.folder.rounds()]
-    assert rounds[1][BAD]["epsilon"] == rounds[1]["south"]["epsilon"] > rounds[0][BAD]["epsilon"]
+    rounds = [line.sites for line in finished.folder.rounds()]
+    assert rounds[1][BAD].epsilon == rounds[1]["south"].epsilon > rounds[0][BAD].epsilon
 
 
 def test_an_update_of_another_run_is_not_taken_for_this_one(federation: Any) -> None:
@@ -568,8 +568,8 @@ def test_an_update_that_repeats_a_ledger_sequence_is_counted_in_every_round(
     finished = federation.run(federation.study(), federation.sites(), fault=stuck)
     assert finished.outcomes(1)[BAD] == ("admitted", "")
     assert finished.outcomes(2)[BAD] == ("rejected", "ledger-rolled-back")
-    rounds = [line["sites"] for line in finished.folder.rounds()]
-    assert rounds[1][BAD]["epsilon"] == rounds[1]["south"]["epsilon"] > rounds[0][BAD]["epsilon"]
+    rounds = [line.sites for line in finished.folder.rounds()]
+    assert rounds[1][BAD].epsilon == rounds[1]["south"].epsilon > rounds[0][BAD].epsilon
 
 
 def test_scores_under_another_sites_name_are_left_out(federation: Any) -> None:
@@ -580,10 +580,10 @@ def test_scores_under_another_sites_name_are_left_out(federation: Any) -> None:
 
     sites = federation.sites(privacy={"share_metrics": True})
     finished = federation.run(federation.study(**ONE_ROUND), sites, fault=lies)
-    rows = finished.folder.metric_rows()
+    rows = finished.folder.scores()
     # One patient is held out at each of the two sites that are left.
-    assert {row["site"] for row in rows} == {"east", "south"}
-    assert len({row["patient"] for row in rows}) == 2
+    assert {row.site for row in rows} == {"east", "south"}
+    assert len({row.patient for row in rows}) == 2
 
 
 @pytest.mark.parametrize("weight", [-5.0, 0.0, 1e15, math.nan])

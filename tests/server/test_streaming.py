@@ -15,6 +15,7 @@ import torch
 from flwr.app import Message
 
 from medfl.errors import QuorumError
+from medfl.runs.records import Round
 from medfl.server import server_app
 from medfl.study.in_process_grid import InProcessGrid
 
@@ -38,9 +39,8 @@ def many(federation: Any) -> list[Any]:
     return [site.model_copy(update={"name": f"site-{number}"}) for number in range(MANY)]
 
 
-def without_times(finished: Any) -> list[dict[str, Any]]:
-    lines = finished.folder.rounds()
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+def without_times(finished: Any) -> list[Round]:
+    return [line.model_copy(update={"seconds": 0.0}) for line in finished.folder.rounds()]
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_the_order_of_arrival_changes_neither_model_nor_account(
     assert arrived == 2 * ["east", "north", "south"] + 2 * ["south", "north", "east"]
     assert all(torch.equal(turned.weights[name], usual.weights[name]) for name in usual.weights)
     assert without_times(turned) == without_times(usual)
-    assert [list(line["sites"]) for line in turned.folder.rounds()] == 2 * [sorted(set(arrived))]
+    assert [list(line.sites) for line in turned.folder.rounds()] == 2 * [sorted(set(arrived))]
 
 
 def test_whom_a_round_waits_for_can_be_read_while_it_waits(federation: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,10 @@ def run(federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False) 
 def scored(out: Path) -> dict[str, Counter[tuple[str, str, str]]]:
     """How often each patient's region was scored at the end, by variant."""
     found: dict[str, Counter[tuple[str, str, str]]] = {}
-    for row in RunFolder(out).metric_rows():
-        if row["variant"] != "federated" or row["round"] == "1":
-            key = (row["site"], row["patient"], row["region"])
-            found.setdefault(row["variant"], Counter())[key] += 1
+    for row in RunFolder(out).scores():
+        if row.variant != "federated" or row.round == 1:
+            key = (row.site, row.patient, row.region)
+            found.setdefault(row.variant, Counter())[key] += 1
     return found
 
 
@@ -63,8 +64,8 @@ def test_every_baseline_is_scored_on_the_same_patients_once(federation: Any) -> 
         assert all(torch.equal(start[name], other[name]) for name in start)
     # A baseline without noise is nowhere said to be private.
     (event, _) = RunFolder(out / "baselines" / "non-private").events()
-    assert event["mechanism"]["noise_multiplier"] == 0.0
-    assert event["epsilon"] == "inf"
+    assert event.mechanism.noise_multiplier == 0.0
+    assert event.epsilon == math.inf
 
 
 def test_a_baseline_that_was_stopped_half_way_is_finished_and_not_doubled(

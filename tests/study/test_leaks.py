@@ -153,7 +153,7 @@ def test_scores_of_a_hospital_stay_there(federation: Any) -> None:
     study = federation.study(**HOSPITAL_NOISE, training={"rounds": 1})
     sites = [hospital, federation.site("south", privacy={"share_metrics": True})]
     finished = federation.run(study, sites)
-    assert {row["site"] for row in finished.folder.metric_rows()} == {"south"}
+    assert {row.site for row in finished.folder.scores()} == {"south"}
 
 
 def test_a_damaged_image_header_is_not_told(federation: Any) -> None:
@@ -211,7 +211,7 @@ def test_an_identifier_in_eight_places_reaches_nothing_that_a_simulation_writes_
     assert {name for name, _ in finished.outcomes().values()} == {"admitted"}
     finish_run(finished.folder, study, minutes=1.0, command="", progress=Silent())
     write_report(finished.path)
-    assert {row["site"] for row in finished.folder.metric_rows()} == {"north"}
+    assert {row.site for row in finished.folder.scores()} == {"north"}
     assert canary.found_in(*sinks(finished, sites[0].state, log=caplog.text)) == []
 
 

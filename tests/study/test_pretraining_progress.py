@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from medfl.runs.files import PRETRAINING
 from medfl.study import pretraining_progress
-from medfl.study.pretraining_progress import FILE, read_progress, write_progress
+from medfl.study.pretraining_progress import read_progress, write_progress
 
 
 def test_what_is_written_can_be_read_until_the_end(
@@ -38,5 +39,5 @@ def test_quick_steps_do_not_wear_out_the_disk_and_the_last_one_counts(
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"done": "x", "total": 2}'])
 def test_a_damaged_file_says_nothing(content: str, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(content)
+    (tmp_path / PRETRAINING.name).write_text(content)
     assert read_progress(tmp_path) is None

@@ -65,8 +65,8 @@ def state(federation: Any) -> Path:
 
 
 def epsilons(finished: Any, number: int) -> dict[str, float]:
-    sites = finished.folder.rounds()[number - 1]["sites"]
-    return {name: site["epsilon"] for name, site in sites.items()}
+    sites = finished.folder.rounds()[number - 1].sites
+    return {name: site.epsilon for name, site in sites.items()}
 
 
 def steps(finished: Any) -> dict[str, int]:
@@ -108,7 +108,7 @@ def test_the_server_notices_although_the_ledger_has_grown_since(federation: Any)
     finished = federation.run(federation.study(**THREE_ROUNDS), federation.sites(), fault=fault)
     assert finished.outcomes(3)[BAD] == ("rejected", "ledger-rolled-back")
     last = finished.folder.events()
-    sequences = [event["ledger_sequence"] for event in last if event["site"] == BAD]
+    sequences = [event.ledger_sequence for event in last if event.site == BAD]
     assert sequences == sorted(sequences)  # the sequence alone would not have told
     assert epsilons(finished, 3)[BAD] == epsilons(finished, 3)["south"]
 
@@ -159,7 +159,7 @@ def test_a_site_that_did_not_come_back_keeps_its_place_in_the_summary(federation
         federation.run(study, federation.sites(), fault=stop, run_id="r")
     finished = federation.run(study, federation.sites("east", "south"), resume=True, run_id="r")
     assert set(finished.outcomes(2)) == {"east", "south"}
-    summary = {entry["site"]: entry for entry in privacy_summary(finished.folder)}
+    summary = {entry.site: entry for entry in privacy_summary(finished.folder)}
     assert list(summary) == ["east", BAD, "south"]
-    assert (summary[BAD]["steps"], summary[BAD]["lost_rounds"]) == (1, 1)
-    assert 0 < summary[BAD]["epsilon_pld"] < summary["south"]["epsilon_pld"]
+    assert (summary[BAD].steps, summary[BAD].lost_rounds) == (1, 1)
+    assert 0 < summary[BAD].epsilon_pld < summary["south"].epsilon_pld

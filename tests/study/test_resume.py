@@ -16,6 +16,7 @@ from flwr.app import Message
 from safetensors import safe_open
 
 from medfl.errors import ConfigError, FederationError
+from medfl.runs.records import Round
 from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import FederationLedger
 from medfl.study.simulation import prepare_folder
@@ -72,8 +73,8 @@ def rows(finished: Finished, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+def without_times(lines: list[Round]) -> list[Round]:
+    return [line.model_copy(update={"seconds": 0.0}) for line in lines]
 
 
 def content(file: Path) -> tuple[dict[str, str], dict[str, bytes]]:
@@ -91,8 +92,8 @@ def assert_same_run(finished: Finished, unbroken: Finished) -> None:
         assert rows(finished, name) == rows(unbroken, name)
         assert max(Counter(map(str, rows(finished, name))).values()) == 1
     assert without_times(finished.folder.rounds()) == without_times(unbroken.folder.rounds())
-    events = [(e["round"], e["site"], e["epsilon"]) for e in finished.folder.events()]
-    assert events == [(e["round"], e["site"], e["epsilon"]) for e in unbroken.folder.events()]
+    events = [(e.round, e.site, e.epsilon) for e in finished.folder.events()]
+    assert events == [(e.round, e.site, e.epsilon) for e in unbroken.folder.events()]
 
 
 STOPS = {

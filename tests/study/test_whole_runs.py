@@ -141,6 +141,6 @@ def test_an_epsilon_never_exceeds_the_studys_target_nor_falls(federation: Any) -
     study = federation.study(training={"rounds": 3})
     finished = federation.run(study, federation.sites(*SITES))
     for site in SITES:
-        spent = [line["sites"][site]["epsilon"] for line in finished.folder.rounds()]
+        spent = [line.sites[site].epsilon for line in finished.folder.rounds()]
         assert spent == sorted(spent)
         assert 7.9 < spent[-1] <= 8.0

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from medfl.config import StudyConfig
 from medfl.deployment.coordinator.follower import Follower
@@ -17,6 +17,7 @@ from medfl.deployment.lock import exclusive, is_held
 from medfl.deployment.thin_app import THIN_APP, ThinApp
 from medfl.errors import ConfigError, FederationError
 from medfl.protocol.study_model import model_spec
+from medfl.runs.records import Summary
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.study.run import finish_run
@@ -49,7 +50,7 @@ def run_deployed_study(
     progress: Progress,
     command: str = "",
     app: ThinApp = THIN_APP,
-) -> dict[str, Any]:
+) -> Summary:
     """Run a study with the hospitals that are connected to a server on this machine.
 
     Args:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from medfl.errors import FederationError
 from medfl.server.progress import Progress
-from medfl.server.run_folder import RoundRecord, RunFolder, SiteOutcome
+from medfl.server.run_folder import RunFolder
 from medfl.study.pretraining_progress import read_progress
 
 
@@ -23,7 +21,7 @@ class Follower:
         self._folder = folder
         self._rounds = rounds
         self._progress = progress
-        self._told = max((line["round"] for line in folder.rounds()), default=0)
+        self._told = max((line.round for line in folder.rounds()), default=0)
         self._declared = len(folder.declarations())
         self._phase = ""
         self._pretrained = read_progress(folder.path)
@@ -42,11 +40,11 @@ class Follower:
         if new or self._phase:
             self._look_at_first_model()
         # A resumed run does again what came after its checkpoint.
-        self._told = min(self._told, max((line["round"] for line in lines), default=0))
+        self._told = min(self._told, max((line.round for line in lines), default=0))
         for line in lines:
-            if line["round"] > self._told:
-                self._told = line["round"]
-                self._progress.round_finished(_record(line))
+            if line.round > self._told:
+                self._told = line.round
+                self._progress.round_finished(line)
 
     def _look_at_first_model(self) -> None:
         """It is made when the sites have agreed, perhaps by a pretraining; then rounds begin."""
@@ -63,12 +61,3 @@ class Follower:
         if phase != self._phase:
             self._phase = phase
             self._progress.phase(phase)
-
-
-def _record(line: dict[str, Any]) -> RoundRecord:
-    sites = {
-        # An infinite epsilon is written as text.
-        name: SiteOutcome(**{**values, "epsilon": float(values["epsilon"])})
-        for name, values in line["sites"].items()
-    }
-    return RoundRecord(round=line["round"], seconds=line["seconds"], sites=sites)

@@ -16,7 +16,7 @@ SITE_FILE = "site-file"
 """Key of the node's configuration that holds the path of the site file."""
 
 
-def _workplace_of(context: Context) -> SiteState:
+def _state_of(context: Context) -> SiteState:
     # The file as it is now: an edit counts from the next message on.
     site = load_hospital(Path(str(context.node_config[SITE_FILE])))
     require_taking_part(site.state)
@@ -24,4 +24,4 @@ def _workplace_of(context: Context) -> SiteState:
     return hospital_state(site)
 
 
-app = make_client_app(_workplace_of, observer_of=lambda _: ignore_steps)
+app = make_client_app(_state_of, observer_of=lambda _: ignore_steps)

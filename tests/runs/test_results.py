@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medfl.errors import ReportError
-from medfl.reporting.results import read_run
+from medfl.runs.results import read_run
 
 RunBuilder = Callable[..., Path]
 Change = Callable[[Any], None]

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from medfl.reporting.records import Count, Finite, Fraction, Loss, NoiseOrigin, Record, Variant
+from medfl.runs.records import (
+    Count,
+    Finite,
+    Fraction,
+    Loss,
+    NoiseOrigin,
+    Probability,
+    Record,
+    Variant,
+)
 
 Number = Annotated[float, BeforeValidator(lambda value: float(value) if value == "inf" else value)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -30,12 +39,14 @@ class MechanismFindings(Record):
     """What was measured of the engine."""
 
     figures: tuple[Measured, ...] = Field(min_length=1)
+    noise_origin: NoiseOrigin
+    clipping: Literal["fixed", "normalised"]
     steps: Count
     values: Count
     keeps_promise: bool
 
 
-class PathFindings(Record):
+class PathCounts(Record):
     """Patients who were taken away in turn, from the files to the sum of a step."""
 
     removals: Count
@@ -44,6 +55,18 @@ class PathFindings(Record):
     changed: Count
     off_grid: Count
     failures: Count
+
+
+class SitePathFindings(PathCounts):
+    """Those of one site."""
+
+    site: str
+
+
+class PathFindings(PathCounts):
+    """Those of all sites together, and of each."""
+
+    sites: tuple[SitePathFindings, ...]
     keeps_promise: bool
 
 
@@ -52,6 +75,10 @@ class UpdateFindings(Record):
 
     weights: Count
     off_grid: Count
+    odd: Count
+    noise_std: Finite
+    odd_reach: Finite
+    least_noise_std: Finite
     keeps_promise: bool
 
 
@@ -60,11 +87,15 @@ class ShownLoss(Record):
 
     epsilon: Loss
     mu: Loss
+    epsilon_of_mu: Loss
 
 
 class EstimatedLoss(Record):
     """An estimate, no bound."""
 
+    mu: Loss
+    mu_low: Loss
+    mu_high: Loss
     epsilon: Loss
     epsilon_low: Loss
     epsilon_high: Loss
@@ -98,6 +129,17 @@ class MembershipRates(Record):
     tpr_low: Fraction
     tpr_high: Fraction
     fpr_high: Fraction
+    smallest_fpr: Fraction
+    advantage: Fraction
+    advantage_by_chance: Fraction
+
+
+class AttackBound(Record):
+    """The best attack that the mechanism allows."""
+
+    mu: Loss
+    membership_advantage: Fraction
+    tpr_at_1_percent_fpr: Fraction
 
 
 class MembershipFindings(Record):
@@ -105,6 +147,7 @@ class MembershipFindings(Record):
 
     variant: Variant
     rates: MembershipRates
+    bound: AttackBound
     largest_tpr: Fraction
     verdict: Literal["consistent", "violated"]
 
@@ -116,6 +159,7 @@ class InversionFindings(Record):
     correlation_with_noise: Correlation
     noise_over_signal: Loss
     epsilon: Loss
+    delta: Probability
     noise_origin: NoiseOrigin
 
 

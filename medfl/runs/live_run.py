@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from medfl.errors import ReportError
-from medfl.reporting.waiting import Waiting, read_waiting
+from medfl.runs import metrics_table
+from medfl.runs.files import PRETRAINING, ROUNDS, STUDY, SUMMARY, WAITING, parsed, text_of
+from medfl.runs.records import Round
+from medfl.runs.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,92 +98,91 @@ def read_live(folder: Path) -> LiveRun:
     Raises:
         ReportError: If no run was begun there, or a file is damaged.
     """
-    path = folder / "study.json"
     try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        name, planned = str(study["id"]), int(study["training"]["rounds"])
-        rows = _lines(folder / "rounds.jsonl")
-        sites = tuple(
-            _site(rows, name) for name in sorted({n for row in rows for n in row["sites"]})
-        )
-        done = int(rows[-1]["round"]) if rows else 0
-        finished = (folder / "summary.json").exists()
-        epsilon = {
-            site.name: tuple(
-                float(row["sites"][site.name]["epsilon"])
-                for row in rows
-                if site.name in row["sites"]
-            )
-            for site in sites
-        }
-        newest = folder / "rounds.jsonl"
+        study = STUDY.read(folder)
+        rounds = _so_far(folder)
+        names = sorted({name for row in rounds for name in row.sites})
+        done = rounds[-1].round if rounds else 0
+        finished = (folder / SUMMARY.name).exists()
+        newest = folder / (ROUNDS.name if rounds else STUDY.name)
         return LiveRun(
-            study=name,
-            rounds=planned,
+            study=study.id,
+            rounds=study.training.rounds,
             done=done,
-            seconds=tuple(float(row["seconds"]) for row in rows),
-            seconds_since=max(0.0, time.time() - (newest if rows else path).stat().st_mtime),
-            pretraining=None if rows or finished else _pretraining(folder / "pretraining.json"),
+            seconds=tuple(row.seconds for row in rounds),
+            seconds_since=max(0.0, time.time() - newest.stat().st_mtime),
+            pretraining=None if rounds or finished else _pretraining(folder),
             waiting=_under_way(folder, after=done),
-            sites=sites,
-            epsilon=epsilon,
-            dice=_dice(folder / "metrics.csv"),
+            sites=tuple(_site(rounds, name) for name in names),
+            epsilon={
+                name: tuple(row.sites[name].epsilon for row in rounds if name in row.sites)
+                for name in names
+            },
+            dice=_dice(folder),
             finished=finished,
         )
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, ReportError):
         raise ReportError(
             f"{folder}: expected a run folder, found none or a damaged one."
         ) from None
 
 
-def _pretraining(path: Path) -> tuple[int, int] | None:
-    if not path.exists():
+def _pretraining(folder: Path) -> tuple[int, int] | None:
+    if not (folder / PRETRAINING.name).exists():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    done, total = int(values["done"]), int(values["total"])
-    return (done, total) if done < total else None
+    found = PRETRAINING.read(folder)
+    return (found.done, found.total) if found.done < found.total else None
 
 
 def _under_way(folder: Path, *, after: int) -> Waiting | None:
     """The round under way, not one whose file a crash has left."""
-    waiting = read_waiting(folder)
-    return waiting if waiting is not None and waiting.round > after else None
+    try:
+        waiting = WAITING.read(folder)
+    except ReportError:
+        return None  # taken away when the round ended
+    return waiting if waiting.round > after else None
 
 
-def _site(rows: list[dict[str, Any]], name: str) -> LiveSite:
-    seen = [row["sites"][name] for row in rows if name in row["sites"]]
+def _site(rounds: Sequence[Round], name: str) -> LiveSite:
+    seen = [row.sites[name] for row in rounds if name in row.sites]
     last = seen[-1]
     return LiveSite(
         name=name,
-        epsilon=float(last["epsilon"]),
-        budget=float(last["budget"]),
-        outcome=str(last["outcome"]),
-        code=str(last["code"]),
-        missed=sum(at["outcome"] != "admitted" for at in seen) + len(rows) - len(seen),
+        epsilon=last.epsilon,
+        budget=last.budget,
+        outcome=last.outcome,
+        code=last.code,
+        missed=sum(at.outcome != "admitted" for at in seen) + len(rounds) - len(seen),
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _so_far(folder: Path) -> tuple[Round, ...]:
+    """The rounds that are written to their end."""
+    path = folder / ROUNDS.name
     if not path.exists():
-        return []
-    *whole, rest = path.read_text(encoding="utf-8").split("\n")
-    del rest  # empty, or a line that is being written
-    return [json.loads(line) for line in whole]
+        return ()
+    whole = _whole_lines(text_of(path)).splitlines()
+    return tuple(parsed(line, ROUNDS.kind, where=str(path)) for line in whole)
 
 
-def _dice(path: Path) -> dict[str, tuple[tuple[int, float], ...]]:
+def _dice(folder: Path) -> dict[str, tuple[tuple[int, float], ...]]:
+    path = folder / metrics_table.NAME
     if not path.exists():
         return {}
     scores: dict[str, dict[int, list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["variant"] == "federated" and row["dice"]:
-                by_round = scores.setdefault(row["region"], {})
-                by_round.setdefault(int(row["round"]), []).append(float(row["dice"]))
+    for score in metrics_table.scores_in(_whole_lines(text_of(path)), where=path):
+        if score.variant == "federated":
+            by_round = scores.setdefault(score.region, {})
+            by_round.setdefault(score.round, []).append(score.dice)
     return {
         region: tuple((number, fmean(values)) for number, values in sorted(by_round.items()))
         for region, by_round in scores.items()
     }
+
+
+def _whole_lines(text: str) -> str:
+    """A text without a last line that is being written."""
+    return text[: text.rfind("\n") + 1]
 
 
 def epsilon_text(epsilon: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Self
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime
 
-from medfl.reporting.records import Count, Record
+from medfl.runs.records import Count, Record
 
 
 class Waiting(Record):
@@ -42,14 +43,24 @@ class Waiting(Record):
         """Whether the deadline is gone, so that nobody may be waiting any more."""
         return datetime.now(UTC) > self.deadline
 
+    @classmethod
+    def begin(cls, number: int, *, asked: Iterable[str], timeout: float) -> Self:
+        """A round in which sites were asked now, and none has answered.
 
-def read_waiting(folder: Path) -> Waiting | None:
-    """Whom a run waits for; None where the server says nothing.
+        Args:
+            number: 1 for the first round.
+            asked: Names of the sites.
+            timeout: Seconds until the round goes on without those that are silent.
+        """
+        since = datetime.now(UTC)
+        return cls(
+            round=number,
+            since=since,
+            deadline=since + timedelta(seconds=timeout),
+            asked=tuple(sorted(asked)),
+            answered=(),
+        )
 
-    Args:
-        folder: A run folder.
-    """
-    try:
-        return Waiting.model_validate_json((folder / "waiting.json").read_bytes())
-    except (OSError, ValidationError):
-        return None  # taken away when the round ended
+    def heard(self, site: str) -> Self:
+        """The same round after an answer, whatever it says."""
+        return self.model_copy(update={"answered": tuple(sorted((*self.answered, site)))})

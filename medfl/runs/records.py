@@ -1,20 +1,25 @@
 """What the files of a run folder hold, one frozen record a row.
 
-Only the keys that a report needs are named; others may stand beside them. JSON has no infinity, so
-an infinite epsilon, which means that no privacy is claimed, is written as the text ``inf``.
+Keys that no record names may stand beside the others: a later version may have written them. JSON
+has no infinity, so an infinite epsilon, which means that no privacy is claimed, is written as the
+text ``inf``.
 """
 
 from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+# Named again for those who read run folders and nothing else.
+from medfl.config.site import Modality as Modality
+from medfl.config.site import Purpose as Purpose
+from medfl.config.site import Region as Region
+
 Variant = Literal["federated", "non-private", "local-only", "initial-only", "threshold"]
-Region = Literal["TC", "WT", "ET"]
-Modality = Literal["t1n", "t1c", "t2w", "t2f"]
+Outcome = Literal["admitted", "refused", "rejected", "silent"]
 NoiseOrigin = Literal["operating-system", "seeded"]
 
 FIRST_REVISION = 1
@@ -40,80 +45,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Revision = Annotated[int, Field(ge=1)]
-Size = tuple[int, int, int]
 
 
 class Record(BaseModel):
-    """One value read from a file: frozen and strictly typed."""
+    """One value of a file: frozen and strictly typed."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
-
-
-class StudyInput(Record):
-    """Modalities, regions and crops of the study."""
-
-    modalities: tuple[Modality, ...]
-    regions: tuple[Region, ...] = Field(min_length=1)
-    spacing: tuple[Positive, Positive, Positive] | Literal["native"]
-    crop_size: Size
-    crops_per_patient: Count
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", ser_json_inf_nan="constants"
+    )
 
 
-class StudyNetwork(Record):
-    """A network by name, with its keyword arguments."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class StudyTraining(Record):
-    """Rounds, local steps and the local optimizer."""
-
-    rounds: Count
-    local_steps: Count
-    optimizer: str
-    learning_rate: Positive
-    proximal_mu: Finite
-
-
-class StudyAggregation(Record):
-    """How site updates become a global model."""
-
-    strategy: str
-    server_learning_rate: Positive
-    ema_decay: Finite
-    min_sites: Count
-
-
-class StudyStart(Record):
-    """A file of `medfl pretrain` that the run started from."""
-
-    file: str
-    sha256: str
-
-
-class StudySynthetic(Record):
-    """Public synthetic patients: the starting point, and pictures to show."""
-
-    seed: int
-    pretraining_patients: Count
-    pretraining_steps: Count
-    start: StudyStart | None = None
-
-
-class Study(Record):
-    """`study.json`."""
-
-    id: str
-    seed: int
-    input: StudyInput
-    network: StudyNetwork
-    training: StudyTraining
-    aggregation: StudyAggregation
-    synthetic: StudySynthetic | None
-
-
-class SitePolicy(Record):
+class LossLimit(Record):
     """The privacy loss that a site accepts at most."""
 
     epsilon: Positive
@@ -124,14 +66,20 @@ class Site(Record):
     """One entry of `sites.json`."""
 
     name: str
-    purpose: Literal["hospital", "open-data"]
+    purpose: Purpose
     declared_patients: Annotated[int, Field(ge=1)]
     weight: Positive
-    policy: SitePolicy
+    policy: LossLimit
+    modalities: tuple[Modality, ...]
 
 
 class Plan(Record):
-    """One entry of `plan.json`: the mechanism that was agreed with a site."""
+    """One entry of `plan.json`: the mechanism that was agreed with a site.
+
+    Attributes:
+        epsilon: The site's lifetime epsilon after all rounds, as it declared.
+        noise_to_signal: sigma over the divisor.
+    """
 
     site: str
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -143,19 +91,31 @@ class Plan(Record):
     declared_patients: Count
     divisor: Positive
     delta: Probability
+    epsilon: Loss
+    epsilon_budget: Positive
+    noise_to_signal: Loss
 
 
 class SiteRound(Record):
-    """What one site did in one round."""
+    """What became of one site's part in a round.
 
-    outcome: Literal["admitted", "refused", "rejected", "silent"]
+    Attributes:
+        outcome: ``admitted``; ``refused`` by the site; ``rejected`` by the server; ``silent``.
+        code: Why, if not admitted.
+        epsilon: The site's epsilon of this run so far, recomputed from its events.
+        budget: The site's lifetime budget.
+        steps: Noisy steps that it reported in this round.
+    """
+
+    outcome: Outcome
     code: str
     epsilon: Loss
     budget: Positive
+    steps: Count
 
 
 class Round(Record):
-    """One line of `rounds.jsonl`."""
+    """One line of `rounds.jsonl`: a finished round."""
 
     round: Count
     seconds: Loss
@@ -164,24 +124,34 @@ class Round(Record):
 
 
 class EventMechanism(Record):
-    """The part of a reported mechanism that the plan must agree with, and the engine's revision.
+    """A mechanism as a site reported it; see `medfl.privacy.mechanism`.
 
     Attributes:
-        revision: medfl 0.1 wrote none.
+        revision: Of the engine; medfl 0.1 wrote none.
     """
 
     sampling_prob: Probability
     noise_multiplier: Annotated[float, Field(ge=0)]
     clip_norm: Positive
+    clipping: Literal["fixed", "normalised"]
+    local_steps: Count
+    declared_patients: Count
+    noise_origin: NoiseOrigin
+    adjacency: Literal["zero-out"]
     revision: Revision = FIRST_REVISION
 
 
 class Event(Record):
-    """One line of `federation_ledger.jsonl`.
+    """One line of `federation_ledger.jsonl`: an update, or a round that stayed without one.
 
     Attributes:
+        epsilon: The site's epsilon of this run after the event, recomputed by the server.
         presumed: Why no update came; the steps are then taken to have been charged, until the site
             says otherwise. Empty for an update.
+        message_id: Of the request; like all that follows, of updates only.
+        ledger_sequence: Of the site's ledger.
+        signed: Whether the statement is the site's.
+        statement: What the site said, as JSON.
     """
 
     sequence: Count
@@ -191,7 +161,25 @@ class Event(Record):
     mechanism: EventMechanism
     steps: Count
     admitted: bool
+    epsilon: Loss
     presumed: str = ""
+    message_id: str = ""
+    ledger_sequence: Count = 0
+    ledger_hash: str = ""
+    signed: bool = False
+    statement: str = ""
+
+
+class DeclaredAfter(Record):
+    """One line of `declarations.jsonl`.
+
+    Attributes:
+        after_events: How many lines of `federation_ledger.jsonl` came before it.
+        declaration: What the site said, as JSON.
+    """
+
+    after_events: Count
+    declaration: str
 
 
 class SitePrivacy(Record):
@@ -240,6 +228,11 @@ class PatientOfSites(Record):
     delta: Probability
 
 
+Composition = Literal["maximum over sites (disjoint patients)", "composed over declared overlaps"]
+DISJOINT: Composition = "maximum over sites (disjoint patients)"
+COMPOSED: Composition = "composed over declared overlaps"
+
+
 class Federation(Record):
     """`federation.json`: the privacy loss of one patient to all sites together.
 
@@ -255,9 +248,7 @@ class Federation(Record):
     disjoint: bool
     epsilon: Loss
     delta: Probability
-    composition: Literal[
-        "maximum over sites (disjoint patients)", "composed over declared overlaps"
-    ]
+    composition: Composition
     overlaps: tuple[PatientOfSites, ...]
     any_two_sites: PatientOfSites | None
     groups: dict[int, Loss]
@@ -278,6 +269,7 @@ class Environment(Record):
     flwr: str
     dp_accounting: str
     numpy: str
+    nibabel: str = ""
     commit: str
     platform: str
     cpu_threads: Count
@@ -301,3 +293,44 @@ class Score(Record):
     region: Region
     dice: Fraction
     hd95_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+
+
+class RunIdentity(Record):
+    """`run.json`: which run of which study a folder holds.
+
+    Attributes:
+        study: Digest of the study.
+    """
+
+    run: str
+    study: str
+
+
+class Pretraining(Record):
+    """`pretraining.json`: steps done and in total, while a first model is made."""
+
+    done: Count
+    total: Count
+
+
+class Spent(Record):
+    """What one site has spent of its budget at the end of a run."""
+
+    epsilon: Loss
+    budget: Positive
+
+
+class Summary(Record):
+    """`summary.json`: a run in a few figures; written last.
+
+    Attributes:
+        sites: By site.
+        dice: Mean over all held-out patients, by variant and region, of each final model.
+        dice_by_site: The same for each site by itself.
+    """
+
+    study: str
+    minutes: Finite
+    sites: dict[str, Spent]
+    dice: dict[Variant, dict[Region, Finite]]
+    dice_by_site: dict[Variant, dict[str, dict[Region, Finite]]]

@@ -6,33 +6,46 @@ ends in a `ReportError` that names the file, the rule and what was found; nothin
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from medfl.config import StudyConfig
+from medfl.config.site import Modality
 from medfl.errors import ReportError
-from medfl.reporting.audit_records import Audit
-from medfl.reporting.records import (
+from medfl.runs.audit_records import Audit
+from medfl.runs.files import (
+    AUDIT,
+    ENVIRONMENT,
+    EVENTS,
+    FEDERATION,
+    PLAN,
+    PRIVACY,
+    ROUNDS,
+    SITES,
+    STUDY,
+    Document,
+    parsed,
+    text_of,
+)
+from medfl.runs.metrics_table import read_scores
+from medfl.runs.records import (
     FIRST_REVISION,
     VARIANT_ORDER,
     Environment,
     Event,
     Federation,
-    Modality,
     PatientOfSites,
     Plan,
     Round,
     Score,
     Site,
     SitePrivacy,
-    Study,
     Variant,
 )
 
@@ -42,7 +55,11 @@ _ROUNDING = 1.05  # a round's epsilon uses a coarser grid than the final one, ne
 _OVERSTATING = "0.1."  # versions of medfl whose promises were too small
 _SYNTHETIC = "synthetic-"  # folders of pictures that may be shown
 
-T = TypeVar("T")
+# What a plan and the mechanism of an event have in common, as numbers.
+_AGREED = ("sampling_prob", "noise_multiplier", "clip_norm", "local_steps", "declared_patients")
+
+_ANY_OBJECT = TypeAdapter(dict[str, Any])
+
 OfSite = TypeVar("OfSite", Plan, SitePrivacy)
 
 
@@ -72,7 +89,7 @@ class RunResults:
     """
 
     folder: Path
-    study: Study
+    study: StudyConfig
     environment: Environment
     sites: tuple[Site, ...]
     plans: Mapping[str, Plan]
@@ -171,22 +188,20 @@ def read_run(folder: Path) -> RunResults:
     """
     if not folder.is_dir():
         raise ReportError(f"{folder}: expected a run folder, found none")
-    study = _document(folder / "study.json", TypeAdapter(Study))
-    rounds = _lines(folder / "rounds.jsonl", Round)
-    events = _lines(folder / "federation_ledger.jsonl", Event)
+    study, rounds, events = STUDY.read(folder), ROUNDS.read(folder), EVENTS.read(folder)
     run = RunResults(
         folder=folder,
         study=study,
-        environment=_document(folder / "environment.json", TypeAdapter(Environment)),
-        sites=_document(folder / "sites.json", TypeAdapter(tuple[Site, ...])),
-        plans=_by_site(folder / "plan.json", TypeAdapter(tuple[Plan, ...])),
-        privacy=_by_site(folder / "privacy.json", TypeAdapter(tuple[SitePrivacy, ...])),
-        federation=_document(folder / "federation.json", TypeAdapter(Federation)),
+        environment=ENVIRONMENT.read(folder),
+        sites=SITES.read(folder),
+        plans=_by_site(PLAN, folder),
+        privacy=_by_site(PRIVACY, folder),
+        federation=FEDERATION.read(folder),
         rounds=tuple(row for row in rounds if row.variant == "federated"),
         events=tuple(row for row in events if row.variant == "federated"),
-        scores=_scores(folder / "metrics.csv"),
+        scores=read_scores(folder),
         predictions=_predictions(folder / "predictions", shown=study.input.modalities[-1]),
-        audit=_audit(folder / "audit.json"),
+        audit=_audit(folder),
     )
     for check in (
         _check_sites,
@@ -200,82 +215,24 @@ def read_run(folder: Path) -> RunResults:
     return run
 
 
-def _audit(path: Path) -> Audit | None:
+def _audit(folder: Path) -> Audit | None:
     """The audit; none where an earlier version made it, which looked at less than is shown."""
+    path = folder / AUDIT.name
     if not path.exists():
         return None
-    found: dict[str, Any] = _document(path, TypeAdapter(dict[str, Any]))
+    found = parsed(text_of(path), _ANY_OBJECT, where=str(path))
     if "figures" not in found.get("mechanism", {"figures": ()}):
         return None
-    return _document(path, TypeAdapter(Audit))
+    return AUDIT.read(folder)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ReportError(f"{path}: expected a readable file, found: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ReportError(f"{path}: expected UTF-8 text, found other bytes") from None
-
-
-def _document(path: Path, adapter: TypeAdapter[T]) -> T:
-    return _parsed(_text(path), adapter, where=str(path))
-
-
-def _lines(path: Path, record: type[T]) -> tuple[T, ...]:
-    adapter = TypeAdapter(record)
-    return tuple(
-        _parsed(line, adapter, where=f"{path}: line {number}")
-        for number, line in enumerate(_text(path).splitlines(), start=1)
-    )
-
-
-def _parsed(text: str, adapter: TypeAdapter[T], *, where: str) -> T:
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in detail["loc"]) or "(whole text)"
-        raise ReportError(
-            f"{where}: key {key}: {detail['msg']}, found {str(detail['input'])[:80]!r}"
-        ) from None
-
-
-def _by_site(path: Path, adapter: TypeAdapter[tuple[OfSite, ...]]) -> dict[str, OfSite]:
-    rows = _document(path, adapter)
+def _by_site(file: Document[tuple[OfSite, ...]], folder: Path) -> dict[str, OfSite]:
+    rows = file.read(folder)
     found = {row.site: row for row in rows}
-    _expect(path, "one entry a site", [row.site for row in rows], len(found) == len(rows))
-    return found
-
-
-def _scores(path: Path) -> tuple[Score, ...]:
-    if not path.exists():
-        return ()
-    adapter = TypeAdapter(Score)
-    return tuple(
-        _parsed(text, adapter, where=f"{path}: line {number}")
-        for number, text in _rows_as_json(path)
+    _expect(
+        folder / file.name, "one entry a site", [row.site for row in rows], len(found) == len(rows)
     )
-
-
-def _rows_as_json(path: Path) -> Iterator[tuple[int, str]]:
-    reader = csv.DictReader(_text(path).splitlines(), strict=True)
-    expected = list(Score.model_fields)
-    _expect(path, f"the columns {expected}", reader.fieldnames, reader.fieldnames == expected)
-    try:
-        for row in reader:
-            where = path.with_name(f"{path.name}: line {reader.line_num}")
-            try:
-                numbers = {"round": int(row["round"]), "dice": float(row["dice"])}
-                hd95 = float(row["hd95_mm"]) if row["hd95_mm"] else None
-            except (TypeError, ValueError):
-                values = list(row.values())
-                raise ReportError(f"{where}: expected numbers, found {values}") from None
-            _expect(where, f"{len(expected)} columns", len(row), len(row) == len(expected))
-            yield reader.line_num, json.dumps({**row, **numbers, "hd95_mm": hd95})
-    except csv.Error as error:
-        raise ReportError(f"{path}: expected comma-separated values, found: {error}") from None
+    return found
 
 
 def _predictions(folder: Path, *, shown: Modality) -> tuple[Prediction, ...]:
@@ -343,8 +300,7 @@ def _check_mechanisms(run: RunResults) -> None:
             agreed, found = run.plans[event.site], event.mechanism
             same = all(
                 math.isclose(getattr(agreed, name), getattr(found, name), rel_tol=1e-9)
-                for name in type(found).model_fields
-                if name != "revision"
+                for name in _AGREED
             )
             rule = f"the planned mechanism in the admitted event {event.sequence}"
             _expect(path, rule, found, same)

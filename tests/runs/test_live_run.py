@@ -12,7 +12,7 @@ import pytest
 
 from medfl.errors import ReportError
 from medfl.reporting.dashboard import render_live
-from medfl.reporting.live_run import read_live
+from medfl.runs.live_run import read_live
 
 SITES = ("East", "North", "South", "West")
 
