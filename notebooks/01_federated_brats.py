@@ -43,23 +43,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
-import torch
 
-from medfl.config import load_site, load_study
-from medfl.data.cohort import pseudonym
-from medfl.data.crops import draw_crops
-from medfl.errors import ConfigError
-from medfl.phantom.hospitals import write_hospitals
-from medfl.prediction.cohort import predict_case
-from medfl.prediction.predictor import Predictor
-from medfl.privacy.accounting.accountant import Charge, epsilon, noise_multiplier_for
-from medfl.reporting import figures, utility_tables, wording
-from medfl.reporting.estimates import in_region
-from medfl.reporting.report import write_report
-from medfl.runs.results import read_run
-from medfl.server.progress import Silent
-from medfl.site.state import simulated_state
-from medfl.study.run import plan_study, run_whole_study
+import medfl
 
 SIZES = {
     "default": {
@@ -87,7 +72,25 @@ folder = tempfile.TemporaryDirectory(prefix="medfl-notebook-")
 os.chdir(folder.name)
 
 logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower would tell of every round
-plt.rcParams.update(figures.STYLE | {"figure.dpi": 80, "font.size": 9, "axes.titlesize": 9})
+plt.rcParams.update(
+    {"figure.dpi": 80, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False}
+    | {"axes.spines.right": False, "legend.frameon": False}
+)
+MODALITIES = {"t1n": "T1", "t1c": "T1 contrast", "t2w": "T2", "t2f": "FLAIR"}
+REGIONS = {"TC": "tumour core", "WT": "whole tumour"}
+MODELS = {
+    "federated": "federated, private",
+    "initial-only": "starting point only",
+    "non-private": "without noise",
+    "threshold": "FLAIR threshold",
+}
+COLOURS = {
+    "federated": "#0072b2",
+    "initial-only": "#7f7f7f",
+    "non-private": "#d55e00",
+    "threshold": "#009e73",
+}
+LIMIT = "#b22222"
 
 # %% [markdown]
 # ## 1 · Four hospitals
@@ -100,20 +103,19 @@ plt.rcParams.update(figures.STYLE | {"figure.dpi": 80, "font.size": 9, "axes.tit
 # a privacy loss of at most ε = 4, while the others accept 10.
 
 # %%
-files = write_hospitals(
+files = medfl.write_hospitals(
     Path("hospitals"),
     patients=size["patients"],
     shape=size["shape"],
     spacing=size["spacing"],
     skull_stripped=True,
     seed=7,
-    on_patient=lambda: None,
 )
 strict = Path("hospitals/south.toml")
 text = strict.read_text(encoding="utf-8")
 strict.write_text(text.replace("epsilon = 10.0", "epsilon = 4.0"), encoding="utf-8")
 
-sites = [load_site(file) for file in files]
+sites = [medfl.load_site(file) for file in files]
 for site in sites:
     count = len(list(site.data.root.iterdir()))
     print(
@@ -161,16 +163,16 @@ def read_volume(path):
 
 colours = {"WT": "#56b4e9", "TC": "#f0e442"}
 run = Path("run")  # the run folder of section 4
-site_states = [simulated_state(site, run_folder=run) for site in sites]
-shown = site_states[0].patients.training[0].cases[0]
-others = [site_state.patients.training[1].cases[0] for site_state in site_states]
+cohorts = [medfl.SiteCohort(site) for site in sites]
+shown = cohorts[0].training[0].cases[0]
+others = [cohort.training[1].cases[0] for cohort in cohorts]
 
 picture, panels = plt.subplots(2, 4, figsize=(7.8, 4.3), layout="constrained")
 for panel, (modality, path) in zip(panels[0], shown.images.items(), strict=True):
     labels = read_volume(shown.mask)
     depth = largest_slice(labels)
     plane = labels[:, :, depth]
-    title = f"{sites[0].name}: {wording.MODALITY_NAMES[modality]}"
+    title = f"{sites[0].name}: {MODALITIES[modality]}"
     show(panel, read_volume(path)[:, :, depth], plane > 0, np.isin(plane, (1, 4)), title=title)
 for panel, site, case in zip(panels[1], sites, others, strict=True):
     labels = read_volume(case.mask)
@@ -237,7 +239,7 @@ pretraining_steps = {size["pretraining"]}
 pretraining_learning_rate = 5e-3
 """
 Path("study.toml").write_text(STUDY, encoding="utf-8")
-study = load_study(Path("study.toml"))
+study = medfl.load_study(Path("study.toml"))
 
 # %% [markdown]
 # Whenever a patient is drawn for a step, K = 2 crops are cut from their scans, one of them centred
@@ -249,17 +251,8 @@ study = load_study(Path("study.toml"))
 # one patient weigh up to K times as much, and the stated ε would be wrong.
 
 # %%
-training, _ = site_states[0].stores(study)
-generator = torch.Generator().manual_seed(3)
-draws = [
-    draw_crops(
-        training.prepared(0),
-        crop_size=study.input.crop_size,
-        count=study.input.crops_per_patient,
-        generator=generator,
-    )
-    for _ in range(2)
-]
+patient = cohorts[0].training[0]
+draws = [cohorts[0].draw_crops(study, patient, seed=seed) for seed in (3, 4)]
 flair = study.input.modalities.index("t2f")
 core, whole = (study.input.regions.index(region) for region in ("TC", "WT"))
 middle = study.input.crop_size[2] // 2
@@ -299,24 +292,29 @@ print(f"one draw: images {tuple(draws[0][0].shape)}, regions {tuple(draws[0][1].
 
 
 # %%
-def print_plan(plans):
+def rounded_up(epsilon):
+    """A privacy loss is never shown smaller than it is."""
+    return f"{np.ceil(100 * epsilon) / 100:.2f}"
+
+
+def print_plan(plan):
     """One line a site."""
     print(
         f"{'site':8} {'patients n':>10} {'q':>5} {'steps T':>8} {'σ':>7} {'L = q n':>8} "
         f"{'ε after':>8} {'accepted':>9} {'noise / C':>10}"
     )
-    for plan in plans:
-        mechanism = plan.mechanism
+    for at in plan.sites:
+        mechanism = at.mechanism
         print(
-            f"{plan.site:8} {mechanism.declared_patients:10} {mechanism.sampling_prob:5} "
-            f"{plan.total_steps:8} {mechanism.noise_multiplier:7.3f} {mechanism.divisor:8.2f} "
-            f"{wording.at_most(plan.epsilon):>8} {plan.epsilon_budget:9g} "
-            f"{plan.noise_per_coordinate:10.3f}"
+            f"{at.site:8} {mechanism.declared_patients:10} {mechanism.sampling_prob:5} "
+            f"{at.total_steps:8} {mechanism.noise_multiplier:7.3f} {mechanism.divisor:8.2f} "
+            f"{rounded_up(at.epsilon):>8} {at.epsilon_budget:9g} "
+            f"{at.noise_per_coordinate:10.3f}"
         )
 
 
-plans = plan_study(study, sites)
-print_plan(plans)
+plan = medfl.plan_study(study, sites)
+print_plan(plan)
 
 # %% [markdown]
 # `south` needs a larger $\sigma$, since it accepts less. And `noise / C` = $\sigma$ / (q n), the
@@ -335,24 +333,24 @@ print_plan(plans)
 
 # %%
 target, delta = study.privacy.epsilon, sites[0].privacy.delta
-mechanism = plans[0].mechanism
+mechanism = plan.sites[0].mechanism
 
 
 def loss_after(mechanism, steps):
     """Epsilon of so many noisy steps."""
-    return epsilon([Charge(mechanism=mechanism, steps=steps)], delta=delta)
+    return medfl.epsilon([medfl.Charge(mechanism=mechanism, steps=steps)], delta=delta)
 
 
 picture, (left, centre, right) = plt.subplots(1, 3, figsize=(9.6, 3.1), layout="constrained")
 
 rounds = range(1, study.training.rounds + 1)
 by_noise = {}
-for plan in plans:
-    by_noise.setdefault(plan.mechanism.noise_multiplier, []).append(plan)
+for at in plan.sites:
+    by_noise.setdefault(at.mechanism.noise_multiplier, []).append(at)
 for (noise, members), colour in zip(by_noise.items(), ("#0072b2", "#d55e00"), strict=False):
     steps = members[0].mechanism.local_steps
     losses = [loss_after(members[0].mechanism, number * steps) for number in rounds]
-    names = wording.listing([plan.site for plan in members])
+    names = ", ".join(at.site for at in members)
     left.plot(rounds, losses, color=colour, linewidth=2, label=f"{names}\n(σ = {noise:.2f})")
     left.axhline(losses[-1], color=colour, linestyle="dotted", linewidth=1)
 left.set(title="ε by round", xlabel="round", ylabel="ε", ylim=(0, 1.7 * target))
@@ -362,7 +360,7 @@ numbers_of_steps = [study.total_steps * factor for factor in (1, 2, 4, 8)]
 for q, marker in ((0.1, "o"), (0.25, "s"), (0.5, "D")):
     losses = [loss_after(replace(mechanism, sampling_prob=q), t) for t in numbers_of_steps]
     centre.plot(numbers_of_steps, losses, marker=marker, markersize=4, label=f"q = {q}")
-centre.axhline(target, color=figures.LIMIT, linestyle="dashed", linewidth=1.2)
+centre.axhline(target, color=LIMIT, linestyle="dashed", linewidth=1.2)
 centre.set(title=f"same σ = {mechanism.noise_multiplier:.2f}: ε", ylabel="ε")
 centre.set(xlabel="steps T")
 centre.set(xscale="log", xticks=numbers_of_steps, xticklabels=numbers_of_steps)
@@ -374,7 +372,7 @@ probabilities = (0.1, 0.25, 0.5)
 for factor, marker in ((1, "o"), (4, "s")):
     steps = factor * study.total_steps
     noise = [
-        noise_multiplier_for(epsilon=target, delta=delta, sampling_prob=q, steps=steps)
+        medfl.noise_multiplier_for(epsilon=target, delta=delta, sampling_prob=q, steps=steps)
         / (q * mechanism.declared_patients)
         for q in probabilities
     ]
@@ -392,7 +390,7 @@ plt.show()
 # %% [markdown]
 # ## 4 · Run it
 #
-# `run_whole_study` runs the same server and site code as a deployment, here with all sites in this
+# `run_study` runs the same server and site code as a deployment, here with all sites in this
 # process. In every round each site checks the request against its own policy, *charges its ledger
 # before the first step*, trains with noise, and sends its weights; the server recomputes ε from
 # what was reported, and combines the weights.
@@ -404,7 +402,7 @@ plt.show()
 
 
 # %%
-class Lines(Silent):
+class Lines(medfl.Silent):
     """One line for each phase, each fifth round and each evaluation."""
 
     def phase(self, name):
@@ -424,7 +422,7 @@ class Lines(Silent):
         print(f"  held-out Dice after round {round_number}: {', '.join(means)}")
 
 
-summary = run_whole_study(study, sites, out=run, engine="inprocess", resume=False, progress=Lines())
+summary = medfl.run_study(study, sites, out=run, progress=Lines())
 
 # %% [markdown]
 # ## 5 · What came out
@@ -438,7 +436,7 @@ summary = run_whole_study(study, sites, out=run, engine="inprocess", resume=Fals
 # noise of training, which another run would draw afresh: run it twice, and the means move.
 
 # %%
-results = read_run(run)
+results = medfl.read_run(run)
 
 
 def print_table(table):
@@ -451,32 +449,28 @@ def print_table(table):
         print("  ".join(cells).rstrip())
 
 
-print_table(utility_tables.dice(results))
+print_table(medfl.dice_table(results))
 print()
-print_table(utility_tables.differences(results))
+print_table(medfl.difference_table(results))
 
 # %%
 picture, panels = plt.subplots(1, 3, figsize=(9.6, 3.4), layout="constrained")
 for panel, region in zip(panels, ("WT", "TC"), strict=False):
     scored = results.scored_rounds("federated")
     found = [
-        in_region(
-            results.scores_of("federated", at=number), region, measure="dice", statistic="mean"
-        )
-        for number in scored
+        medfl.mean_dice(results.scores_of("federated", at=number), region) for number in scored
     ]
-    colour = figures.COLOURS["federated"]
+    colour = COLOURS["federated"]
     low, high = [each.low for each in found], [each.high for each in found]
     panel.fill_between(scored, low, high, color=colour, alpha=0.18, linewidth=0)
-    label = wording.variant_name("federated", guarantee=results.guarantee)
+    label = MODELS["federated"]
     panel.plot(scored, [each.value for each in found], color=colour, marker="o", label=label)
     for variant in results.variants[1:]:
-        final = in_region(results.scores_of(variant), region, measure="dice", statistic="mean")
+        final = medfl.mean_dice(results.scores_of(variant), region)
         if final is not None:
-            label = wording.variant_name(variant, guarantee=results.guarantee)
-            colour = figures.COLOURS[variant]
+            colour, label = COLOURS[variant], MODELS[variant]
             panel.axhline(final.value, color=colour, linestyle="dashed", label=label)
-    panel.set(title=wording.REGION_NAMES[region], xlabel="round", ylabel="Dice", ylim=(0, 1))
+    panel.set(title=REGIONS[region], xlabel="round", ylabel="Dice", ylim=(0, 1))
     panel.set_xticks(scored)
 lines, labels = panels[0].get_legend_handles_labels()
 picture.legend(lines, labels, loc="outside lower left", ncols=len(lines), fontsize=8)
@@ -485,9 +479,9 @@ losses = list(results.privacy.values())
 names = [loss.site for loss in losses]
 panels[2].bar(names, [loss.epsilon_pld for loss in losses], width=0.6, color="#0072b2")
 for position, loss in enumerate(losses):
-    text = wording.at_most(loss.epsilon_pld)
+    text = rounded_up(loss.epsilon_pld)
     panels[2].text(position, loss.epsilon_pld - 0.6, text, ha="center", color="white")
-    panels[2].hlines(loss.budget, position - 0.4, position + 0.4, color=figures.LIMIT, linewidth=2)
+    panels[2].hlines(loss.budget, position - 0.4, position + 0.4, color=LIMIT, linewidth=2)
 panels[2].set(title="ε spent, and what each site accepts (line)", ylabel="ε", ylim=(0, 11.5))
 plt.show()
 
@@ -502,18 +496,18 @@ plt.show()
 loss = results.largest_loss
 advantage = max(each.membership_advantage for each in losses)
 found_out = max(each.tpr_at_1_percent_fpr for each in losses)
-print(f"The largest loss is at {loss.site}: ε = {wording.at_most(loss.epsilon_pld)} ", end="")
-print(f"at δ = {wording.power(loss.delta)}, after {loss.steps} noisy steps.")
+print(f"The largest loss is at {loss.site}: ε = {rounded_up(loss.epsilon_pld)} ", end="")
+print(f"at δ = {loss.delta:g}, after {loss.steps} noisy steps.")
 print("Did this patient take part? From even odds the attacker is right in at most ", end="")
-print(f"{wording.percent_at_most((1 + advantage) / 2)} of cases (a coin: 50 %).")
+print(f"{np.ceil(50 * (1 + advantage)):.0f} % of cases (a coin: 50 %).")
 print("If 1 in 100 others may be accused wrongly, of those who took part at most ", end="")
-print(f"{wording.percent_at_most(found_out)} are found out (without any release: 1 %).")
+print(f"{np.ceil(100 * found_out):.0f} % are found out (without any release: 1 %).")
 print()
 print("The same steps, counted in other ways:")
-print(f"  PLD, used here          ε = {wording.at_most(loss.epsilon_pld)}")
-print(f"  PRV, as a cross-check   ε = {wording.at_most(loss.epsilon_prv)}")
-print(f"  RDP, a looser bound     ε = {wording.at_most(loss.epsilon_rdp)}")
-print(f"  one patient replaced    ε = {wording.at_most(loss.epsilon_replace_one)} ", end="")
+print(f"  PLD, used here          ε = {rounded_up(loss.epsilon_pld)}")
+print(f"  PRV, as a cross-check   ε = {rounded_up(loss.epsilon_prv)}")
+print(f"  RDP, a looser bound     ε = {rounded_up(loss.epsilon_rdp)}")
+print(f"  one patient replaced    ε = {rounded_up(loss.epsilon_replace_one)} ", end="")
 print("(by any other person, rather than left out)")
 
 # %% [markdown]
@@ -527,9 +521,9 @@ print("(by any other person, rather than left out)")
 
 # %%
 held_out = {
-    (site_state.site.name, pseudonym(patient.patient_id, key=site_state.key)): patient
-    for site_state in site_states
-    for patient in site_state.patients.held_out
+    (site.name, cohort.pseudonym(patient)): patient
+    for site, cohort in zip(sites, cohorts, strict=True)
+    for patient in cohort.held_out
 }
 ranked = sorted(
     (score.dice, score.site, score.patient)
@@ -539,11 +533,11 @@ ranked = sorted(
 chosen = {"worst": ranked[0], "middle": ranked[len(ranked) // 2], "best": ranked[-1]}
 
 picture, panels = plt.subplots(2, 3, figsize=(6.0, 4.7), layout="constrained")
-predictor = Predictor(run / "checkpoints" / "final.safetensors", device="cpu")
+predictor = medfl.Predictor(run / "checkpoints" / "final.safetensors")
 for column, (rank, (dice, site, patient)) in enumerate(chosen.items()):
     case = held_out[site, patient].cases[0]
     mask = Path(f"{rank}.nii.gz")
-    predict_case(predictor, case.mask.parent, data=sites[0].data, out=mask)
+    medfl.predict_case(predictor, case.mask.parent, data=sites[0].data, out=mask)
     truth, predicted = read_volume(case.mask), read_volume(mask)
     depth = largest_slice(truth)
     image = read_volume(case.images["t2f"])[:, :, depth]
@@ -560,7 +554,7 @@ plt.show()
 # and those who check: plain words first, then every number, what is covered by ε and what is not.
 
 # %%
-page = write_report(run)
+page = medfl.write_report(run)
 for path in sorted(run.iterdir()):
     note = f"{path.stat().st_size / 1024:.0f} KB" if path.is_file() else "folder"
     print(f"{run.name}/{path.name:26} {note}")
@@ -664,8 +658,8 @@ for number in range(1, 5):
     Path(f"{name}.toml").write_text(SITE.replace("site-01", name), encoding="utf-8")
 
 # Both kinds of file are checked when they are read, and a plan needs no image.
-brats_sites = [load_site(Path(f"site-{number:02}.toml")) for number in range(1, 5)]
-print_plan(plan_study(load_study(Path("brats.toml")), brats_sites))
+brats_sites = [medfl.load_site(Path(f"site-{number:02}.toml")) for number in range(1, 5)]
+print_plan(medfl.plan_study(medfl.load_study(Path("brats.toml")), brats_sites))
 
 # %% [markdown]
 # This is a place to start from, not a tuned recipe. With 90 patients a site, `noise / C` is far
@@ -699,8 +693,8 @@ without = [line for line in hospital.splitlines() if "open data only" not in lin
 for text in (hospital, "\n".join(without)):
     Path("hospital.toml").write_text(text, encoding="utf-8")
     try:
-        print(f"accepted: a {load_site(Path('hospital.toml')).purpose}'s file\n")
-    except ConfigError as error:
+        print(f"accepted: a {medfl.load_site(Path('hospital.toml')).purpose}'s file\n")
+    except medfl.ConfigError as error:
         print(f"refused: {error}\n")
 
 # %% [markdown]

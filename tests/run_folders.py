@@ -164,7 +164,7 @@ STUDY = {
 }
 
 ENVIRONMENT = Environment(
-    medfl="0.3.0",
+    medfl="0.2.0",
     python="3.11.9",
     torch="2.13.0",
     monai="1.6.1",

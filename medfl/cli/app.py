@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from medfl import __version__
 from medfl.cli import (
     audit,
     dashboard,
@@ -28,6 +27,7 @@ from medfl.cli import (
     study,
 )
 from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
+from medfl.version import __version__
 
 STOPPED = 130
 

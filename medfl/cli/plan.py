@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from medfl.config import SiteConfig, StudyConfig, load_site, load_study
-from medfl.errors import ConfigError, PolicyRefused
+from medfl.config import load_site, load_study
+from medfl.errors import ConfigError
 from medfl.json_text import to_json
 
 if TYPE_CHECKING:
-    from medfl.privacy.accounting.planner import SitePlan
+    from medfl.study.plan import StudyPlan
 
 # The libraries behind a plan take seconds to import: they are imported after the files are read.
 
@@ -60,28 +59,6 @@ _PLOTTED_ROUNDS = 30
 _NAME_WIDTH = 14  # of a site's name in a table, before it is folded
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyPlan:
-    """The plans of all sites, and who would refuse.
-
-    Attributes:
-        study: The study.
-        plans: One a site, in the order of the files.
-        refusals: Why a site would refuse, by site.
-        parameters: Trainable parameters of the network.
-    """
-
-    study: StudyConfig
-    plans: Sequence[SitePlan]
-    refusals: Mapping[str, PolicyRefused]
-    parameters: int
-
-    @property
-    def accepting(self) -> list[SitePlan]:
-        """Plans of the sites that would take part."""
-        return [plan for plan in self.plans if plan.site not in self.refusals]
-
-
 def plan(
     study: StudyFile,
     sites: SiteFiles,
@@ -98,10 +75,11 @@ def plan(
     No image is read.
     """
     proposal, files = load_study(study), [load_site(path) for path in sites]
-    _expect_distinct(files)
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigError(f"Expected --picture with a name that ends in .png, found {picture}.")
-    planned = _plan(proposal, files)
+    from medfl.study.plan import plan_study
+
+    planned = plan_study(proposal, files)
     if picture is not None:
         _draw(planned, picture)
     if as_json:
@@ -112,94 +90,9 @@ def plan(
         raise refusal
 
 
-def _expect_distinct(sites: Sequence[SiteConfig]) -> None:
-    names = [site.name for site in sites]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ConfigError(f"Expected one file a site, found several with the names {doubled}.")
-
-
-def _plan(study: StudyConfig, sites: Sequence[SiteConfig]) -> StudyPlan:
-    from medfl.protocol.study_model import model_spec
-    from medfl.segmentation.networks import trainable_state
-    from medfl.study.run import plan_study
-
-    plans = plan_study(study, sites)
-    weights = trainable_state(model_spec(study).build(seed=study.seed))
-    refusals = {
-        site.name: refusal
-        for plan, site in zip(plans, sites, strict=True)
-        if (refusal := _refusal(plan, site)) is not None
-    }
-    parameters = sum(weight.numel() for weight in weights.values())
-    return StudyPlan(study=study, plans=plans, refusals=refusals, parameters=parameters)
-
-
-def _refusal(plan: SitePlan, site: SiteConfig) -> PolicyRefused | None:
-    from medfl.privacy.policy import check_proposal
-
-    try:
-        check_proposal(plan.mechanism, rounds=plan.rounds, site=site)
-    except PolicyRefused as error:
-        return PolicyRefused(f"Site {site.name}: {error}", code=error.code)
-    return None
-
-
 def _report(planned: StudyPlan) -> dict[str, Any]:
     """Everything that is printed."""
-    from medfl.privacy.accounting.planner import averaged_noise
-
-    federation = None
-    if planned.accepting:
-        federation = {
-            "sites": [plan.site for plan in planned.accepting],
-            "declared_patients": sum(p.mechanism.declared_patients for p in planned.accepting),
-            **_noise(planned, averaged_noise(planned.accepting)),
-        }
-    return {
-        "study": planned.study.id,
-        "target_epsilon": planned.study.privacy.epsilon,
-        "parameters": planned.parameters,
-        "sites": [_site_row(planned, plan) for plan in planned.plans],
-        "federation": federation,
-        "rule_of_thumb": _rule_of_thumb(planned),
-    }
-
-
-def _site_row(planned: StudyPlan, plan: SitePlan) -> dict[str, Any]:
-    mechanism, refusal = plan.mechanism, planned.refusals.get(plan.site)
-    return {
-        "site": plan.site,
-        "declared_patients": mechanism.declared_patients,
-        "weight": plan.weight,
-        "sampling_prob": mechanism.sampling_prob,
-        "noise_multiplier": mechanism.noise_multiplier,
-        "clip_norm": mechanism.clip_norm,
-        "divisor": mechanism.divisor,
-        "rounds": plan.rounds,
-        "local_steps": mechanism.local_steps,
-        "steps": plan.total_steps,
-        "delta": plan.delta,
-        "epsilon_before": plan.epsilon_before,
-        "epsilon": plan.epsilon,
-        "epsilon_budget": plan.epsilon_budget,
-        "steps_until_spent": plan.steps_until_spent(),
-        "refused": "" if refusal is None else refusal.code,
-        **_noise(planned, plan.noise_per_coordinate),
-    }
-
-
-def _noise(planned: StudyPlan, noise_per_coordinate: float) -> dict[str, Any]:
-    from medfl.privacy.accounting.planner import expected_benefit, noise_to_signal
-
-    ratio = noise_to_signal(
-        noise_per_coordinate, steps=planned.study.total_steps, parameters=planned.parameters
-    )
-    return {
-        "noise_per_coordinate": noise_per_coordinate,
-        "noise_to_signal": ratio,
-        "benefit": expected_benefit(ratio),
-    }
+    return planned.to_dict() | {"rule_of_thumb": _rule_of_thumb(planned)}
 
 
 def _print(planned: StudyPlan) -> None:
@@ -238,7 +131,7 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
     together = report["federation"]
     if together is not None:
         lines.append(
-            f"Together ({len(together['sites'])} of {len(planned.plans)} sites), "
+            f"Together ({len(together['sites'])} of {len(planned.sites)} sites), "
             f"{together['declared_patients']} patients at epsilon {target:g}: "
             f"{VERDICTS[together['benefit']]}. The averaged update has noise / C = "
             f"{wording.significant(together['noise_per_coordinate'])} and noise / signal = "
@@ -273,7 +166,7 @@ def _draw(planned: StudyPlan, path: Path) -> None:
             },
             budget=plan.epsilon_budget,
         )
-        for plan in planned.plans
+        for plan in planned.sites
     ]
     draw_plan(sites, study=planned.study.id, target=planned.study.privacy.epsilon, path=path)
 

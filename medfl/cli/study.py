@@ -46,12 +46,12 @@ def simulate(
     loaded, files = load_study(study), [load_site(path) for path in sites]
     from medfl.cli.live import LiveProgress, quiet_flower
     from medfl.reporting.report import write_report
-    from medfl.study.run import run_whole_study
+    from medfl.study.run import run_study
 
     quiet_flower()
     console = Console(stderr=True)
     with LiveProgress(console) as progress:
-        summary = run_whole_study(
+        summary = run_study(
             loaded,
             files,
             out=out,

@@ -234,12 +234,13 @@ class SiteConfig(Section):
         return self
 
 
-def load_site(path: Path) -> SiteConfig:
+def load_site(path: str | Path) -> SiteConfig:
     """Read a site file; relative paths in it are taken from the file's folder.
 
     Raises:
         ConfigError: If the file breaks a rule.
     """
+    path = Path(path)
     site = load(path, SiteConfig)
     base = path.resolve().parent
     include = site.data.include and base / site.data.include

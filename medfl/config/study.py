@@ -244,12 +244,13 @@ class StudyConfig(Section):
         return self
 
 
-def load_study(path: Path) -> StudyConfig:
+def load_study(path: str | Path) -> StudyConfig:
     """Read a study file; a relative path in it is taken from the file's folder.
 
     Raises:
         ConfigError: If the file breaks a rule.
     """
+    path = Path(path)
     study = load(path, StudyConfig)
     if study.synthetic is None or study.synthetic.start is None:
         return study

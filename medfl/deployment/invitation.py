@@ -17,12 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import AfterValidator, Field
 
-from medfl import __version__
 from medfl.config.files import Section, load
 from medfl.config.site import Name
 from medfl.deployment.fingerprint import fingerprint
 from medfl.deployment.thin_app import THIN_APP
 from medfl.errors import ConfigError
+from medfl.version import __version__
 
 FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,59}$")]
 

@@ -12,7 +12,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 
-from medfl import __version__
+from medfl.version import __version__
 
 # The first date that a zip archive can hold: the same bytes whenever they are made.
 _DATE = (1980, 1, 1, 0, 0, 0)

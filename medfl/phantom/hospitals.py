@@ -14,14 +14,14 @@ HELD_OUT = 0.25
 
 
 def write_hospitals(
-    out: Path,
+    out: str | Path,
     *,
     patients: tuple[int, int, int, int],
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
-    skull_stripped: bool,
-    seed: int,
-    on_patient: Callable[[], None],
+    skull_stripped: bool = True,
+    seed: int = 7,
+    on_patient: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Write the cohorts of north, east, south and west, and a site file for each.
 
@@ -40,6 +40,7 @@ def write_hospitals(
     Raises:
         DataError: If `out` holds files.
     """
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: expected a new or empty folder, found files.")
     files = []

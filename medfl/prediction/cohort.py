@@ -27,10 +27,10 @@ class Failed:
 
 def predict_case(
     predictor: Predictor,
-    folder: Path,
+    folder: str | Path,
     *,
     data: SiteData,
-    out: Path,
+    out: str | Path,
     probabilities: bool = False,
 ) -> None:
     """Segment the case in one folder.
@@ -46,6 +46,7 @@ def predict_case(
         ConfigError: If `out` cannot be used.
         DataError: If the case cannot be read.
     """
+    folder, out = Path(folder), Path(out)
     if not out.name.endswith(_SUFFIXES):
         raise ConfigError(f"{out}: expected a name ending in .nii or .nii.gz.")
     wanted = data.model_copy(update={"modalities": predictor.modalities(data.modalities)})

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from medfl import __version__
 from medfl.data import intensity
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction import bundle_script
 from medfl.segmentation.model_file import NOTICE, ModelSpec, read_model, read_provenance
+from medfl.version import __version__
 
 MODEL = Path("checkpoints") / "final.safetensors"
 _FILES = {"t1n": "T1", "t1c": "T1 with contrast", "t2w": "T2", "t2f": "T2-FLAIR"}

@@ -59,7 +59,8 @@ class Predictor:
         ModelError: If the model cannot be used.
     """
 
-    def __init__(self, model: Path, *, device: str, mirrored: bool = False) -> None:
+    def __init__(self, model: str | Path, *, device: str = "cpu", mirrored: bool = False) -> None:
+        model = Path(model)
         self._device = device_named(device, where="--device")
         self.spec, self._network = read_model(model)
         self._fills = fills_missing(model)

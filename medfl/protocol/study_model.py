@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from medfl import __version__
 from medfl.config import StudyConfig
 from medfl.protocol.messages import Declaration, Weights
 from medfl.segmentation.model_file import ModelSpec, model_bytes
+from medfl.version import __version__
 
 
 def model_spec(study: StudyConfig) -> ModelSpec:

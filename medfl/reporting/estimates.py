@@ -82,6 +82,19 @@ def in_region(
     return estimate(by_patient(rows, measure=measure), statistic=statistic)
 
 
+def mean_dice(scores: Iterable[Score], region: Region) -> Estimate | None:
+    """Mean Dice of one region over patients, with its interval.
+
+    Args:
+        scores: Rows of one variant and round, as `RunResults.scores_of` gives them.
+        region: Region.
+
+    Returns:
+        The estimate, or None where no patient was scored.
+    """
+    return in_region(scores, region, measure="dice", statistic="mean")
+
+
 def estimate(values: Mapping[PatientKey, float], *, statistic: Statistic) -> Estimate | None:
     """The statistic over patients with its interval, or None without patients.
 

@@ -30,7 +30,7 @@ class Image:
     alt: str
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Make the figures and the report of a run.
 
     Args:
@@ -42,6 +42,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         ReportError: If the run folder is incomplete, damaged or contradictory, or is read-only.
     """
+    folder = Path(folder)
     run = read_run(folder)
     path = folder / "report.html"
     unfinished = folder / ".report.html.part"

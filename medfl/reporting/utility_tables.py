@@ -18,7 +18,7 @@ from medfl.runs.records import Region, Variant
 from medfl.runs.results import RunResults
 
 
-def dice(run: RunResults) -> Table:
+def dice_table(run: RunResults) -> Table:
     """Mean Dice by variant and region."""
     return _by_variant(
         run,
@@ -40,7 +40,7 @@ def distances(run: RunResults) -> Table:
     )
 
 
-def differences(run: RunResults) -> Table:
+def difference_table(run: RunResults) -> Table:
     """Federated minus each baseline, on the same patients."""
     federated = wording.variant_name("federated", guarantee=run.guarantee)
     return Table(

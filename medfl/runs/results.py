@@ -173,7 +173,7 @@ class RunResults:
         )
 
 
-def read_run(folder: Path) -> RunResults:
+def read_run(folder: str | Path) -> RunResults:
     """Read and check a run folder.
 
     Args:
@@ -186,6 +186,7 @@ def read_run(folder: Path) -> RunResults:
     Raises:
         ReportError: If a file is missing, damaged, or contradicts another one.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ReportError(f"{folder}: expected a run folder, found none")
     study, rounds, events = STUDY.read(folder), ROUNDS.read(folder), EVENTS.read(folder)

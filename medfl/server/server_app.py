@@ -68,12 +68,12 @@ def make_server_app(run: Run) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
-        run_study(grid, run)
+        serve_study(grid, run)
 
     return app
 
 
-def run_study(grid: Grid, run: Run) -> None:
+def serve_study(grid: Grid, run: Run) -> None:
     """Run a study to its end, from its last checkpoint where there is one.
 
     Raises:

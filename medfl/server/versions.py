@@ -12,9 +12,9 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from medfl import __version__
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError
+from medfl.version import __version__
 
 FILE = "versions.json"
 """In the run folder."""

@@ -15,10 +15,8 @@ from statistics import fmean
 import torch
 from safetensors.torch import load_file
 
-from medfl import __version__
 from medfl.config import SiteConfig, StudyConfig
 from medfl.config.site import Region
-from medfl.privacy.accounting.planner import SitePlan, plan_site
 from medfl.protocol.messages import Declaration
 from medfl.protocol.study_model import model_spec
 from medfl.runs.files import ENVIRONMENT, FEDERATION, PLAN, PRIVACY, SITES, SUMMARY
@@ -34,50 +32,25 @@ from medfl.runs.records import (
 )
 from medfl.server.account import federation_summary, privacy_summary
 from medfl.server.ledger import FederationLedger
-from medfl.server.progress import Progress
+from medfl.server.progress import Progress, Silent
 from medfl.server.run_folder import RunFolder
-from medfl.site.state import simulated_state
 from medfl.study.baselines import run_baseline
 from medfl.study.pictures import write_pictures
 from medfl.study.simulation import Engine, check_sites, prepare_folder, simulate
 from medfl.study.tensorboard_log import TensorBoardLog
+from medfl.version import __version__
 
 LIBRARIES = ("torch", "monai", "opacus", "flwr", "dp-accounting", "numpy", "nibabel")
 
 
-def plan_study(
-    study: StudyConfig, sites: Sequence[SiteConfig], *, run_folder: Path | None = None
-) -> list[SitePlan]:
-    """One plan a site, from the ledgers as they are; no image is needed.
-
-    Args:
-        study: The study.
-        sites: The sites.
-        run_folder: Where open-data sites keep their ledgers; they start at zero without it.
-
-    Raises:
-        BudgetExceeded: If the study does not fit a site's remaining budget.
-        LedgerError: If a hospital's ledger is missing or damaged.
-    """
-    plans = []
-    for site in sites:
-        if site.purpose == "open-data" and run_folder is None:
-            plans.append(plan_site(study, site))
-            continue
-        site_state = simulated_state(site, run_folder=run_folder or site.state)
-        with site_state.open_ledger() as ledger:
-            plans.append(plan_site(study, site, history=ledger.history()))
-    return plans
-
-
-def run_whole_study(
+def run_study(
     study: StudyConfig,
     sites: Sequence[SiteConfig],
     *,
-    out: Path,
-    engine: Engine,
-    resume: bool,
-    progress: Progress,
+    out: str | Path,
+    engine: Engine = "inprocess",
+    resume: bool = False,
+    progress: Progress | None = None,
     command: str = "",
 ) -> Summary:
     """Run a study with its baselines and leave a folder that a report can be made from.
@@ -88,7 +61,7 @@ def run_whole_study(
         out: The run folder.
         engine: What calls the apps.
         resume: Go on with the run in `out`.
-        progress: Who watches.
+        progress: Who watches; nobody if None.
         command: The command that repeats the run, for the report; empty if there is none.
 
     Returns:
@@ -98,6 +71,7 @@ def run_whole_study(
         MedflError: If the run cannot go on; what was done stays in the folder.
     """
     begin = time.monotonic()
+    out, progress = Path(out), progress or Silent()
     check_sites(study, sites)
     # Here, so that the person who wrote the study is told why; a site would only answer a code.
     model_spec(study).build(seed=study.seed)

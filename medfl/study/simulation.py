@@ -120,9 +120,7 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
             meet private data.
     """
     names = [site.name for site in sites]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ConfigError(f"Expected one file a site, found several with the names {doubled}.")
+    require_distinct(names)
     require_sites(study, names, noun="site files", among="the sites of the run")
     if study.evaluation.baselines:
         private = [site.name for site in sites if not site.privacy.allow_baselines]
@@ -131,6 +129,17 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
                 f"Expected evaluation.baselines = [] or sites with privacy.allow_baselines = true, "
                 f"found baselines {list(study.evaluation.baselines)} and the sites {private}."
             )
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Refuse two sites with one name.
+
+    Raises:
+        ConfigError: If names repeat.
+    """
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ConfigError(f"Expected one file a site, found several with the names {doubled}.")
 
 
 def require_sites(study: StudyConfig, names: Collection[str], *, noun: str, among: str) -> None:

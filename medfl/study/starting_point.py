@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medfl import __version__
 from medfl.config import StudyConfig
 from medfl.config.study import StudySynthetic
 from medfl.durable import write_atomically
@@ -27,6 +26,7 @@ from medfl.protocol.study_model import model_spec
 from medfl.segmentation.model_file import ModelSpec, model_bytes, read_model, read_provenance
 from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.study.pretraining import Advance, initial_weights
+from medfl.version import __version__
 
 FILE = "start.safetensors"
 """In the run folder: the file that the run starts from."""

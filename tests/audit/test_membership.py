@@ -25,7 +25,7 @@ from medfl.errors import ConfigError, FederationError, PolicyRefused
 from medfl.phantom.hospitals import write_hospitals
 from medfl.privacy.accounting.tradeoff import Distinguishability
 from medfl.server.progress import Silent
-from medfl.study.run import run_whole_study
+from medfl.study.run import run_study
 
 GAUSSIAN = Distinguishability(mu=1.0, membership_advantage=0.3829, tpr_at_1_percent_fpr=0.0924)
 STUDY: dict[str, Any] = {
@@ -200,7 +200,7 @@ def study(**training: Any) -> StudyConfig:
 
 
 def run(of: StudyConfig, sites: list[SiteConfig], *, out: Path) -> Path:
-    run_whole_study(of, sites, out=out, engine="inprocess", resume=False, progress=Silent())
+    run_study(of, sites, out=out, engine="inprocess", resume=False, progress=Silent())
     return out
 
 

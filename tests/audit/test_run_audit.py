@@ -14,7 +14,7 @@ from medfl.cli import main
 from medfl.config import SiteConfig
 from medfl.errors import ConfigError, PolicyRefused
 from medfl.server.progress import Silent
-from medfl.study.run import run_whole_study
+from medfl.study.run import run_study
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SiteConfig
     """A finished run of the small federation, and its sites."""
     folder = tmp_path_factory.mktemp("audited")
     study, sites = small_federation(folder / "hospitals")
-    run_whole_study(
-        study, sites, out=folder / "run", engine="inprocess", resume=False, progress=Silent()
-    )
+    run_study(study, sites, out=folder / "run", engine="inprocess", resume=False, progress=Silent())
     return folder / "run", sites
 
 

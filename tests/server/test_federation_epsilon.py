@@ -20,7 +20,7 @@ from medfl.server.account import federation_summary, group_epsilon
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
-from medfl.study.run import run_whole_study
+from medfl.study.run import run_study
 from medfl.study.simulation import check_sites
 
 pytestmark = pytest.mark.slow
@@ -183,7 +183,7 @@ def test_an_overlap_of_a_site_that_is_not_there_is_refused(federation: Any) -> N
 def test_a_whole_study_writes_what_its_overlaps_cost(federation: Any, tmp_path: Path) -> None:
     study = federation.study(overlap=[{"sites": ["north", "east"]}])
     out = tmp_path / "whole"
-    run_whole_study(
+    run_study(
         study,
         federation.sites("east", "north"),
         out=out,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.study import baselines
-from medfl.study.run import run_whole_study
+from medfl.study.run import run_study
 
 ALL = ("initial-only", "non-private", "local-only", "threshold")
 OPEN: dict[str, Any] = {"privacy": {"share_metrics": True, "allow_baselines": True}}
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 def run(federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False) -> Path:
     out: Path = federation.scratch / "run"
     study = federation.study(training={"rounds": 1}, evaluation={"baselines": list(names)})
-    run_whole_study(
+    run_study(
         study,
         federation.sites(*SITES, **OPEN),
         out=out,

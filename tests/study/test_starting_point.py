@@ -29,7 +29,7 @@ from medfl.site.state import hospital_state
 from medfl.study import baselines
 from medfl.study.in_process_grid import run_in_process
 from medfl.study.pretraining import initial_weights
-from medfl.study.run import run_whole_study
+from medfl.study.run import run_study
 from medfl.study.simulation import in_process_grid, prepare_folder, simulate
 from medfl.study.starting_point import FILE, ORIGIN, first_weights, write_starting_point
 
@@ -236,7 +236,7 @@ def test_baselines_that_follow_need_the_file_no_more(
 
     def run(*, resume: bool) -> None:
         out, progress = tmp_path / "run", Silent()
-        run_whole_study(study, sites, out=out, engine="inprocess", resume=resume, progress=progress)
+        run_study(study, sites, out=out, engine="inprocess", resume=resume, progress=progress)
 
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

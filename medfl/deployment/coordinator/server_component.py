@@ -20,7 +20,7 @@ from medfl.deployment.coordinator.unblocked_grid import UnblockedGrid
 from medfl.deployment.lock import exclusive, is_held
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, run_study
+from medfl.server.server_app import Run, serve_study
 from medfl.study.pretraining_progress import write_progress
 from medfl.study.starting_point import first_weights
 
@@ -60,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
         exclusive(job.out / RUN_LOCK, noun="a run folder", patience_seconds=EARLIER_SECONDS),
     ):
         gather(grid, {site.node for site in job.sites.values()}, timeout=GATHER_SECONDS)
-        run_study(UnblockedGrid(grid), run)
+        serve_study(UnblockedGrid(grid), run)
 
 
 @contextmanager

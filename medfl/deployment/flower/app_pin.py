@@ -23,8 +23,8 @@ from flwr.supercore.object_store import ObjectStore
 from flwr.supercore.run import Run
 from flwr.supernode.nodestate import NodeState
 
-from medfl import __version__
 from medfl.errors import PolicyRefused
+from medfl.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -78,33 +78,25 @@ def records(entries: Sequence[Entry]) -> dict[int, Record]:
         for entry in entries
         if entry.kind == "release"
     }
-    return {
-        entry.sequence: Record(
-            study=entry.content["study"],
-            run=entry.content["run"],
-            message_id=entry.content["message_id"],
-            charge=Charge(
-                mechanism=Mechanism.from_dict(entry.content["mechanism"]),
-                steps=entry.content["steps"],
-            ),
-            digest=digests.get(entry.sequence, ""),
-        )
-        for entry in entries
-        if entry.kind == "charge"
-    } | {
-        entry.sequence: Record(
-            study=entry.content["study"],
-            run=entry.content["run"],
-            message_id="",
-            charge=Charge(
-                mechanism=Mechanism.from_dict(entry.content["mechanism"]),
-                steps=entry.content["steps"],
-            ),
-            digest=CARRIED,  # whether it was released is not known any more
-        )
-        for entry in entries
-        if entry.kind == "carry"
-    }
+    found = {}
+    for kind in ("charge", "carry"):
+        for entry in entries:
+            if entry.kind == kind:
+                # Of what is carried over, nobody knows any more whether it was released.
+                digest = CARRIED if kind == "carry" else digests.get(entry.sequence, "")
+                found[entry.sequence] = _record(entry, digest=digest)
+    return found
+
+
+def _record(entry: Entry, *, digest: str) -> Record:
+    content = entry.content
+    return Record(
+        study=content["study"],
+        run=content["run"],
+        message_id=content.get("message_id", ""),
+        charge=Charge(mechanism=Mechanism.from_dict(content["mechanism"]), steps=content["steps"]),
+        digest=digest,
+    )
 
 
 def charged_by_run(charged: Mapping[int, Record]) -> tuple[RunCharge, ...]:

@@ -1,0 +1,176 @@
+"""`plan_study`: what a study costs each site and what it may bring, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.errors import PolicyRefused
+from medfl.privacy.accounting.planner import (
+    Benefit,
+    SitePlan,
+    averaged_noise,
+    expected_benefit,
+    noise_to_signal,
+    plan_site,
+)
+from medfl.privacy.policy import check_proposal
+from medfl.protocol.study_model import model_spec
+from medfl.segmentation.networks import trainable_state
+from medfl.site.state import simulated_state
+from medfl.study.simulation import require_distinct
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedNoise:
+    """What noise leaves to learn from; a rule of thumb, see `expected_benefit`.
+
+    Attributes:
+        noise_per_coordinate: Of one step, per coordinate, in units of the clip norm C.
+        noise_to_signal: Norm of the noise of all steps over the largest norm of their signal.
+        benefit: ``usable``, ``weak`` or ``none``.
+    """
+
+    noise_per_coordinate: float
+    noise_to_signal: float
+    benefit: Benefit
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """The plans of all sites, and who would refuse.
+
+    Attributes:
+        study: The study.
+        sites: One plan a site, in the order in which they were given.
+        refusals: Why a site would refuse, by name of the site.
+        parameters: Trainable parameters of the network.
+    """
+
+    study: StudyConfig
+    sites: tuple[SitePlan, ...]
+    refusals: Mapping[str, PolicyRefused]
+    parameters: int
+
+    @property
+    def accepting(self) -> tuple[SitePlan, ...]:
+        """Plans of the sites that would take part."""
+        return tuple(plan for plan in self.sites if plan.site not in self.refusals)
+
+    @property
+    def federation(self) -> PlannedNoise | None:
+        """Of the averaged update of all sites that would take part; None if nobody would."""
+        if not self.accepting:
+            return None
+        return self._noise(averaged_noise(self.accepting))
+
+    def noise_of(self, plan: SitePlan) -> PlannedNoise:
+        """Of the update of one site by itself."""
+        return self._noise(plan.noise_per_coordinate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that `medfl plan --json` prints; infinite values stay floats."""
+        together = self.federation
+        return {
+            "study": self.study.id,
+            "target_epsilon": self.study.privacy.epsilon,
+            "parameters": self.parameters,
+            "sites": [self._row(plan) for plan in self.sites],
+            "federation": None
+            if together is None
+            else {
+                "sites": [plan.site for plan in self.accepting],
+                "declared_patients": sum(p.mechanism.declared_patients for p in self.accepting),
+                **asdict(together),
+            },
+        }
+
+    def _row(self, plan: SitePlan) -> dict[str, Any]:
+        mechanism, refusal = plan.mechanism, self.refusals.get(plan.site)
+        return {
+            "site": plan.site,
+            "declared_patients": mechanism.declared_patients,
+            "weight": plan.weight,
+            "sampling_prob": mechanism.sampling_prob,
+            "noise_multiplier": mechanism.noise_multiplier,
+            "clip_norm": mechanism.clip_norm,
+            "divisor": mechanism.divisor,
+            "rounds": plan.rounds,
+            "local_steps": mechanism.local_steps,
+            "steps": plan.total_steps,
+            "delta": plan.delta,
+            "epsilon_before": plan.epsilon_before,
+            "epsilon": plan.epsilon,
+            "epsilon_budget": plan.epsilon_budget,
+            "steps_until_spent": plan.steps_until_spent(),
+            "refused": "" if refusal is None else refusal.code,
+            **asdict(self.noise_of(plan)),
+        }
+
+    def _noise(self, per_coordinate: float) -> PlannedNoise:
+        ratio = noise_to_signal(
+            per_coordinate, steps=self.study.total_steps, parameters=self.parameters
+        )
+        return PlannedNoise(
+            noise_per_coordinate=per_coordinate,
+            noise_to_signal=ratio,
+            benefit=expected_benefit(ratio),
+        )
+
+
+def plan_study(
+    study: StudyConfig, sites: Sequence[SiteConfig], *, run_folder: Path | None = None
+) -> StudyPlan:
+    """Plan a study from the ledgers as they are; no image is needed.
+
+    The noise of each site is the smallest whose epsilon stays within the study's target and what is
+    left of the site's budget.
+
+    Args:
+        study: The study.
+        sites: The sites.
+        run_folder: Where open-data sites keep their ledgers; they start at zero without it.
+
+    Returns:
+        The plans; a site whose policy would refuse the study is named there.
+
+    Raises:
+        BudgetExceeded: If the study does not fit a site's remaining budget.
+        ConfigError: If two sites have one name.
+        LedgerError: If a hospital's ledger is missing or damaged.
+        ModelError: If the network cannot be built or is unfit for DP training.
+    """
+    require_distinct([site.name for site in sites])
+    plans = tuple(_plan(study, site, run_folder=run_folder) for site in sites)
+    weights = trainable_state(model_spec(study).build(seed=study.seed))
+    refusals = {
+        site.name: refusal
+        for plan, site in zip(plans, sites, strict=True)
+        if (refusal := _refusal(plan, site)) is not None
+    }
+    return StudyPlan(
+        study=study,
+        sites=plans,
+        refusals=refusals,
+        parameters=sum(math.prod(weight.shape) for weight in weights.values()),
+    )
+
+
+def _plan(study: StudyConfig, site: SiteConfig, *, run_folder: Path | None) -> SitePlan:
+    if site.purpose == "open-data" and run_folder is None:
+        return plan_site(study, site)
+    site_state = simulated_state(site, run_folder=run_folder or site.state)
+    with site_state.open_ledger() as ledger:
+        return plan_site(study, site, history=ledger.history())
+
+
+def _refusal(plan: SitePlan, site: SiteConfig) -> PolicyRefused | None:
+    try:
+        check_proposal(plan.mechanism, rounds=plan.rounds, site=site)
+    except PolicyRefused as error:
+        return PolicyRefused(f"Site {site.name}: {error}", code=error.code)
+    return None

@@ -1,0 +1,3 @@
+"""The version of medfl: of everything here, and of the app that servers ship."""
+
+__version__ = "0.2.0"
