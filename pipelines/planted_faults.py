@@ -19,6 +19,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+Affine = NDArray[np.float64]
+
 Damage = Callable[[Path], None]
 """Changes the files of a case, given its folder."""
 
@@ -29,7 +31,8 @@ _BOMB_BYTES = 16 * 2**20
 
 # Offsets of NIfTI-1 header fields, in bytes.
 _DIM, _DATATYPE, _PIXDIM, _VOX_OFFSET, _SLOPE = 40, 70, 76, 108, 112
-_UNITS, _QFORM, _SFORM, _QOFFSET, _SROW, _MAGIC = 123, 252, 254, 268, 280, 344
+_UNITS, _QFORM, _SFORM, _QUATERN_D, _QOFFSET = 123, 252, 254, 264, 268
+_SROW, _MAGIC = 280, 344
 
 _COMPLEX, _UNDEFINED = 32, 999  # data types
 
@@ -94,15 +97,42 @@ def _with_first(value: float, dtype: type[np.floating[Any]] = np.float32) -> Dam
     return _voxels(change)
 
 
-def _moved(ending: str) -> Damage:
+def _transformed(ending: str, change: Callable[[Affine], Affine]) -> Damage:
     def damage(case: Path) -> None:
         path = image_of(case, ending)
         image = nibabel.load(path)
-        affine = image.affine.copy()
-        affine[1, 3] += 4
-        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+        moved = nibabel.Nifti1Image(np.asarray(image.dataobj), change(image.affine.copy()))
+        nibabel.save(moved, path)
 
     return damage
+
+
+def _moved(ending: str) -> Damage:
+    def change(affine: Affine) -> Affine:
+        affine[1, 3] += 4
+        return affine
+
+    return _transformed(ending, change)
+
+
+def _turned(degrees: float) -> Callable[[Affine], Affine]:
+    """Around the third axis, about the first voxel."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+
+    def change(affine: Affine) -> Affine:
+        affine[:3, :3] = turn @ affine[:3, :3]
+        return affine
+
+    return change
+
+
+def _scaled(factor: float) -> Callable[[Affine], Affine]:
+    def change(affine: Affine) -> Affine:
+        affine[:3, :3] *= factor
+        return affine
+
+    return change
 
 
 def _missing(ending: str) -> Damage:
@@ -230,7 +260,15 @@ CASE_FAULTS: Mapping[str, Damage] = MappingProxyType(
         "huge voxels": _field(_PIXDIM + 12, "f", 45.0),
         "two voxel sizes": _field(_PIXDIM + 12, "f", 3.5),
         "metres": _field(_UNITS, "b", 1),
+        "micrometres": _field(_UNITS, "b", 3),
+        "an unknown unit": _field(_UNITS, "b", 5),
         "sform and qform apart": _fields((_QOFFSET, "f", (40.0,)), (_QFORM, "h", (1,))),
+        "sform and qform turned": _fields(
+            (_QUATERN_D, "f", (np.sin(np.radians(29 / 2)),)), (_QFORM, "h", (1,))
+        ),
+        "sheared transform": _in_all_files(
+            lambda ending: _fields((_SROW + 4, "f", (0.2,)), ending=ending)
+        ),
         "no orientation": _in_all_files(lambda ending: _fields((_SFORM, "h", (0,)), ending=ending)),
         "few slices": _in_all_files(lambda ending: _voxels(lambda old: old[:, :, 4:9], ending)),
         # Damaged files and bombs.
@@ -262,8 +300,11 @@ CASE_FAULTS: Mapping[str, Damage] = MappingProxyType(
         "centred image": _voxels(_centred),
         "another shape": _voxels(lambda old: old[:, :, :-1], "flair"),
         "another transform": _moved("flair"),
+        "turned by half a degree": _transformed("flair", _turned(0.5)),
+        "voxels larger by a hair": _transformed("flair", _scaled(1.01)),
         "mask of another shape": _voxels(lambda old: old[:, :, :-1], "seg"),
         "mask with another transform": _moved("seg"),
+        "mask turned by half a degree": _transformed("seg", _turned(0.5)),
         # Labels.
         "label of another year": _mask(3),
         "label between two": _mask(0.5),

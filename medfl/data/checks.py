@@ -231,7 +231,7 @@ def _grid_remarks(headers: Mapping[Path, Header]) -> Iterator[_Remark]:
             value = str(mine.shape)
         elif not mine.same_grid(reference):
             rule = "the transform (affine) of the case's first image"
-            value = f"up to {np.abs(mine.affine - reference.affine).max():.3g} mm apart"
+            value = f"corners up to {mine.mm_apart(reference):.3g} mm apart"
         else:
             continue
         fix = "Register and resample all images and the mask of a case to one grid."

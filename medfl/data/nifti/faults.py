@@ -16,6 +16,8 @@ from nibabel.nifti1 import xform_codes
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from medfl.data.nifti.geometry import corners_apart, shear_degrees, voxel_sizes
+
 MAX_VOXELS = 2**27
 """512 x 512 x 512; a BraTS scan has 8.9 million."""
 
@@ -25,12 +27,14 @@ _MIN_VOLUME = 1e-3  # of the transform's unit cell, as a part of the voxel's vol
 _SMALLEST_MM, _LARGEST_MM = 0.1, 20.0
 _FEWEST_SLICES = 8
 _FORMS_APART_MM = 0.5
-_SIZES_APART = 0.01  # of pixdim
+# From where an image is sheared for ITK, and so for SimpleITK, ITK-SNAP and nnU-Net.
+_SHEAR_DEGREES = 0.01
 # A head is smaller and nearer; resampling more than this would allocate without end or lose digits.
 _MAX_EXTENT_MM = 1000.0
 _FARTHEST_MM = 1e5
 _FORM_CODES = frozenset(xform_codes.value_set("code"))
-_UNKNOWN, _MILLIMETRES = 0, 2  # of NIfTI's field xyzt_units
+_UNKNOWN, _METRES, _MILLIMETRES, _MICROMETRES = 0, 1, 2, 3  # of NIfTI's field xyzt_units
+_UNITS = {_METRES: "metres", _MICROMETRES: "micrometres"}
 _MAGIC = (b"n+1", b"n+2")
 _MAGIC_OF_PAIRS = (b"ni1", b"ni2")
 _EXPORT_AGAIN = "Export the image again from its source."
@@ -154,6 +158,15 @@ def _geometry_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
             fix="Write the transform again: programs drop one of a kind that they do not know.",
         )
         return
+    unit = _UNITS.get(_unit(raw))
+    if unit is not None:
+        yield Fault(
+            rule="millimetres as the unit of space (xyzt_units)",
+            value=unit,
+            fix="Convert pixdim and the transform to millimetres, or set the unit if they are "
+            "millimetres already: programs differ in whether they convert.",
+        )
+        return
     zooms = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(zooms) & (zooms > 0)).all():
         yield Fault(
@@ -179,7 +192,7 @@ def _geometry_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
 
 
 def _extent_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
-    extents = _voxel_sizes(raw.get_best_affine()) * raw["dim"][1:4]
+    extents = voxel_sizes(raw.get_best_affine()) * raw["dim"][1:4]
     if extents.max() > _MAX_EXTENT_MM:
         yield Fault(
             rule=f"an image of at most {_MAX_EXTENT_MM:g} mm along each axis",
@@ -188,25 +201,20 @@ def _extent_faults(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
         )
 
 
-def _voxel_sizes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Millimetres along the three stored axes."""
-    sizes: NDArray[np.float64] = np.linalg.norm(affine[:3, :3].astype(np.float64), axis=0)
-    return sizes
-
-
 def _size_remarks(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
     zooms = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
-    sizes = _voxel_sizes(raw.get_best_affine())
+    sizes = voxel_sizes(raw.get_best_affine())
+    apart = np.abs(sizes - zooms) * raw["dim"][1:4]
     if zooms.min() < _SMALLEST_MM or zooms.max() > _LARGEST_MM:
         yield Fault(
             rule=f"voxels of {_SMALLEST_MM:g} to {_LARGEST_MM:g} mm",
             value=_sizes(zooms),
             fix="Correct pixdim and the transform, if they are not what was scanned.",
         )
-    elif (np.abs(sizes - zooms) > _SIZES_APART * zooms).any():
+    elif apart.max() > _FORMS_APART_MM:
         yield Fault(
             rule="one voxel size in pixdim and in the transform",
-            value=f"{_sizes(zooms)} and {_sizes(sizes)} mm",
+            value=f"{_sizes(zooms)} and {_sizes(sizes)} mm, {apart.max():.3g} mm over the image",
             fix="Write the right size to both: programs differ in which one they use, medfl takes "
             "the transform.",
         )
@@ -226,24 +234,41 @@ def _transform_remarks(raw: nibabel.Nifti1Header) -> Iterator[Fault]:
             value="none",
             fix="Write the transform: without one, nobody can tell left from right.",
         )
-    unit = int(raw["xyzt_units"]) & 7
+    unit = _unit(raw)
     if unit not in (_UNKNOWN, _MILLIMETRES):
         yield Fault(
             rule="millimetres as the unit of space",
-            value={1: "metres", 3: "micrometres"}.get(unit, f"code {unit}"),
+            value=f"code {unit}",
             fix="Set xyzt_units, and check pixdim and the transform.",
+        )
+    shear = shear_degrees(raw.get_best_affine())
+    if shear > _SHEAR_DEGREES:
+        yield Fault(
+            rule="axes at right angles",
+            value=f"shear of {shear:.2g} degrees",
+            fix="Resample the image to a grid without shear: ITK, and what is built on it, refuses "
+            "the image, and the masks that medfl writes for it.",
         )
     if int(raw["sform_code"]) > 0 and int(raw["qform_code"]) > 0:
         try:
-            apart = float(np.abs(raw.get_sform() - raw.get_qform()).max())
+            apart = corners_apart(raw.get_sform(), raw.get_qform(), shape=_shape(raw))
         except (HeaderDataError, ValueError):  # a quaternion longer than 1
             apart = math.inf
         if not apart <= _FORMS_APART_MM:
             yield Fault(
                 rule="sform and qform that agree",
-                value=f"up to {apart:.3g} mm apart",
+                value=f"corners up to {apart:.3g} mm apart",
                 fix="Write the right transform to both: programs differ in which one they use.",
             )
+
+
+def _unit(raw: nibabel.Nifti1Header) -> int:
+    return int(raw["xyzt_units"]) & 7
+
+
+def _shape(raw: nibabel.Nifti1Header) -> tuple[int, int, int]:
+    first, second, third = (int(size) for size in raw["dim"][1:4])
+    return first, second, third
 
 
 def _sizes(values: NDArray[np.float64]) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfl.data.nifti.faults import Fault, header_faults, header_remarks, stored_dtype
+from medfl.data.nifti.geometry import corners_apart
 
-_GRID_TOLERANCE_MM = 1e-2
+_GRID_TOLERANCE_MM = 0.1  # a tenth of the finest voxels; float32 headers are far below it
 _CHUNK_BYTES = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_BITS = 31  # zlib's way of asking for gzip framing and its checksum
@@ -75,10 +76,12 @@ class Header:
         return self.offset + self.voxels * self.dtype.itemsize
 
     def same_grid(self, other: Header) -> bool:
-        """Whether both images have the same voxels at the same places, within 0.01 mm."""
-        return self.shape == other.shape and bool(
-            np.allclose(self.affine, other.affine, rtol=0, atol=_GRID_TOLERANCE_MM)
-        )
+        """Whether both images have the same voxels at the same places, within 0.1 mm."""
+        return self.shape == other.shape and self.mm_apart(other) <= _GRID_TOLERANCE_MM
+
+    def mm_apart(self, other: Header) -> float:
+        """How far the corner of this image lies from that of an image of the same shape."""
+        return corners_apart(self.affine, other.affine, shape=self.shape)
 
 
 def read_header(path: Path, *, volumes: int = 1) -> Header:
