@@ -33,15 +33,27 @@ Layout = Literal[
     "lgg",
     "custom",
 ]
-LabelScheme = Literal["brats", "brats2015", "brats2023", "brats2024", "msd", "nnunet", "lgg"]
+LabelScheme = Literal[
+    "brats", "brats2015", "brats2023", "brats2024", "msd", "nnunet", "lgg", "custom"
+]
+Tissue = Literal["background", "edema", "core", "enhancing", "tumour"]
+OwnLabels = tuple[tuple[int, Tissue], ...]
+"""Value and tissue, in ascending order of the values."""
+MaskScheme = LabelScheme | OwnLabels
+"""What the values of masks mean: by the name of a known scheme, or one by one."""
 Purpose = Literal["hospital", "open-data"]
+
+MAX_LABEL = 255
+"""Of a mask's values."""
 
 DEVICE = r"cpu|cuda(:\d+)?"
 """What a device may be called."""
 
 MODALITY_ORDER: tuple[Modality, ...] = ("t1n", "t1c", "t2w", "t2f")
 REGION_ORDER: tuple[Region, ...] = ("TC", "WT", "ET")
-LABEL_SCHEMES: tuple[LabelScheme, ...] = get_args(LabelScheme)
+KNOWN_SCHEMES: tuple[LabelScheme, ...] = tuple(
+    scheme for scheme in get_args(LabelScheme) if scheme != "custom"
+)
 
 _WITNESS_MOVED = (
     "expected no such key, since a site cannot choose its own witness. It lies in "
@@ -134,7 +146,10 @@ class SiteData(Section):
     Attributes:
         root: Folder of the images.
         layout: How folders and files are named.
-        label_scheme: What the masks' values mean.
+        label_scheme: What the masks' values mean; ``custom`` with `labels`.
+        labels: Value -> tissue, for the label scheme ``custom``. ``edema``; ``core`` without
+            enhancement (necrosis, solid parts, cysts); ``enhancing``; ``tumour``, where all of it
+            has one value; ``background`` for what is no tumour, as a resection cavity.
         modalities: Those that every case has.
         held_out: Share of patients that never train.
         patient: Pattern (regular expression) whose group ``patient`` is the person in a case's
@@ -147,6 +162,9 @@ class SiteData(Section):
     root: ExpandedPath
     layout: Layout
     label_scheme: LabelScheme
+    labels: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")], Tissue] = Field(
+        default_factory=dict
+    )
     modalities: tuple[Modality, ...] = Field(min_length=1)
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patient: Annotated[str, AfterValidator(_patient_pattern)] = ""
@@ -156,6 +174,35 @@ class SiteData(Section):
     @model_validator(mode="after")
     def _modalities_in_order(self) -> Self:
         in_order(self.modalities, MODALITY_ORDER, "modalities")
+        return self
+
+    @property
+    def mask_scheme(self) -> MaskScheme:
+        """What the masks' values mean."""
+        if self.label_scheme != "custom":
+            return self.label_scheme
+        return tuple(sorted((int(value), tissue) for value, tissue in self.labels.items()))
+
+    @model_validator(mode="after")
+    def _own_labels_are_described(self) -> Self:
+        if (self.label_scheme == "custom") != bool(self.labels):
+            found = f"{len(self.labels)} labels with label_scheme = {self.label_scheme!r}"
+            raise ValueError(
+                "expected a table [data.labels] (value = tissue) for label_scheme = 'custom' and "
+                f"no other, found {found}"
+            )
+        tissues = set(self.labels.values())
+        if self.labels and not tissues - {"background"}:
+            raise ValueError("expected a value in data.labels that is tumour, found none")
+        if "tumour" in tissues and tissues - {"tumour", "background"}:
+            raise ValueError(
+                "expected 'tumour' in data.labels only where all of a tumour has one meaning, "
+                f"found {sorted(tissues)}"
+            )
+        if int(max(self.labels, key=int, default="0")) > MAX_LABEL:
+            raise ValueError(f"expected values up to {MAX_LABEL} in data.labels")
+        if self.labels.get("0", "background") != "background":
+            raise ValueError("expected 0 to be background in data.labels")
         return self
 
     @model_validator(mode="after")

@@ -34,7 +34,8 @@ layout = "brats2021"            # `medfl check site.toml --detect` proposes layo
 # Known: brats2015, brats2018 to brats2021, brats2023, brats2024, fets2022, msd, nnunet, bids, lgg;
 # any other folder is layout = "custom" with a table [data.custom], see the end of this file.
 label_scheme = "brats"          # what mask values mean: brats (to 2021), brats2015, brats2023,
-                                # brats2024, msd, nnunet or lgg
+                                # brats2024, msd, nnunet or lgg; "custom" with the next line:
+# labels = {{ 1 = "core", 2 = "edema", 3 = "enhancing" }}  # or "tumour": all of it; "background"
 # Which part of a case's name is the person, where the layout cannot know (nnunet):
 # patient = '(?P<patient>sub\\d+)_visit\\d+'
 modalities = ["t1n", "t1c", "t2w", "t2f"]  # those that every case has, in this order

@@ -18,10 +18,13 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from medfl.config.site import LabelScheme, SiteConfig
+from medfl.config.site import MaskScheme, SiteConfig, SiteData
 from medfl.data.cohort import Case, Cohort, Patient, pseudonym, split
-from medfl.data.label_schemes import scheme_values
+from medfl.data.label_names import named_labels
+from medfl.data.label_schemes import scheme_name, scheme_values
 from medfl.data.labels import judge_labels
+from medfl.data.layouts.dataset_json import DATASET, read_description
+from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.survey import survey_cohort
 from medfl.data.nifti.faults import Fault
 from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
@@ -128,7 +131,7 @@ def check_cohort(
         ):
             headers.append(found)
             findings += [_finding(remark, patient_id) for remark in remarks]
-        scheme = site.data.label_scheme
+        scheme = site.data.mask_scheme
         for patient_id, (fingerprints, remarks) in read(
             "voxels",
             pool.map(
@@ -142,6 +145,7 @@ def check_cohort(
                 owners[fingerprint].append((patient_id, path))
     for patient_id, remark in (*_repeated_images(owners), *_repeated_visits(survey.patients)):
         findings.append(_finding(remark, patient_id))
+    findings += _scheme_findings(site.data)
     findings += _count_findings(site, survey.patients)
     return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
@@ -179,7 +183,7 @@ def _check_headers(case: Case) -> tuple[dict[Path, Header], list[_Remark]]:
 
 
 def _check_voxels(
-    case: Case, headers: Mapping[Path, Header], *, scheme: LabelScheme
+    case: Case, headers: Mapping[Path, Header], *, scheme: MaskScheme
 ) -> tuple[dict[Path, str], list[_Remark]]:
     """A fingerprint of each sound image of a case, and what is wrong with its voxels."""
     remarks: list[_Remark] = []
@@ -273,14 +277,15 @@ def _judge_image(voxels: NDArray[np.float32]) -> Iterator[tuple[Severity, Fault]
 
 
 def _judge_mask(
-    voxels: NDArray[np.float32], scheme: LabelScheme
+    voxels: NDArray[np.float32], scheme: MaskScheme
 ) -> Iterator[tuple[Severity, Fault]]:
     whole, wrong = judge_labels(voxels, scheme=scheme)
     if wrong:
         yield (
             "error",
             Fault(
-                rule=f"mask values out of {sorted(scheme_values(scheme))} (label_scheme {scheme})",
+                rule=f"mask values out of {sorted(scheme_values(scheme))} "
+                f"(label_scheme {scheme_name(scheme)})",
                 value=", ".join(f"{value:g}" for value in wrong),
                 fix="Set the label_scheme that the masks were drawn in, or correct the mask.",
             ),
@@ -346,6 +351,36 @@ def _repeated_visits(patients: Sequence[Patient]) -> Iterator[tuple[str, _Remark
                 names=True,
             )
             yield patient.patient_id, ("note", Path(patient.patient_id), fault)
+
+
+def _scheme_findings(data: SiteData) -> Iterator[Finding]:
+    """What the masks' values mean, where nothing that was read says so."""
+    rule = rule_of(data)
+    try:
+        content = read_description(data.root) if rule.numbers else {}
+    except ValueError:
+        return  # a problem of the layout
+    named = named_labels(content)
+    if rule.numbers and not named.told:
+        unknown = ", ".join(map(repr, named.unknown[:5]))
+        yield _of_scheme(
+            rule=f"a {DATASET} that names the labels in words that are understood",
+            value=f"the names {unknown}" if unknown else "no names",
+            fix="Look at a mask: only the drawing tells which value is edema and which is core. "
+            "Then keep label_scheme, or write [data.labels] with label_scheme = 'custom'.",
+        )
+    elif not rule.numbers and data.label_scheme not in (*rule.label_schemes, "custom"):
+        yield _of_scheme(
+            rule=f"label_scheme out of {list(rule.label_schemes)}, as this source was published",
+            value=repr(data.label_scheme),
+            fix="Correct data.label_scheme, unless the masks were drawn or converted anew.",
+        )
+
+
+def _of_scheme(*, rule: str, value: str, fix: str) -> Finding:
+    return Finding(
+        severity="warning", patient="", name="label_scheme", rule=rule, value=value, fix=fix
+    )
 
 
 def _count_findings(site: SiteConfig, patients: tuple[Patient, ...]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from medfl.config.site import REGION_ORDER, LabelScheme, Region
+from medfl.config.site import REGION_ORDER, LabelScheme, MaskScheme, OwnLabels, Region, Tissue
 from medfl.errors import DataError
 
 
@@ -66,26 +66,53 @@ SCHEMES: Mapping[LabelScheme, Scheme] = MappingProxyType(
 )
 
 
-def scheme_regions(scheme: LabelScheme) -> tuple[Region, ...]:
+TISSUES_OF: Mapping[Region, tuple[Tissue, ...]] = {
+    "TC": ("core", "enhancing"),
+    "WT": ("edema", "tumour", "core", "enhancing"),
+    "ET": ("enhancing",),
+}
+"""Region -> the tissues that make it up, those first as which a predicted region is written."""
+
+
+def scheme_of(scheme: MaskScheme) -> Scheme:
+    """The rule of a known scheme, or of labels that a site has described by itself."""
+    return SCHEMES[scheme] if isinstance(scheme, str) else _own_scheme(scheme)
+
+
+def scheme_name(scheme: MaskScheme) -> str:
+    """What a scheme is called in messages."""
+    return scheme if isinstance(scheme, str) else "custom"
+
+
+def _own_scheme(labels: OwnLabels) -> Scheme:
+    values: dict[Tissue, list[int]] = {}
+    for value, tissue in labels:
+        values.setdefault(tissue, []).append(value)
+    regions = {
+        region: tuple(sorted(v for tissue in inside for v in values.get(tissue, ())))
+        for region, inside in TISSUES_OF.items()
+    }
+    shown = {region: inside for region, inside in regions.items() if inside}
+    written = [
+        (region, next(values[tissue][0] for tissue in TISSUES_OF[region] if tissue in values))
+        for region in ("WT", "TC", "ET")
+        if region in shown
+    ]
+    return Scheme(regions=shown, written=tuple(written), others=tuple(values.get("background", ())))
+
+
+def scheme_regions(scheme: MaskScheme) -> tuple[Region, ...]:
     """The regions that masks of a scheme can show, in the fixed order TC, WT, ET."""
-    return tuple(region for region in REGION_ORDER if region in SCHEMES[scheme].regions)
+    return tuple(region for region in REGION_ORDER if region in scheme_of(scheme).regions)
 
 
-def scheme_values(scheme: LabelScheme) -> frozenset[int]:
+def scheme_values(scheme: MaskScheme) -> frozenset[int]:
     """All label values of a scheme, the background's 0 included."""
-    rule = SCHEMES[scheme]
+    rule = scheme_of(scheme)
     return frozenset({0, *rule.others}.union(*rule.regions.values()))
 
 
-def scheme_labels(scheme: LabelScheme) -> tuple[frozenset[int], frozenset[int]]:
-    """The values of enhancing tumour and those of edema; empty where a scheme has none."""
-    regions = SCHEMES[scheme].regions
-    core = frozenset(regions.get("TC", ()))
-    edema = frozenset(regions["WT"]) - core if core else frozenset()
-    return frozenset(regions.get("ET", ())), edema
-
-
-def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
+def require_regions(regions: Sequence[Region], *, scheme: MaskScheme) -> None:
     """Check that masks of `scheme` can show every one of `regions`.
 
     Raises:
@@ -95,6 +122,6 @@ def require_regions(regions: Sequence[Region], *, scheme: LabelScheme) -> None:
     missing = [region for region in regions if region not in available]
     if missing:
         raise DataError(
-            f"label_scheme {scheme!r}: expected regions out of {list(available)}, found {missing}. "
-            f"Use a study whose regions this site's masks can show."
+            f"label_scheme {scheme_name(scheme)!r}: expected regions out of {list(available)}, "
+            f"found {missing}. Use a study whose regions this site's masks can show."
         )

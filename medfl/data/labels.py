@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfl.config.site import LabelScheme, Region
-from medfl.data.label_schemes import SCHEMES, require_regions, scheme_values
+from medfl.config.site import MaskScheme, Region
+from medfl.data.label_schemes import require_regions, scheme_name, scheme_of, scheme_values
 from medfl.errors import DataError
 
 LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
@@ -24,7 +24,7 @@ LABEL_TOLERANCE = 1e-2
 def regions_of(
     label_DHW: LabelArray,
     *,
-    scheme: LabelScheme,
+    scheme: MaskScheme,
     regions: Sequence[Region],
 ) -> LabelArray:
     """Turn a mask into one binary channel a region.
@@ -44,14 +44,14 @@ def regions_of(
     require_regions(regions, scheme=scheme)
     whole = whole_labels(label_DHW, scheme=scheme)
     channels = [
-        torch.stack([whole == value for value in SCHEMES[scheme].regions[region]]).any(dim=0)
+        torch.stack([whole == value for value in scheme_of(scheme).regions[region]]).any(dim=0)
         for region in regions
     ]
     multi_hot = torch.stack(channels).to(torch.uint8)
     return multi_hot if isinstance(label_DHW, Tensor) else multi_hot.numpy()
 
 
-def whole_labels(label_DHW: Tensor | NDArray[np.generic], *, scheme: LabelScheme) -> Tensor:
+def whole_labels(label_DHW: Tensor | NDArray[np.generic], *, scheme: MaskScheme) -> Tensor:
     """Round label values to uint8, and check that the scheme knows each.
 
     Raises:
@@ -62,7 +62,7 @@ def whole_labels(label_DHW: Tensor | NDArray[np.generic], *, scheme: LabelScheme
         shown = ", ".join(f"{value:g}" for value in wrong)
         raise DataError(
             f"expected mask values out of {sorted(scheme_values(scheme))} (label_scheme "
-            f"{scheme!r}), found {shown}. Correct the mask or the site's label_scheme."
+            f"{scheme_name(scheme)!r}), found {shown}. Correct the mask or the site's label_scheme."
         )
     return whole
 
@@ -70,7 +70,7 @@ def whole_labels(label_DHW: Tensor | NDArray[np.generic], *, scheme: LabelScheme
 def judge_labels(
     label_DHW: Tensor | NDArray[np.generic],
     *,
-    scheme: LabelScheme,
+    scheme: MaskScheme,
 ) -> tuple[Tensor, list[float]]:
     """Round label values, and name up to five that are fractional, not finite or not in the scheme.
 
@@ -96,7 +96,7 @@ def judge_labels(
 def labels_from_regions(
     regions_RDHW: LabelArray,
     *,
-    scheme: LabelScheme,
+    scheme: MaskScheme,
     regions: Sequence[Region],
 ) -> LabelArray:
     """Write predicted regions as one mask; the inverse of `regions_of` for nested regions.
@@ -117,7 +117,7 @@ def labels_from_regions(
     require_regions(regions, scheme=scheme)
     inside = torch.as_tensor(regions_RDHW) != 0
     label = torch.zeros(inside.shape[1:], dtype=torch.uint8, device=inside.device)
-    for region, value in SCHEMES[scheme].written:
+    for region, value in scheme_of(scheme).written:
         if region in regions:
             label[inside[list(regions).index(region)]] = value
     return label if isinstance(regions_RDHW, Tensor) else label.numpy()

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientationd, Spacingd, SpatialResample
 from torch import Tensor
 
-from medfl.config.site import LabelScheme, Modality, Region
+from medfl.config.site import MaskScheme, Modality, Region
 from medfl.data.cohort import Case
 from medfl.data.intensity import normalise_scan
 from medfl.data.label_schemes import require_regions
@@ -50,7 +50,7 @@ class Frame:
     modalities: tuple[Modality, ...]
     regions: tuple[Region, ...]
     spacing: tuple[float, float, float] | Literal["native"]
-    label_scheme: LabelScheme
+    label_scheme: MaskScheme
     absent: tuple[Modality, ...] = ()
 
     def __post_init__(self) -> None:

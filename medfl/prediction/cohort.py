@@ -52,7 +52,7 @@ def predict_case(
     wanted = data.model_copy(update={"modalities": predictor.modalities(data.modalities)})
     case = read_case(folder, data=wanted)
     _require_new(out, probabilities=probabilities)
-    found = predictor.segment(case, label_scheme=data.label_scheme)
+    found = predictor.segment(case, label_scheme=data.mask_scheme)
     _write(found, case, out=out, data=data, probabilities=probabilities)
 
 
@@ -90,7 +90,7 @@ def predict_cohort(
         try:
             path = out / name_of_mask(case, patient_id=patient_id, data=data)
             if not path.exists():
-                found = predictor.segment(case, label_scheme=data.label_scheme)
+                found = predictor.segment(case, label_scheme=data.mask_scheme)
                 _write(found, case, out=path, data=data, probabilities=probabilities)
         except DataError as error:
             failed.append(Failed(case_id=case.case_id, reason=str(error)))
@@ -106,7 +106,7 @@ def _write(
         volumes = np.moveaxis(found.probabilities_RXYZ.numpy(), 0, -1)
         save_like(volumes, _beside(out), source=source)
     # Last, since a mask that is there counts as done.
-    save_like(found.labels(data.label_scheme), out, source=source)
+    save_like(found.labels(data.mask_scheme), out, source=source)
 
 
 def _require_new(out: Path, *, probabilities: bool) -> None:

@@ -121,11 +121,11 @@ def evaluate(
         ConfigError: If the scheme cannot show a region.
         DataError: If there are no cases with masks.
     """
-    wanted = tuple(regions) or scheme_regions(data.label_scheme)
-    unknown = [region for region in wanted if region not in scheme_regions(data.label_scheme)]
+    wanted = tuple(regions) or scheme_regions(data.mask_scheme)
+    unknown = [region for region in wanted if region not in scheme_regions(data.mask_scheme)]
     if unknown:
         raise ConfigError(
-            f"--region: expected regions out of {list(scheme_regions(data.label_scheme))} "
+            f"--region: expected regions out of {list(scheme_regions(data.mask_scheme))} "
             f"(label_scheme {data.label_scheme!r}), found {unknown}."
         )
     survey = survey_cohort(data)
@@ -232,7 +232,7 @@ def _regions(path: Path, data: SiteData, regions: Sequence[Region]) -> tuple[Ten
     try:
         header = read_header(path)
         voxels = read_voxels(path, header)
-        found = regions_of(torch.from_numpy(voxels), scheme=data.label_scheme, regions=regions)
+        found = regions_of(torch.from_numpy(voxels), scheme=data.mask_scheme, regions=regions)
     except (FileFaults, DataError) as error:
         raise DataError(f"{path}: {error}") from None
     return found, header

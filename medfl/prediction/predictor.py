@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfl.config.site import LabelScheme, Modality, Region
+from medfl.config.site import MaskScheme, Modality, Region
 from medfl.data.cohort import Case
 from medfl.data.labels import labels_from_regions
 from medfl.data.transforms import Frame, prepare_image, restore_probabilities
@@ -34,7 +34,7 @@ class Segmentation:
     regions: tuple[Region, ...]
     probabilities_RXYZ: Tensor
 
-    def labels(self, scheme: LabelScheme) -> NDArray[np.uint8]:
+    def labels(self, scheme: MaskScheme) -> NDArray[np.uint8]:
         """uint8 mask (X, Y, Z) in a label scheme; where regions contradict, the innermost decides.
 
         Raises:
@@ -80,7 +80,7 @@ class Predictor:
             )
         return present
 
-    def segment(self, case: Case, *, label_scheme: LabelScheme) -> Segmentation:
+    def segment(self, case: Case, *, label_scheme: MaskScheme) -> Segmentation:
         """Segment one case.
 
         Raises:

@@ -270,7 +270,7 @@ class SiteState:
             modalities=study.input.modalities,
             regions=study.input.regions,
             spacing=study.input.spacing,
-            label_scheme=self.site.data.label_scheme,
+            label_scheme=self.site.data.mask_scheme,
             absent=missing,
         )
 

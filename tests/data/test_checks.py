@@ -161,6 +161,7 @@ def test_a_4d_file_is_judged_volume_by_volume(hospital: Any) -> None:
         write_nifti(
             hospital.root / "labelsTr" / f"{name}.nii.gz", hospital.tumour(hospital.shape) % 4
         )
+    (hospital.root / "dataset.json").write_text(json.dumps(OWN_DATASET))
     finding = only(check_cohort(decathlon(hospital.root)))
     assert finding.name == "imagesTr/BRATS_002.nii.gz[2]"
     assert finding.value == "5 in every voxel"
@@ -206,10 +207,10 @@ def decathlon(root: Path, **changes: Any) -> SiteConfig:
         ),
         (
             {"labels": {"0": "background", "1": "enhancing tumour", "2": "core", "3": "x"}},
-            "'enhancing tumour' to be 3",
-            "'1'",
+            "1 to be WT, as in label_scheme 'msd'",
+            "'enhancing tumour', TC and WT and ET",
         ),
-        ({"labels": {"background": 0, "edema": 2}}, "'edema' to be 1", "2"),
+        ({"labels": {"background": 0, "edema": 2}}, "2 to be TC and WT", "'edema', WT"),
     ],
     ids=["channels", "labels", "nnU-Net's labels"],
 )

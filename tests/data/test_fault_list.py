@@ -75,6 +75,8 @@ def error(rule: str, value: str = "", *, trains: bool = False) -> Expected:
     return Expected(rule=rule, value=value, trains=trains)
 
 
+LABELS = {"labels": {"background": 0, "edema": 1, "NCR": 2, "enhancing tumor": 3}}
+NAMED = json.dumps(LABELS)
 TRANSFORM = "a finite, invertible transform to millimetres"
 OFFSET = "voxels to begin after"
 GZIP = "intact gzip data"
@@ -268,6 +270,7 @@ def _decathlon(hospital: Any, *, volumes: int = 4, constant: bool = False) -> di
         hospital.write(hospital.root / f"imagesTr/{name}.nii.gz", np.stack(heads, axis=-1))
         label = hospital.tumour(hospital.shape) % 4
         hospital.write(hospital.root / f"labelsTr/{name}.nii.gz", label)
+    (hospital.root / "dataset.json").write_text(NAMED)
     return {"layout": "msd", "label_scheme": "msd"}
 
 
@@ -279,7 +282,13 @@ def _numbered(hospital: Any, *cases: str) -> dict[str, Any]:
             hospital.write(path, hospital.head(hospital.shape, seed=10 * number + channel))
         label = hospital.tumour(hospital.shape) % 4
         hospital.write(hospital.root / f"labelsTr/{name}.nii.gz", label)
+    (hospital.root / "dataset.json").write_text(NAMED)
     return {"layout": "nnunet", "label_scheme": "nnunet"}
+
+
+def _named(hospital: Any) -> dict[str, Any]:
+    (hospital.root / "dataset.json").write_text(NAMED)
+    return {"label_scheme": "nnunet"}
 
 
 def _described(hospital: Any, content: str) -> dict[str, Any]:
@@ -429,16 +438,16 @@ COHORT_FAULTS: dict[str, CohortFault] = {
         expected=Expected(rule="4 dimensions with 4 volumes", value="16 x 20 x 12 x 3", times=2),
     ),
     "channels in another order": CohortFault(
-        make=lambda h: _described(h, _text(modality={"0": "T1w"})),
+        make=lambda h: _described(h, _text(modality={"0": "T1w"}, **LABELS)),
         expected=error("channel 0 to be t2f", "'T1w'"),
     ),
     "channels in another order, after a byte order mark": CohortFault(
-        make=lambda h: _described(h, "\ufeff" + _text(modality={"0": "T1w"})),
+        make=lambda h: _described(h, "\ufeff" + _text(modality={"0": "T1w"}, **LABELS)),
         expected=error("channel 0 to be t2f", "'T1w'"),
     ),
     "labels with another meaning": CohortFault(
         make=lambda h: _described(h, _text(labels={"2": "edema"})),
-        expected=error("'edema' to be 1, as in label_scheme 'msd'", "'2'"),
+        expected=error("2 to be TC and WT, as in label_scheme 'msd'", "'edema', WT"),
     ),
     "description cut off": CohortFault(
         make=lambda h: _described(h, _text(modality={"0": "T1w"})[:-2]),
@@ -462,15 +471,16 @@ COHORT_FAULTS: dict[str, CohortFault] = {
     ),
     "root too deep": CohortFault(make=_too_deep, expected=error("one of ['HGG', 'LGG']")),
     "scheme of another source": CohortFault(
-        make=lambda _: {"label_scheme": "msd"},
-        expected=error("label_scheme out of ['brats']", "'msd'"),
+        refused=False,
+        make=lambda h: {**_two(h, lambda _: None), "label_scheme": "brats2015"},
+        expected=warns("label_scheme out of ['brats']", "'brats2015'"),
     ),
     "modality that the layout lacks": CohortFault(
         make=lambda _: {"layout": "lgg", "label_scheme": "lgg"},
         expected=error("modalities out of ['t1n', 't1c', 't2f']", "t2w"),
     ),
     "other kind of folder": CohortFault(
-        make=lambda h: {**_two(h, lambda _: None), "layout": "nnunet", "label_scheme": "nnunet"},
+        make=lambda h: {**_two(h, lambda _: None), **_named(h), "layout": "nnunet"},
         expected=Expected(rule="one of ['imagesTr']", times=2),
     ),
     "listed case that is not there": CohortFault(

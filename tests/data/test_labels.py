@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses, MapLabelValue
 
-from medfl.config.site import LABEL_SCHEMES
+from medfl.config.site import KNOWN_SCHEMES
 from medfl.data.label_schemes import scheme_regions, scheme_values
 from medfl.data.labels import labels_from_regions, regions_of
 from medfl.errors import DataError
@@ -72,7 +72,7 @@ def test_edema_comes_first_in_msd_and_nnunet(scheme: str, label: np.ndarray) -> 
     assert torch.equal(regions, expected.to(torch.uint8))
 
 
-@pytest.mark.parametrize("scheme", LABEL_SCHEMES)
+@pytest.mark.parametrize("scheme", KNOWN_SCHEMES)
 def test_written_labels_are_read_as_the_same_regions(scheme: str) -> None:
     regions = scheme_regions(scheme)
     values = np.array(sorted(scheme_values(scheme)))[None, None]

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medfl.config.site import LabelScheme, Modality
-from medfl.data.label_schemes import scheme_labels
+from medfl.config.site import (
+    KNOWN_SCHEMES,
+    REGION_ORDER,
+    LabelScheme,
+    MaskScheme,
+    Modality,
+    Region,
+)
+from medfl.data.label_names import named_labels
+from medfl.data.label_schemes import scheme_name, scheme_of, scheme_values
 
 DATASET = "dataset.json"
 
@@ -79,7 +87,7 @@ def channel_contradictions(
 
 
 def label_contradictions(
-    content: Mapping[str, Any], scheme: LabelScheme
+    content: Mapping[str, Any], scheme: MaskScheme
 ) -> Iterator[tuple[str, str]]:
     """Labels that the file gives another meaning than the scheme.
 
@@ -88,22 +96,38 @@ def label_contradictions(
         scheme: What the site says that the values mean.
 
     Yields:
-        What was expected, and what was found.
+        What was expected, and what was found. Names that are not understood are passed over.
     """
-    stated = content.get("labels")
-    if not isinstance(stated, Mapping):
-        return
-    enhancing, edema = scheme_labels(scheme)
-    for key, other in stated.items():
-        # The Decathlon maps values to names, nnU-Net names to values.
-        name, values = (other, key) if str(key).isdigit() else (key, other)
-        numbers = set(re.findall(r"[0-9]+", str(values)))
-        text = str(name).lower()
-        wanted = None
-        if "enhancing" in text and "non" not in text:
-            wanted = enhancing
-        elif "edema" in text or "oedema" in text:
-            wanted = edema
-        if wanted and numbers and not numbers.intersection(map(str, wanted)):
-            shown = " or ".join(map(str, sorted(wanted)))
-            yield f"{name!r} to be {shown}, as in label_scheme {scheme!r}", f"{values!r}"
+    named, rule = named_labels(content), scheme_of(scheme)
+    for value, inside in sorted(named.regions.items()):
+        told = [region for region in rule.regions if region in inside]
+        expected = {region for region in told if value in rule.regions[region]}
+        found = {region for region in told if inside[region]}
+        if found != expected:
+            yield (
+                f"{value} to be {_shown(expected)}, as in label_scheme {scheme_name(scheme)!r}",
+                f"{' and '.join(map(repr, named.names[value])) or 'no name'}, {_shown(found)}",
+            )
+
+
+def described_scheme(content: Mapping[str, Any]) -> tuple[LabelScheme, ...]:
+    """The known schemes that say the same of every value that the file names.
+
+    Args:
+        content: What the file says; without understood names, no scheme does.
+    """
+    named = named_labels(content)
+    values = set(named.regions)
+    fitting = {
+        scheme: len(scheme_values(scheme) - values)
+        for scheme in KNOWN_SCHEMES
+        if named.told == set(scheme_of(scheme).regions)
+        and values <= scheme_values(scheme)
+        and not list(label_contradictions(content, scheme))
+    }
+    # A year that has a further value would be called by its name.
+    return tuple(s for s, further in fitting.items() if further == min(fitting.values()))
+
+
+def _shown(regions: Collection[Region]) -> str:
+    return " and ".join(region for region in REGION_ORDER if region in regions) or "no tumour"

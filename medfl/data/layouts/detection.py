@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 
 from medfl.config.site import LabelScheme, Layout, Modality, SiteData
-from medfl.data.label_schemes import scheme_values
+from medfl.data.label_schemes import scheme_of, scheme_values
 from medfl.data.labels import judge_labels
+from medfl.data.layouts.dataset_json import described_scheme, read_description
 from medfl.data.layouts.rules import LAYOUTS
 from medfl.data.layouts.survey import Survey, survey_cohort
 from medfl.data.layouts.walk import all_folders, is_image
@@ -42,8 +43,10 @@ class Proposal:
         cases: Imaging timepoints found.
         explained: Part of the folders with images in which the layout finds some.
         values: Values in the masks that were read.
-        surety: ``certain`` if one layout explains everything and one scheme fits; ``likely`` if one
-            layout does, but schemes cannot be told apart or some files are left over.
+        named: Whether the dataset names its labels in words that are understood.
+        surety: ``certain`` if one layout explains everything, one scheme fits, and the meaning of
+            the values is known from the source or was read; ``likely`` if one layout does, but
+            schemes cannot be told apart, labels have no names, or some files are left over.
         problems: What contradicts the layout.
     """
 
@@ -55,6 +58,7 @@ class Proposal:
     cases: int
     explained: float
     values: tuple[float, ...]
+    named: bool
     surety: Surety
     problems: int
 
@@ -84,7 +88,7 @@ def detect(root: Path) -> list[Proposal]:
     ]
     tried.sort(key=lambda trial: (-trial[0], len(trial[2].problems)))
     proposals = [
-        _proposal(layout, survey, explained=explained) for explained, layout, survey in tried
+        _proposal(root, layout, survey, explained=explained) for explained, layout, survey in tried
     ]
     # Layouts whose names are the same differ in what their masks hold.
     proposals.sort(key=lambda proposal: -round(proposal.explained, 2) + (not _fits(proposal)))
@@ -93,10 +97,11 @@ def detect(root: Path) -> list[Proposal]:
 
 def _survey(root: Path, layout: Layout) -> Survey:
     rule = LAYOUTS[layout]
+    described = _named(root) if rule.numbers else ()
     data = SiteData(
         root=root,
         layout=layout,
-        label_scheme=rule.label_schemes[0],
+        label_scheme=(*described, *rule.label_schemes)[0],
         modalities=rule.modalities,
     )
     return survey_cohort(data)
@@ -117,23 +122,35 @@ def _explained(survey: Survey, folders: Set[Path], *, ignored: Set[str]) -> floa
     return len(found) / (len(found) + len(others))
 
 
-def _proposal(layout: Layout, survey: Survey, *, explained: float) -> Proposal:
+def _named(root: Path) -> tuple[LabelScheme, ...]:
+    """The schemes that the dataset's own words describe; none where there are no such words."""
+    try:
+        return described_scheme(read_description(root))
+    except ValueError:
+        return ()
+
+
+def _proposal(root: Path, layout: Layout, survey: Survey, *, explained: float) -> Proposal:
     masks = [case.mask for p in survey.patients for case in p.cases if case.mask is not None]
     values = _values(masks)
-    schemes = LAYOUTS[layout].label_schemes
+    named = _named(root) if LAYOUTS[layout].numbers else None
+    schemes = named or LAYOUTS[layout].label_schemes
     fitting = [scheme for scheme in schemes if set(values) <= scheme_values(scheme)]
-    # The scheme with the fewest values that were not met says most about those that were.
-    fitting.sort(key=lambda scheme: len(scheme_values(scheme)))
+    # The scheme with the fewest values that were not met says most about those that were; of two
+    # with one meaning, the layout's own.
+    usual = LAYOUTS[layout].label_schemes
+    fitting.sort(key=lambda scheme: (len(scheme_values(scheme)), scheme not in usual))
     chosen = fitting[0] if fitting else schemes[0]
     return Proposal(
         layout=layout,
         label_scheme=chosen,
-        other_schemes=tuple(scheme for scheme in fitting if scheme != chosen),
+        other_schemes=tuple(s for s in fitting if scheme_of(s) != scheme_of(chosen)),
         modalities=_modalities(survey),
         patients=len(survey.patients),
         cases=sum(len(patient.cases) for patient in survey.patients),
         explained=explained,
         values=values,
+        named=named is None or bool(named),
         surety="a guess",
         problems=len(survey.problems),
     )
@@ -165,7 +182,7 @@ def _judged(proposal: Proposal, all_proposals: Sequence[Proposal]) -> Proposal:
     ]
     surety: Surety = "a guess"
     if proposal.explained >= _EXPLAINED and _fits(proposal) and proposal.values:
-        alone = not rivals and not proposal.other_schemes and not proposal.problems
+        alone = not (rivals or proposal.other_schemes or proposal.problems) and proposal.named
         surety = "certain" if alone else "likely" if not rivals else "a guess"
     values = {**vars(proposal), "surety": surety}
     return Proposal(**values)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from medfl.config.site import (
-    LABEL_SCHEMES,
+    KNOWN_SCHEMES,
     MODALITY_ORDER,
     LabelScheme,
     Layout,
@@ -106,7 +106,7 @@ def rule_of(data: SiteData) -> LayoutRule:
         images={modality: (path,) for modality, path in data.custom.images.items()},
         masks=(data.custom.mask,),
         ignored=frozenset(data.custom.ignored),
-        label_schemes=LABEL_SCHEMES,
+        label_schemes=KNOWN_SCHEMES,
     )
 
 
@@ -242,7 +242,7 @@ LAYOUTS: Mapping[Layout, LayoutRule] = MappingProxyType(
                 {"derivatives", "sourcedata", "rawdata", "code", "phenotype", "stimuli", "fmap"}
                 | {"func", "dwi", "perf"}
             ),
-            label_schemes=LABEL_SCHEMES,
+            label_schemes=KNOWN_SCHEMES,
         ),
         "lgg": LayoutRule(
             case=r"(?P<patient>TCGA_[A-Za-z0-9]+_[A-Za-z0-9]+)",

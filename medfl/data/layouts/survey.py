@@ -242,16 +242,6 @@ def _unfit_settings(data: SiteData, rule: LayoutRule) -> list[Problem]:
                 fix="Correct data.modalities in the site's file.",
             )
         )
-    if data.label_scheme not in rule.label_schemes:
-        problems.append(
-            Problem(
-                patient_id="",
-                where=f"layout {data.layout!r}",
-                rule=f"label_scheme out of {list(rule.label_schemes)}",
-                value=repr(data.label_scheme),
-                fix="Correct data.label_scheme in the site's file.",
-            )
-        )
     return problems
 
 
@@ -318,7 +308,7 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
         return
     found = [
         *channel_contradictions(content, rule.numbers),
-        *label_contradictions(content, data.label_scheme),
+        *label_contradictions(content, data.mask_scheme),
     ]
     for expected, value in found:
         yield Problem(
@@ -326,7 +316,8 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
             where=str(data.root / DATASET),
             rule=expected,
             value=value,
-            fix="Describe the files with layout = 'custom', or correct data.label_scheme.",
+            fix="Describe the files with layout = 'custom', or correct data.label_scheme; with "
+            "'custom', [data.labels] says what each value is.",
         )
 
 

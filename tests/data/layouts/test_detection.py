@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -83,14 +84,37 @@ def test_2023_and_2024_without_a_cavity_stay_a_guess(tmp_path: Path) -> None:
 def test_flat_files_of_nnunet_are_found_beside_their_test_set(tmp_path: Path) -> None:
     write_flat(tmp_path, "case_1", "case_2", values=(1, 2, 3))
     best = detect(tmp_path)[0]
-    assert (best.layout, best.label_scheme, best.surety) == ("nnunet", "nnunet", "certain")
+    assert (best.layout, best.label_scheme, best.surety) == ("nnunet", "nnunet", "likely")
+
+
+NNUNET = {"background": 0, "edema": 1, "non-enhancing tumor": 2, "enhancing tumor": 3}
+OF_2023 = {"background": 0, "NCR": 1, "ED": 2, "ET": 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme", "surety"),
+    [
+        (NNUNET, "nnunet", "certain"),
+        (OF_2023, "brats2023", "certain"),
+        ({"background": 0, "NETC": 1, "SNFH": 2, "ET": 3}, "brats2023", "certain"),
+        ({"whole tumor": [1, 2, 3], "tumor core": [1, 3], "ET": [3]}, "brats2023", "certain"),
+        ({"background": 0, "a": 1, "b": 2, "c": 3}, "nnunet", "likely"),
+    ],
+)
+def test_a_scheme_is_certain_only_where_its_labels_have_names(
+    labels: dict[str, object], scheme: str, surety: str, tmp_path: Path
+) -> None:
+    write_flat(tmp_path, "case_1", "case_2", values=(1, 2, 3))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    best = detect(tmp_path)[0]
+    assert (best.layout, best.label_scheme, best.surety) == ("nnunet", scheme, surety)
 
 
 def test_a_4d_file_is_the_decathlon(tmp_path: Path) -> None:
     write(tmp_path / "imagesTr" / "BRATS_001.nii.gz", volumes=4)
     write(tmp_path / "labelsTr" / "BRATS_001.nii.gz", values=(1, 2, 3))
     best = detect(tmp_path)[0]
-    assert (best.layout, best.label_scheme, best.surety) == ("msd", "msd", "certain")
+    assert (best.layout, best.label_scheme, best.surety) == ("msd", "msd", "likely")
 
 
 def test_bids_masks_fit_several_schemes_and_say_so(tmp_path: Path) -> None:
