@@ -10,7 +10,7 @@ import numpy as np
 
 from medfl.config.site import SiteData
 from medfl.data.cohort import Case
-from medfl.data.layouts.survey import name_of_mask, read_case, survey_cohort
+from medfl.data.layouts.survey import names_of_masks, read_case, survey_cohort
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.predictor import Predictor, Segmentation, save_like
 
@@ -78,17 +78,19 @@ def predict_cohort(
         The cases that failed, with the reason.
 
     Raises:
-        DataError: If there are no cases, or the model needs modalities that the site lacks.
+        DataError: If there are no cases, two would share a path, or the model needs modalities that
+            the site lacks.
     """
     data = data.model_copy(update={"modalities": predictor.modalities(data.modalities)})
     survey = survey_cohort(data, masks_required=False)
-    cases = [(patient.patient_id, case) for patient in survey.patients for case in patient.cases]
+    cases = [case for patient in survey.patients for case in patient.cases]
     if not cases:
         raise DataError(str(survey.problems[0]))
+    places = names_of_masks(survey.patients, data=data)
     failed = []
-    for done, (patient_id, case) in enumerate(cases, start=1):
+    for done, case in enumerate(cases, start=1):
         try:
-            path = out / name_of_mask(case, patient_id=patient_id, data=data)
+            path = out / places[case.case_id]
             if not path.exists():
                 found = predictor.segment(case, label_scheme=data.mask_scheme)
                 _write(found, case, out=path, data=data, probabilities=probabilities)

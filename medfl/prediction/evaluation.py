@@ -23,7 +23,7 @@ from medfl.config.site import Region, SiteData
 from medfl.data.cohort import Case
 from medfl.data.label_schemes import scheme_regions
 from medfl.data.labels import regions_of
-from medfl.data.layouts.survey import name_of_mask, survey_cohort
+from medfl.data.layouts.survey import names_of_masks, survey_cohort
 from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
 from medfl.errors import ConfigError, DataError
 from medfl.segmentation.metrics import score, surface_dice, volumes_ml
@@ -119,7 +119,7 @@ def evaluate(
 
     Raises:
         ConfigError: If the scheme cannot show a region.
-        DataError: If there are no cases with masks.
+        DataError: If there are no cases with masks, or two would share a path.
     """
     wanted = tuple(regions) or scheme_regions(data.mask_scheme)
     unknown = [region for region in wanted if region not in scheme_regions(data.mask_scheme)]
@@ -132,11 +132,12 @@ def evaluate(
     cases = [(patient.patient_id, case) for patient in survey.patients for case in patient.cases]
     if not cases:
         raise DataError(str(survey.problems[0]))
+    places = names_of_masks(survey.patients, data=data)
     scores: list[CaseScore] = []
     left_out: list[tuple[str, str]] = []
     for done, (patient_id, case) in enumerate(cases, start=1):
         try:
-            path = predictions / name_of_mask(case, patient_id=patient_id, data=data)
+            path = predictions / places[case.case_id]
             scores += _score(case, path, patient_id, data, wanted, tolerance_mm)
         except DataError as error:
             left_out.append((case.case_id, str(error)))
@@ -207,7 +208,9 @@ def _score(
     truth, header = _regions(case.mask, data, regions)
     predicted, other = _regions(path, data, regions)
     if not header.same_grid(other):
-        raise DataError(f"{path}: expected the grid of {case.mask.name}, found another.")
+        raise DataError(
+            f"{path}: expected the grid of {case.mask.name}, found {header.difference(other)}."
+        )
     spacing = tuple(float(mm) for mm in np.linalg.norm(header.affine[:3, :3], axis=0))
     surfaces = surface_dice(predicted, truth, spacing_mm=spacing, tolerance_mm=tolerance_mm)
     drawn, segmented = (volumes_ml(mask, spacing_mm=spacing) for mask in (truth, predicted))

@@ -18,6 +18,7 @@ from medfl.data.labels import regions_of
 from medfl.data.layouts.survey import read_case
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.cohort import predict_case, predict_cohort
+from medfl.prediction.evaluation import evaluate
 from medfl.prediction.predictor import Predictor
 from tests.prediction.conftest import SPEC, write_model
 
@@ -246,3 +247,56 @@ def test_files_that_are_there_are_never_replaced(
             )
     with pytest.raises(DataError, match="found none"):
         predict_cohort(predictor, data.model_copy(update={"root": tmp_path}), out=tmp_path / "out")
+
+
+def custom(root: Path, mask: str, *, case: str = r"(?P<patient>case\d+)") -> SiteData:
+    layout = {
+        "case": case,
+        "images": {"t1c": "{case}_nifti/t1c", "t2f": "{case}_nifti/t2f"},
+        "mask": mask,
+    }
+    return SiteData.model_validate(
+        {
+            "root": root,
+            "layout": "custom",
+            "label_scheme": "brats",
+            "modalities": ("t1c", "t2f"),
+            "custom": layout,
+        }
+    )
+
+
+@pytest.fixture
+def two_cases(patients: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "custom"
+    for number, source in enumerate(sorted(patients.iterdir())[:2]):
+        folder = root / f"case{number}_nifti"
+        folder.mkdir(parents=True)
+        for name, ending in (("t1c", "t1ce"), ("t2f", "flair"), ("seg", "seg")):
+            shutil.copy(source / f"{source.name}_{ending}.nii.gz", folder / f"{name}.nii.gz")
+    return root
+
+
+def test_a_stand_in_within_a_folders_name_is_filled(
+    two_cases: Path, model: Path, tmp_path: Path
+) -> None:
+    data = custom(two_cases, "{case}_nifti/seg")
+    assert predict_cohort(Predictor(model), data, out=tmp_path / "out") == []
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in found_masks(tmp_path))
+    assert written == ["case0_nifti/seg.nii.gz", "case1_nifti/seg.nii.gz"]
+    scores = evaluate(tmp_path / "out", data).scores
+    assert {score.case for score in scores} == {"case0", "case1"}
+
+
+def found_masks(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+def test_two_cases_never_share_a_mask(two_cases: Path, model: Path, tmp_path: Path) -> None:
+    (two_cases / "case1_nifti").rename(two_cases / "Case0_nifti")  # one file on some disks
+    data = custom(two_cases, "{case}_nifti/seg", case=r"(?P<patient>[cC]ase\d+)")
+    with pytest.raises(DataError, match="for both Case0 and case0"):
+        predict_cohort(Predictor(model), data, out=tmp_path / "out")
+    assert found_masks(tmp_path) == []
+    with pytest.raises(DataError, match="for both Case0 and case0"):
+        evaluate(tmp_path / "out", data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -108,7 +108,34 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
     return Survey(patients=patients, problems=tuple(walk.problems))
 
 
-def name_of_mask(case: Case, *, patient_id: str, data: SiteData) -> Path:
+def names_of_masks(patients: Sequence[Patient], *, data: SiteData) -> dict[str, Path]:
+    """Case id -> where a layout would have the case's mask, as a path below some root.
+
+    Args:
+        patients: All patients of a cohort.
+        data: The layout, and the root of the images.
+
+    Raises:
+        DataError: If two cases would have one path.
+    """
+    places: dict[str, Path] = {}
+    owners: dict[str, str] = {}
+    for patient in patients:
+        for case in patient.cases:
+            path = _name_of_mask(case, patient_id=patient.patient_id, data=data)
+            places[case.case_id] = path
+            # Where disks do not tell capital letters apart, one file would replace the other.
+            owner = owners.setdefault(str(path).casefold(), case.case_id)
+            if owner != case.case_id:
+                raise DataError(
+                    f"layout {data.layout!r}: expected a path of its own for the mask of every "
+                    f"case, found {path} for both {owner} and {case.case_id}. Put {{case}} into "
+                    "the mask's path (data.custom.mask)."
+                )
+    return places
+
+
+def _name_of_mask(case: Case, *, patient_id: str, data: SiteData) -> Path:
     """Where a layout would have the mask of a case, as a path below some root.
 
     Args:
@@ -124,7 +151,7 @@ def name_of_mask(case: Case, *, patient_id: str, data: SiteData) -> Path:
     known = {"case": case.case_id, "patient": patient_id, "session": session}
     names = [path.split("/") for path in rule.masks]
     folder = next(iter(case.images.values())).parent
-    *_, last = next(
+    *above, last = next(
         name
         for name in names
         if ("{session}" in "".join(name)) == bool(session) or "{case}" in "".join(name)
@@ -134,11 +161,17 @@ def name_of_mask(case: Case, *, patient_id: str, data: SiteData) -> Path:
     elif "*" in rule.masks[0]:
         place = Path("derivatives") / "medfl" / folder.relative_to(data.root)
         last = last.replace("*", "desc-medfl_")
+    elif "*" in "".join(above):
+        place = folder.relative_to(data.root)  # nobody can tell what stood there
     else:
-        place = Path(*names[0][:-1])
-    for name, value in known.items():
-        last = last.replace(f"{{{name}}}", value)
-    return place / f"{last}.nii.gz"
+        place = Path(*(_filled(part, known) for part in above))
+    return place / f"{_filled(last, known)}.nii.gz"
+
+
+def _filled(name: str, known: Mapping[str, str]) -> str:
+    for stand_in, value in known.items():
+        name = name.replace(f"{{{stand_in}}}", value)
+    return name.replace("*", "medfl")
 
 
 def read_case(folder: Path, *, data: SiteData) -> Case:

@@ -79,6 +79,12 @@ class Header:
         """Whether both images have the same voxels at the same places, within 0.1 mm."""
         return self.shape == other.shape and self.mm_apart(other) <= _GRID_TOLERANCE_MM
 
+    def difference(self, other: Header) -> str:
+        """How another image's grid differs from this one, for a message."""
+        if self.shape != other.shape:
+            return f"{other.shape} voxels instead of {self.shape}"
+        return f"corners up to {self.mm_apart(other):.3g} mm apart"
+
     def mm_apart(self, other: Header) -> float:
         """How far the corner of this image lies from that of an image of the same shape."""
         return corners_apart(self.affine, other.affine, shape=self.shape)

@@ -82,13 +82,7 @@ def _headers(paths: Mapping[str, Path], *, volumes: int) -> dict[str, Header]:
         if not headers[first].same_grid(headers[key]):
             raise DataError(
                 f"{paths[key]}: expected the grid of {paths[first].name} (shape and affine), found "
-                f"{_difference(headers[key], headers[first])}. Register and resample all images of "
+                f"{headers[first].difference(headers[key])}. Register and resample all images of "
                 "a case to one grid."
             )
     return headers
-
-
-def _difference(mine: Header, reference: Header) -> str:
-    if mine.shape != reference.shape:
-        return f"{mine.shape} voxels instead of {reference.shape}"
-    return f"corners up to {mine.mm_apart(reference):.3g} mm apart"
