@@ -135,6 +135,14 @@ def _scaled(factor: float) -> Callable[[Affine], Affine]:
     return change
 
 
+def _whole_brain(case: Path) -> None:
+    """What skull stripping leaves, in place of the tumour."""
+    image = nibabel.load(image_of(case, "t2"))
+    head = np.asarray(image.dataobj)
+    mask = (head > head.min()).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), image_of(case, "seg"))
+
+
 def _missing(ending: str) -> Damage:
     return lambda case: image_of(case, ending).unlink()
 
@@ -313,6 +321,7 @@ CASE_FAULTS: Mapping[str, Damage] = MappingProxyType(
         "NaN label": _mask(float("nan")),
         "empty mask": _mask(0),
         "mask outside the head": _tumour_in_air,
+        "mask of the whole brain": _whole_brain,
         # Names and identity.
         "missing modality": _missing("flair"),
         "missing mask": _missing("seg"),

@@ -40,6 +40,7 @@ NOT_SHARED = "(not shared)"
 _CENTRED_BELOW = 0.05
 _CENTRED_ZERO = 0.3
 _MASK_OUTSIDE = 0.5
+_MASK_OF_HEAD = 0.5  # of the head; the largest gliomas take up a fifth of the brain
 
 _Remark = tuple[Severity, Path, Fault]
 _Result = TypeVar("_Result")
@@ -309,6 +310,13 @@ def _judge_place(tumour: NDArray[np.bool_], head: NDArray[np.bool_]) -> Iterator
             rule="a mask inside the head",
             value=f"{outside / inside:.0%} of it where every image is empty",
             fix="Check that the mask is this patient's, and on the grid of the images.",
+        )
+    filled = (inside - outside) / max(1, int(np.count_nonzero(head)))
+    if filled > _MASK_OF_HEAD:
+        yield Fault(
+            rule="a tumour in a part of the head",
+            value=f"a mask of {filled:.0%} of it",
+            fix="Give the mask of the tumour; this looks like one of the whole brain.",
         )
 
 

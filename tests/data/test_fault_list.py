@@ -154,6 +154,7 @@ EXPECTED: dict[str, Expected] = {
     "label beyond a byte": error(VALUES, "1000"),
     "NaN label": error(VALUES, "nan"),
     "empty mask": warns("a mask with tumour", "an empty mask"),
+    "mask of the whole brain": warns("a tumour in a part of the head", "100% of it"),
     "mask outside the head": warns("a mask inside the head", "100%"),
     "missing modality": error("one t2f image (*_flair)", "none"),
     "missing mask": error("one mask (*_seg)", "none"),

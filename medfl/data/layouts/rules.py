@@ -42,6 +42,7 @@ class LayoutRule:
         images: Modality -> paths of its file.
         channels: Modality -> its volume in a 4-D file; empty where a file holds one modality.
         masks: Paths of the mask.
+        other_masks: Pattern of what stands in the names of masks that are not a tumour's.
         numbers: Modality -> its number where ``dataset.json`` names them by number.
         held_apart: Folder with images of a test set, whose cases must not train.
         ignored: Folders that hold no patients.
@@ -54,6 +55,7 @@ class LayoutRule:
     images: Mapping[Modality, tuple[str, ...]]
     channels: Mapping[Modality, int] = field(default_factory=dict)
     masks: tuple[str, ...]
+    other_masks: str = ""
     numbers: Mapping[Modality, int] = field(default_factory=dict)
     held_apart: str = ""
     ignored: frozenset[str] = frozenset()
@@ -68,6 +70,10 @@ class LayoutRule:
     def paths(self) -> tuple[str, ...]:
         """All of its paths."""
         return (*(path for paths in self.images.values() for path in paths), *self.masks)
+
+    def is_other_mask(self, stem: str) -> bool:
+        """Whether a file at a path of `masks` is called as something else than a tumour."""
+        return bool(self.other_masks and re.search(self.other_masks, stem, re.IGNORECASE))
 
     def pattern(self, name: str, *, known: Mapping[str, str], ignore_case: bool) -> re.Pattern[str]:
         """A pattern of one name of a path.
@@ -132,6 +138,13 @@ _BIDS_ENDINGS: Mapping[Modality, tuple[str, ...]] = {
     "t2w": ("_T2w", "_space-*_T2w"),
     "t2f": ("_FLAIR", "_space-*_FLAIR"),
 }
+# Entities of BIDS Derivatives that say what a mask is of: the brain as skull stripping leaves it,
+# tissues, parts of a template. Lesions are `label-lesion`, and a tumour may have any other name.
+_NOT_TUMOURS = (
+    r"(?:^|_)(?:desc|label|atlas|res|seg)-(?:brain|head|skull|scalp|bet|hdbet|synthstrip|robex|"
+    r"skullstrip\w*|gm|wm|csf|gray\w*|grey\w*|white\w*|aseg\w*|aparc\w*|ventricle\w*|"
+    r"hemisphere\w*|cortex|ribbon|fov|eyes?)(?=_|$)"
+)
 _BIDS_PLACES = (
     "{patient}/anat/{patient}",
     "{patient}/{session}/anat/{patient}_{session}",
@@ -238,6 +251,7 @@ LAYOUTS: Mapping[Layout, LayoutRule] = MappingProxyType(
                 for place in _BIDS_PLACES
                 for suffix in ("dseg", "mask")
             ),
+            other_masks=_NOT_TUMOURS,
             ignored=frozenset(
                 {"derivatives", "sourcedata", "rawdata", "code", "phenotype", "stimuli", "fmap"}
                 | {"func", "dwi", "perf"}

@@ -155,7 +155,8 @@ class Walk:
             return False
         known = {**branch.known, **match.groupdict()}
         if branch.modality is None:
-            self._add_mask(known, path)
+            if not self._rule.is_other_mask(stem):
+                self._add_mask(known, path)
             return True
         # Where files name the cases, the case is all that tells where a problem is.
         place = path.parent if _identity(branch.known) else path.parent / _identity(known)

@@ -187,9 +187,12 @@ def add_case(root: Path, folder: str, layout: str, *, suffix: str = ".nii.gz") -
 def add_source(root: Path, layout: str, *, suffix: str = ".nii.gz") -> None:
     for files in SOURCES[layout].cases.values():
         for file in files:
-            path = root / f"{file}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            add_file(root / f"{file}{suffix}")
+
+
+def add_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def test_every_layout_is_tried() -> None:
@@ -296,6 +299,32 @@ def test_a_mask_of_another_session_is_not_taken(tmp_path: Path) -> None:
         tmp_path / "derivatives/sub-02/ses-post/anat/sub-02_ses-post_label-lesion_mask.nii.gz"
     ).unlink()
     assert "sub-02/ses-post/anat: expected one mask" in refused(site_data(tmp_path, "bids"))
+
+
+BRAIN_MASKS = [
+    "derivatives/hdbet/sub-01/anat/sub-01_space-T1w_desc-brain_mask",
+    "derivatives/fmriprep/sub-01/anat/sub-01_label-brain_mask",
+    "derivatives/freesurfer/sub-01/anat/sub-01_desc-aseg_dseg",
+    "sub-01/anat/sub-01_label-GM_mask",
+]
+
+
+@pytest.mark.parametrize("name", BRAIN_MASKS)
+def test_a_mask_of_the_brain_is_no_second_tumour(name: str, tmp_path: Path) -> None:
+    add_source(tmp_path, "bids")
+    add_file(tmp_path / f"{name}.nii.gz")
+    cohort = read_cohort(site_data(tmp_path, "bids"))
+    mask = cohort.patients[0].cases[0].mask
+    assert mask is not None
+    assert mask.name == "sub-01_space-T1w_dseg.nii.gz"
+
+
+@pytest.mark.parametrize("name", BRAIN_MASKS)
+def test_a_mask_of_the_brain_alone_is_no_tumour(name: str, tmp_path: Path) -> None:
+    add_source(tmp_path, "bids")
+    (tmp_path / "derivatives/manual/sub-01/anat/sub-01_space-T1w_dseg.nii.gz").unlink()
+    add_file(tmp_path / f"{name}.nii.gz")
+    assert "sub-01/anat: expected one mask" in refused(site_data(tmp_path, "bids"))
 
 
 def test_timepoints_are_cases_of_one_patient(tmp_path: Path) -> None:
