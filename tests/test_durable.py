@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medfl.durable import sync_folder, write_atomically
+from medfl.durable import sync_folder, write_atomically, written_aside
 
 
 def mode(path: Path) -> int:
@@ -118,3 +118,18 @@ def test_content_is_on_disk_before_it_gets_its_name_and_the_name_after(
 def test_a_folder_that_is_gone_cannot_be_synchronised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "gone")
+
+
+def test_a_file_that_a_library_writes_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "picture.nii.gz"
+    with written_aside(path) as draft:
+        assert draft.name.endswith(".nii.gz")
+        assert draft.name.startswith(".")
+        draft.write_bytes(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+    with pytest.raises(OSError, match="full"), written_aside(path) as draft:
+        draft.write_bytes(b"ha")
+        raise OSError("full")
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["picture.nii.gz"]

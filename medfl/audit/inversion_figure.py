@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medfl.audit.inversion import FloatArray, Inversion
+from medfl.durable import written_aside
 
 _RESOLUTION = 160  # dots per inch
 _INK = "#1f2933"
@@ -42,7 +43,8 @@ def draw(result: Inversion, path: Path) -> None:
         axes.set_title(title, fontsize=13, color=_INK)
         axes.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_RESOLUTION, bbox_inches="tight", pad_inches=0.12)
+    with written_aside(path) as draft:
+        figure.savefig(draft, dpi=_RESOLUTION, bbox_inches="tight", pad_inches=0.12)
 
 
 def _r(value: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medfl.config.open_data_site import open_data_site
 from medfl.config.site import MODALITY_ORDER
+from medfl.durable import write_atomically
 from medfl.errors import DataError
 from medfl.phantom.patient import hospital_looks, write_hospital
 
@@ -67,6 +68,6 @@ def write_hospitals(
             patients=patients[number],
             held_out=HELD_OUT,
         )
-        file.write_text(text, encoding="utf-8")
+        write_atomically(file, text.encode())
         files.append(file)
     return files

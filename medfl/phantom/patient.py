@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medfl.config.site import Modality
 from medfl.config.study import Variety
+from medfl.durable import written_aside
 from medfl.errors import DataError
 from medfl.phantom.anatomy import build_head
 from medfl.phantom.coverage import field_of_view
@@ -168,4 +169,5 @@ def _write_volume(
     affine[:3, 3] = -(np.array(volume.shape) - 1) / 2 * spacing
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+    with written_aside(path) as draft:
+        nib.save(image, draft)

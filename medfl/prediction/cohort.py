@@ -11,6 +11,7 @@ import numpy as np
 from medfl.config.site import SiteData
 from medfl.data.cohort import Case
 from medfl.data.layouts.survey import names_of_masks, read_case, survey_cohort
+from medfl.data.nifti.headers import FileFaults
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.predictor import Predictor, Segmentation, save_like
 
@@ -94,7 +95,7 @@ def predict_cohort(
             if not path.exists():
                 found = predictor.segment(case, label_scheme=data.mask_scheme)
                 _write(found, case, out=path, data=data, probabilities=probabilities)
-        except DataError as error:
+        except (DataError, FileFaults, OSError) as error:
             failed.append(Failed(case_id=case.case_id, reason=str(error)))
         on_case(done, len(cases))
     return failed

@@ -25,6 +25,7 @@ from medfl.data.label_schemes import scheme_regions
 from medfl.data.labels import regions_of
 from medfl.data.layouts.survey import names_of_masks, survey_cohort
 from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
+from medfl.durable import written_aside
 from medfl.errors import ConfigError, DataError
 from medfl.segmentation.metrics import score, surface_dice, volumes_ml
 
@@ -161,7 +162,8 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _write_rows(out / CASES, [asdict(one) for one in evaluation.scores])
     _write_rows(out / PATIENTS, evaluation.by_patient())
-    draw_evaluation(evaluation).savefig(out / PICTURE, dpi=150)
+    with written_aside(out / PICTURE) as draft:
+        draw_evaluation(evaluation).savefig(draft, dpi=150)
 
 
 def draw_evaluation(evaluation: Evaluation) -> Figure:
@@ -242,7 +244,7 @@ def _regions(path: Path, data: SiteData, regions: Sequence[Region]) -> tuple[Ten
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, str | float]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_aside(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         for row in rows:

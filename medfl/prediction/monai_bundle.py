@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from medfl.data import intensity
-from medfl.durable import write_atomically
+from medfl.durable import write_atomically, written_aside
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction import bundle_script
 from medfl.segmentation.model_file import NOTICE, ModelSpec, read_model, read_provenance
@@ -96,7 +96,8 @@ def export_bundle(run_dir: Path, out: Path) -> Path:
     provenance = read_provenance(run_dir / MODEL)
     for name in ("configs", "docs", "models", "scripts"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), out / "models" / "model.pt")
+    with written_aside(out / "models" / "model.pt") as draft:
+        torch.save(network.state_dict(), draft)
     write_atomically(out / "scripts" / "__init__.py", b"")
     for name, module in (("intensity", intensity), ("segmentation", bundle_script)):
         source = inspect.getsource(module)

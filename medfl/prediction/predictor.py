@@ -13,7 +13,9 @@ from torch import Tensor
 from medfl.config.site import MaskScheme, Modality, Region
 from medfl.data.cohort import Case
 from medfl.data.labels import labels_from_regions
+from medfl.data.nifti.headers import copy_geometry
 from medfl.data.transforms import Frame, prepare_image, restore_probabilities
+from medfl.durable import written_aside
 from medfl.errors import DataError
 from medfl.segmentation.devices import device_named
 from medfl.segmentation.inference import segment
@@ -118,17 +120,14 @@ def save_like(voxels: NDArray[np.generic], path: Path, *, source: Path) -> None:
     Args:
         voxels: (X, Y, Z) on the source's grid, or (X, Y, Z, R) for several volumes.
         path: Where to; ``.nii`` or ``.nii.gz``.
-        source: A file with the same grid, which was read before; its affine, qform, sform and unit
-            are taken over.
+        source: A file with the same grid, which was read before; its qform, sform, voxel sizes and
+            unit are taken over, field by field.
+
+    Raises:
+        OSError: If the file cannot be written; nothing is left behind.
     """
-    header = nibabel.load(source).header
     image = nibabel.Nifti1Image(voxels, None)
-    image.set_sform(header.get_sform(), code=int(header["sform_code"]))
-    image.set_qform(header.get_qform(), code=int(header["qform_code"]))
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
-        # Neither is stated: programs then go by the voxel sizes alone.
-        image.header["pixdim"][1:4] = header["pixdim"][1:4]
-    image.header.set_xyzt_units(*header.get_xyzt_units())
+    copy_geometry(source, image.header)
     image.header["descrip"] = NOTICE.encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(image, path)
+    with written_aside(path) as draft:
+        nibabel.save(image, draft)

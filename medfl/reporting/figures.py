@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from medfl.durable import written_aside
 from medfl.reporting import wording
 from medfl.reporting.estimates import Estimate, Measure, Statistic, in_region
 from medfl.reporting.montage import draw_montage
@@ -136,7 +137,9 @@ def draw_figures(run: RunResults) -> dict[str, FigureFile]:
         if has_data:
             files[name] = FigureFile(path=folder / f"{name}.png", alt=alt)
             with mpl.rc_context(STYLE):
-                draw(run).savefig(files[name].path, bbox_inches="tight", pad_inches=0.12)
+                figure = draw(run)
+                with written_aside(files[name].path) as draft:
+                    figure.savefig(draft, bbox_inches="tight", pad_inches=0.12)
     return files
 
 

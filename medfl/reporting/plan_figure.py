@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from medfl.durable import written_aside
 from medfl.reporting import wording
 from medfl.reporting.figures import COLOURS, LIMIT, MUTED, STYLE, WIDTH
 
@@ -84,7 +85,8 @@ def draw_plan(sites: Sequence[PlannedLoss], *, study: str, target: float, path: 
             loc="outside lower left",
             ncols=3,
         )
-        figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.12)
+        with written_aside(path) as draft:
+            figure.savefig(draft, format="png", bbox_inches="tight", pad_inches=0.12)
 
 
 def _draw_site(panel: Axes, site: PlannedLoss, *, target: float) -> None:

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfl.durable import write_atomically
 from medfl.errors import ReportError
 from medfl.reporting import privacy_tables, utility_tables, wording
 from medfl.reporting.audit_table import audit_table
@@ -45,7 +46,6 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     run = read_run(folder)
     path = folder / "report.html"
-    unfinished = folder / ".report.html.part"
     try:
         figures = draw_figures(run)
         if run.audit is not None:
@@ -55,8 +55,7 @@ def write_report(folder: str | Path) -> Path:
                 "noise.",
             )
         page = render(run, {name: _embedded(figure) for name, figure in figures.items()})
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)  # a reader never sees half a page
+        write_atomically(path, page.encode())  # a reader never sees half a page
     except OSError as error:
         raise ReportError(f"{folder}: expected a writable folder, found: {error}") from None
     return path

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medfl.config import StudyConfig
 from medfl.data.labels import labels_from_regions
 from medfl.data.transforms import PreparedCase
+from medfl.durable import written_aside
 from medfl.segmentation.inference import segment
 from medfl.segmentation.model_file import NOTICE, read_model
 from medfl.study.pretraining import synthetic_patients
@@ -67,4 +68,5 @@ def _save(volume_DHW: Tensor, path: Path, *, spacing_mm: tuple[float, float, flo
     values = values.astype(np.float32 if values.dtype.kind == "f" else np.uint8)
     image = nibabel.Nifti1Image(values, np.diag([*spacing_mm, 1.0]))
     image.header["descrip"] = NOTICE.encode()
-    nibabel.save(image, path)
+    with written_aside(path) as draft:
+        nibabel.save(image, draft)

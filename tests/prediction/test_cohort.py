@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from medfl.config.site import MODALITY_ORDER, SiteData
 from medfl.data.label_schemes import scheme_values
 from medfl.data.labels import regions_of
 from medfl.data.layouts.survey import read_case
+from medfl.data.nifti.headers import read_header
 from medfl.errors import ConfigError, DataError
 from medfl.prediction.cohort import predict_case, predict_cohort
 from medfl.prediction.evaluation import evaluate
@@ -300,3 +302,70 @@ def test_two_cases_never_share_a_mask(two_cases: Path, model: Path, tmp_path: Pa
     assert found_masks(tmp_path) == []
     with pytest.raises(DataError, match="for both Case0 and case0"):
         evaluate(tmp_path / "out", data)
+
+
+# Offsets of NIfTI-1 header fields in bytes, and what is written there.
+ODD_HEADERS: dict[str, list[tuple[int, str, tuple[float, ...]]]] = {
+    "voxels right behind the header": [(108, "<f", (348.0,))],
+    "a quaternion longer than 1": [(256, "<3f", (0.8, 0.7, 0.1)), (252, "<h", (1,))],
+    "sform and qform apart": [(268, "<f", (40.0,)), (252, "<h", (1,))],
+    "a sheared sform": [(284, "<f", (0.2,))],
+    "pixdim apart from the sform": [(80, "<f", (3.7,))],
+    "an unknown unit": [(123, "<b", (5,))],
+    "no orientation": [(254, "<h", (0,))],
+    "a pixdim that ends in 0 signs": [(76, "<f", (0.0,))],
+}
+
+
+def with_fields(path: Path, fields: list[tuple[int, str, tuple[float, ...]]]) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    for offset, code, values in fields:
+        if offset == 108:  # the four bytes of the extension flag go with it
+            del content[348:352]
+        struct.pack_into(code, content, offset, *values)
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def geometry(path: Path) -> bytes:
+    """The fields that place an image, as they are stored."""
+    content = gzip.decompress(path.read_bytes())
+    return content[76:92] + content[123:124] + content[252:328]
+
+
+@pytest.mark.parametrize("name", ODD_HEADERS)
+def test_whatever_header_check_accepts_gets_a_mask_with_the_same_geometry(
+    name: str, model: Path, data: SiteData, patients: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "odd"
+    shutil.copytree(patients / CASE, root / CASE)
+    for path in (root / CASE).iterdir():
+        with_fields(path, ODD_HEADERS[name])
+    odd = data.model_copy(update={"root": root})
+    # What `medfl check` says of it: things to look at, and nothing that forbids it.
+    for path in (root / CASE).iterdir():
+        read_header(path)
+    assert predict_cohort(Predictor(model), odd, out=tmp_path / "out") == []
+    (mask,) = found_masks(tmp_path)
+    source = geometry(root / CASE / f"{CASE}_t1ce.nii.gz")
+    stated = source if name != "a pixdim that ends in 0 signs" else b"\0\0\x80?" + source[4:]
+    assert geometry(mask) == stated
+
+
+def test_a_mask_that_could_not_be_written_counts_as_not_done(
+    model: Path, data: SiteData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = nibabel.save
+
+    def full(image: nibabel.Nifti1Image, path: Path) -> None:
+        save(image, path)
+        Path(path).write_bytes(Path(path).read_bytes()[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nibabel, "save", full)
+    failed = predict_cohort(Predictor(model), data, out=tmp_path / "out")
+    assert failed
+    assert all("No space left" in one.reason for one in failed)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    monkeypatch.undo()
+    assert predict_cohort(Predictor(model), data, out=tmp_path / "out") == []
+    assert len(found_masks(tmp_path)) == len(failed)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from medfl.config.open_data_site import open_data_site
-from medfl.durable import write_atomically
+from medfl.durable import write_atomically, written_aside
 from medfl.errors import DataError
 
 SPACING_MM = (0.95, 0.95, 7.5)
@@ -170,7 +170,8 @@ def _write(path: Path, slices_KHW: NDArray[np.uint8]) -> None:
     voxels = np.ascontiguousarray(slices_KHW.transpose(2, 1, 0)[:, ::-1])
     image = nibabel.Nifti1Image(voxels, np.diag([*SPACING_MM, 1.0]))
     image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
+    with written_aside(path) as draft:
+        nibabel.save(image, draft)
 
 
 def _write_site_files(out: Path, counts: Mapping[str, int]) -> None:

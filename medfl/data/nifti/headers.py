@@ -21,6 +21,10 @@ from medfl.data.nifti.geometry import corners_apart
 
 _GRID_TOLERANCE_MM = 0.1  # a tenth of the finest voxels; float32 headers are far below it
 _CHUNK_BYTES = 2**20
+_GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_BITS = 31  # zlib's way of asking for gzip framing and its checksum
 _COPY_AGAIN = "Copy the file again from its source."
@@ -117,6 +121,25 @@ def read_header(path: Path, *, volumes: int = 1) -> Header:
         intercept=float(raw["scl_inter"]) if scaled else 0.0,
         remarks=header_remarks(raw),
     )
+
+
+def copy_geometry(source: Path, header: nibabel.Nifti1Header) -> None:
+    """Take over where a file's voxels lie, as its header says it.
+
+    Field by field: nibabel computes some of them anew, and refuses a quaternion that is longer than
+    1 by a hair even where the other transform counts.
+
+    Args:
+        source: A file whose header `read_header` has accepted.
+        header: Of an image on the same grid; it is changed.
+
+    Raises:
+        FileFaults: If the file is no NIfTI image any more.
+    """
+    raw = _raw_header(source)
+    for name in _GEOMETRY:
+        header[name] = raw[name]
+    header["pixdim"][:4] = raw["pixdim"][:4]
 
 
 def read_voxels(path: Path, header: Header) -> NDArray[np.float32]:
