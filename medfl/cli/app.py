@@ -26,6 +26,7 @@ from medfl.cli import (
     sources,
     study,
 )
+from medfl.cli.examples import add_examples
 from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
 from medfl.version import __version__
 
@@ -35,6 +36,8 @@ app = typer.Typer(
     name="medfl",
     no_args_is_help=True,
     add_completion=False,
+    # Reflows paragraphs, whose lines would else be broken twice.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help=(
         "Train brain-tumour segmentation across hospitals, with a privacy guarantee for every "
@@ -53,6 +56,7 @@ ledger.register(app)
 site.register(app)
 server.register(app)
 overlap.register(app)
+add_examples(app)
 
 
 def _print_version(wanted: bool) -> None:
