@@ -241,7 +241,7 @@ _PAGE = b"<!DOCTYPE html><html>Please log in</html>"
 CASE_FAULTS: Mapping[str, Damage] = MappingProxyType(
     {
         # What nibabel accepts in silence.
-        "four dimensions": _field(_DIM, "h", 4),
+        "four dimensions": _fields((_DIM, "h", (4,)), (_DIM + 8, "h", (2,))),
         "two dimensions": _field(_DIM, "h", 2),
         "zero dimension": _field(_DIM + 2, "h", 0),
         "negative dimension": _field(_DIM + 4, "h", -5),

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medfl.errors import ConfigError
+from medfl.text_files import decoded
 
 MAX_BYTES = 1_000_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -92,10 +93,11 @@ def _read_table(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: expected a readable file, found: {error.strerror}") from None
     try:
-        # `utf-8-sig`: editors on Windows put a byte order mark in front.
-        return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: expected UTF-8 text, found other bytes") from None
+        text = decoded(content)  # editors on Windows put a byte order mark in front
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected {error}, found other bytes") from None
+    try:
+        return tomllib.loads(text.replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: expected TOML, found: {error}") from None
 

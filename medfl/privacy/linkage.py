@@ -14,7 +14,6 @@ person who has different identifiers at two sites is not found, so nothing found
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
 import itertools
@@ -33,6 +32,7 @@ from medfl.config.site import Name
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, DataError
 from medfl.secret_files import require_owner_only
+from medfl.text_files import read_table
 
 COLUMNS = ("patient", "identifier")
 
@@ -133,7 +133,7 @@ def read_identifiers(path: Path) -> dict[str, str]:
     """Read a table that gives each patient of a site an identifier that other sites use too.
 
     Args:
-        path: Comma-separated values with the columns ``patient`` and ``identifier``.
+        path: A table, as `read_table` reads it, with the columns ``patient`` and ``identifier``.
 
     Returns:
         Identifiers by patient.
@@ -142,17 +142,11 @@ def read_identifiers(path: Path) -> dict[str, str]:
         DataError: If it cannot be read or names a patient twice; the text quotes none of it.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, strict=True))
+        body = [row for _, row in read_table(path, columns=COLUMNS)]
     except OSError as error:
         raise DataError(f"{path}: expected a readable file, found: {error.strerror}.") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise DataError(
-            f"{path}: expected comma-separated values in UTF-8, found something else."
-        ) from None
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise DataError(f"{path}: expected the first line {','.join(COLUMNS)}, found another.")
-    body = [row for row in rows[1:] if row]
+    except ValueError as error:
+        raise DataError(f"{path}: expected {error}, found something else.") from None
     _require_none(path, sum(len(row) != len(COLUMNS) for row in body), "lines of two values")
     found = {patient.strip(): identifier for patient, identifier in body}
     _require_none(path, len(body) - len(found), "one line a patient", found="more of them")

@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[Callable[[str], str | bytes], tuple[str, ...]]] = {
         lambda text: text + "#" * 10_000_000,
         ("expected at most 1000000 bytes", "found 100"),
     ),
-    "no text": (lambda _: b"\xff\xff\xff", ("expected UTF-8 text",)),
+    "no text": (lambda _: b"\xff\xff\xff", ("expected text in UTF-8 or UTF-16",)),
     "empty": (lambda _: "", ("key id: required, but missing",)),
 }
 

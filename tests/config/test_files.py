@@ -112,7 +112,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         ("= 5", "expected TOML, found: "),
         ("[part", "expected TOML, found: "),
         ("a:\n  b: 1", "expected TOML, found: "),
-        (b"\xff\xfename", "expected UTF-8 text, found other bytes"),
+        (b"\xff\xff\xff", "expected text in UTF-8 or UTF-16, found other bytes"),
         (b"PK\x03\x04\x00\x00", "expected TOML, found: "),
         ("", "key name: required, but missing"),
         ("ratio = 2020-01-01", "expected strings, numbers, booleans, lists and tables; found a da"),

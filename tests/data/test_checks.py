@@ -18,6 +18,7 @@ from medfl.config.site import SiteConfig, SiteData, SitePolicy
 from medfl.data.checks import Finding, check_cohort, shareable
 from medfl.data.cohort import pseudonym
 from medfl.data.layouts.survey import read_cohort
+from medfl.data.transforms import Frame, prepare_case
 from medfl.errors import DataError
 
 # Where NIfTI-1 keeps its fields, in bytes.
@@ -382,3 +383,27 @@ def test_real_hospitals_have_only_their_known_copies(
     assert rules.count("a different image in every file") == copied
     assert rules.count("at least 2 patients") == (patients == 1)
     assert len(rules) == copied + (patients == 1)
+
+
+def test_a_series_of_one_volume_is_one_image(hospital: Any) -> None:
+    folder = hospital.add("BraTS2021_00000", seed=0)
+    hospital.add("BraTS2021_00001", seed=1)
+    for path in folder.iterdir():
+        image = nibabel.load(path)
+        series = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine)
+        nibabel.save(series, path)
+    assert findings(hospital) == []
+    cohort = read_cohort(hospital.site(declared_patients=2).data)
+    frame = Frame(modalities=("t1c",), regions=("WT",), spacing="native", label_scheme="brats")
+    assert prepare_case(cohort.patients[0].cases[0], frame).image_CDHW.shape == (1, 16, 20, 12)
+
+
+def test_a_pair_of_files_is_called_a_pair(hospital: Any) -> None:
+    folder = hospital.add("BraTS2021_00000", seed=0)
+    hospital.add("BraTS2021_00001", seed=1)
+    path = folder / "BraTS2021_00000_t2.nii.gz"
+    nibabel.save(nibabel.Nifti1Pair.from_image(nibabel.load(path)), folder / "t2.img")
+    path.unlink()
+    finding = only(findings(hospital))
+    assert finding.value == "none, but pairs of .hdr and .img"
+    assert "single .nii.gz" in finding.fix

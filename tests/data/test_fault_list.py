@@ -86,7 +86,7 @@ SHAPE = "the shape of the case's first image"
 AFFINE = "the transform (affine) of the case's first image"
 
 EXPECTED: dict[str, Expected] = {
-    "four dimensions": error("3 dimensions", "4 (16 x 20 x 12 x 1)"),
+    "four dimensions": error("3 dimensions", "4 (16 x 20 x 12 x 2)"),
     "two dimensions": error("3 dimensions", "2 (16 x 20)"),
     "zero dimension": error("at least 1 voxel along each axis", "0 x 20 x 12"),
     "negative dimension": error("at least 1 voxel along each axis", "16 x -5 x 12"),
@@ -485,7 +485,7 @@ COHORT_FAULTS: dict[str, CohortFault] = {
         expected=Expected(rule="one of ['imagesTr']", times=2),
     ),
     "listed case that is not there": CohortFault(
-        make=lambda h: _listed(h, f"{DAMAGED}\n{SOUND}\nBraTS2021_00009\n".encode()),
+        make=lambda h: _listed(h, f"{DAMAGED}\n {SOUND} \r\n\nBraTS2021_00009\n".encode()),
         expected=error("only cases that are below data.root", "BraTS2021_00009"),
     ),
     "empty site": CohortFault(make=_none, expected=error("images at", "none")),

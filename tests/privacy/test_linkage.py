@@ -178,12 +178,12 @@ def test_identifiers_replace_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"{QUOTED},x\n", "expected the first line patient,identifier, found another"),
-        ("", "expected the first line"),
+        (f"{QUOTED},x\n", "expected the columns patient,identifier, found something else"),
+        ("", "expected the columns"),
         (f"patient,identifier\n{QUOTED}\n", "lines of two values, found 1 others"),
         (f"patient,identifier\nP1,{QUOTED},x\nP2\n", "lines of two values, found 2 others"),
         (f"patient,identifier\n{QUOTED},1\n{QUOTED} ,2\n", "one line a patient, found 1 more"),
-        (f'patient,identifier\nP1,"{QUOTED}\n', "comma-separated values in UTF-8"),
+        (f'patient,identifier\nP1,"{QUOTED}\n', "values separated by commas, semicolons or tabs"),
     ],
 )
 def test_a_damaged_table_is_refused_and_not_repeated(

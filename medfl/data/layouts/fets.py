@@ -6,7 +6,6 @@ ones further by tumour size (Pati et al., arXiv:2105.05874).
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from medfl.config.open_data_site import open_data_site
 from medfl.config.site import MODALITY_ORDER
 from medfl.durable import write_atomically
 from medfl.errors import DataError
+from medfl.text_files import read_table
 
 _COLUMNS = ["Partition_ID", "Subject_ID"]
 
@@ -31,18 +31,14 @@ def read_partition(path: Path) -> dict[str, list[str]]:
         DataError: If the file is something else, or a case stands in it twice.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: expected a partition file, found: {error}.") from None
-    if not rows or rows[0] != _COLUMNS:
-        found = ",".join(rows[0]) if rows else "an empty file"
-        raise DataError(f"{path}: expected the columns {','.join(_COLUMNS)}, found {found[:80]!r}.")
+        rows = read_table(path, columns=_COLUMNS)
+    except OSError as error:
+        raise DataError(f"{path}: expected a readable file, found: {error.strerror}.") from None
+    except ValueError as error:
+        raise DataError(f"{path}: expected {error}, found something else.") from None
     partition: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
+    for number, row in rows:
         if len(row) != 2 or not re.fullmatch(r"[A-Za-z0-9_-]{1,30}", row[0]) or not row[1]:
             shown = ",".join(row)[:80]
             raise DataError(f"{path}, line {number}: expected two values, found {shown!r}.")

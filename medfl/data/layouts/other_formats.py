@@ -20,11 +20,12 @@ _DICOM_FIX = (
 _VOLUME_FIX = (
     "Convert every file to .nii.gz, for example with SimpleITK's ReadImage and WriteImage."
 )
+_PAIR = "pairs of .hdr and .img (NIfTI or Analyze)"
 _FIXES: Mapping[str, str] = {
     "DICOM": _DICOM_FIX,
     "MetaImage": _VOLUME_FIX,
     "NRRD": _VOLUME_FIX,
-    "Analyze": _VOLUME_FIX,
+    _PAIR: "Convert every pair to a single .nii.gz, for example with fslchfiletype NIFTI_GZ.",
     "MGH": "Convert every file with FreeSurfer's mri_convert.",
     "TIFF": "Convert the slices of TCGA-LGG with `medfl import lgg`; others to .nii.gz.",
 }
@@ -35,7 +36,7 @@ _SUFFIXES: Mapping[str, str] = {
     ".mhd": "MetaImage",
     ".nrrd": "NRRD",
     ".nhdr": "NRRD",
-    ".img": "Analyze",
+    ".img": _PAIR,
     ".mgz": "MGH",
     ".mgh": "MGH",
     ".tif": "TIFF",

@@ -146,14 +146,25 @@ def doubled_case(patient_id: str, first: Path, second: Path) -> Problem:
     )
 
 
+def _holds_pairs(folder: Path) -> bool:
+    try:
+        return any(path.with_suffix(".img").is_file() for path in folder.glob("*.hdr"))
+    except OSError:
+        return False
+
+
 def wrong_count(patient_id: str, where: Path, what: str, paths: Sequence[Path]) -> Problem:
     """A file is missing, or there are several."""
     names = ", ".join(path.name for path in paths)
+    fix = "Keep one of the files." if paths else "Add the file, or remove the case."
+    if not paths and _holds_pairs(where):
+        names = "none, but pairs of .hdr and .img"
+        fix = "Convert every pair to a single .nii.gz, for example with fslchfiletype NIFTI_GZ."
     return Problem(
         patient_id=patient_id,
         where=str(where),
         rule=what,
         value=names or "none",
-        fix="Keep one of the files." if paths else "Add the file, or remove the case.",
+        fix=fix,
         names=bool(paths),
     )

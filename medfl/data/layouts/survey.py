@@ -29,6 +29,7 @@ from medfl.data.layouts.problems import (
 from medfl.data.layouts.rules import LayoutRule, rule_of
 from medfl.data.layouts.walk import Draft, Walk, image_stems
 from medfl.errors import DataError
+from medfl.text_files import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +284,7 @@ def _included(path: Path | None, walk: Walk) -> tuple[list[str], list[Problem]]:
     if path is None:
         return sorted(walk.drafts), []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split()
+        lines = read_lines(path)
     except (OSError, ValueError) as error:
         return [], [_unreadable_list(path, error)]
     listed = sorted(set(lines))

@@ -104,7 +104,8 @@ def _shape_faults(raw: nibabel.Nifti1Header, volumes: int) -> Iterator[Fault]:
     dimensions = int(raw["dim"][0])
     sizes = [int(size) for size in raw["dim"][1 : 1 + min(max(dimensions, 0), 7)]]
     shown = " x ".join(map(str, sizes))
-    if volumes == 1 and dimensions != 3:
+    # A series of one volume is one image.
+    if volumes == 1 and (dimensions < 3 or any(size != 1 for size in sizes[3:])):
         yield Fault(
             rule="3 dimensions",
             value=f"{dimensions} ({shown})",

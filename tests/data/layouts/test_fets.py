@@ -74,7 +74,7 @@ def test_a_listed_case_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("", "found 'an empty file'"),
+        ("", "expected the columns"),
         ("Subject_ID,Partition_ID\n", "expected the columns Partition_ID,Subject_ID"),
         ("Partition_ID,Subject_ID\n", "at least one case"),
         ("Partition_ID,Subject_ID\n1\n", "line 2: expected two values, found '1'"),
@@ -95,5 +95,5 @@ def test_files_that_are_there_are_never_replaced(tmp_path: Path) -> None:
     partition.write_text(CSV)
     with pytest.raises(DataError, match="new or empty folder"):
         write_fets_sites(tmp_path, partition=partition, out=tmp_path, held_out=0.0)
-    with pytest.raises(DataError, match="expected a partition file"):
+    with pytest.raises(DataError, match="expected a readable file"):
         read_partition(tmp_path / "away.csv")
