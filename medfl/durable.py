@@ -46,7 +46,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     that, and it is hidden, so that nobody takes it for a result.
 
     Args:
-        path: The file; its folder is made if missing.
+        path: The file, in a folder that is there.
 
     Yields:
         Where to write.
@@ -54,7 +54,6 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written; what was at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
     try:
         yield draft

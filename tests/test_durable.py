@@ -122,6 +122,7 @@ def test_a_folder_that_is_gone_cannot_be_synchronised(tmp_path: Path) -> None:
 
 def test_a_file_that_a_library_writes_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "picture.nii.gz"
+    path.parent.mkdir()
     with written_aside(path) as draft:
         assert draft.name.endswith(".nii.gz")
         assert draft.name.startswith(".")

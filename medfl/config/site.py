@@ -63,9 +63,13 @@ _WITNESS_MOVED = (
     "folder on another disk), and move everything into it that the old one holds, the key too"
 )
 
-Positive = Annotated[float, Field(gt=0)]
+# Ends where nothing that anybody runs lies: without them a slip of the pen asks for memory or hours
+# without end, or for a number that a library cannot hold.
+Positive = Annotated[float, Field(gt=0, le=1e6)]
 Probability = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**7)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
 def in_order(values: tuple[str, ...], order: tuple[str, ...], noun: str) -> None:
@@ -258,7 +262,7 @@ class SiteConfig(Section):
     weight: Positive
     state: ExpandedPath
     device: Annotated[str, AfterValidator(_device)] = "cpu"
-    threads: Count = 2
+    threads: Threads = 2
     cache_gigabytes: Positive = 60.0
     data: SiteData
     privacy: SitePolicy

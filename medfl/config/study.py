@@ -21,11 +21,14 @@ from medfl.config.site import (
     Name,
     Positive,
     Region,
+    Seed,
     in_order,
 )
 
-Size = tuple[Count, Count, Count]
-Spacing = tuple[Positive, Positive, Positive]
+Voxels = Annotated[int, Field(ge=1, le=1024)]
+Size = tuple[Voxels, Voxels, Voxels]
+Millimetres = Annotated[float, Field(ge=0.1, le=20)]
+Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Baseline = Literal["non-private", "local-only", "initial-only", "threshold"]
 Variety = Literal["narrow", "wide"]
 
@@ -49,7 +52,7 @@ class StudyInput(Section):
     regions: tuple[Region, ...] = Field(min_length=1)
     spacing: Spacing | Literal["native"] = "native"
     crop_size: Size
-    crops_per_patient: Count = 2
+    crops_per_patient: Annotated[int, Field(ge=1, le=1000)] = 2
     window_size: Size | None = None
     missing_modality: Literal["refuse", "zero-fill"] = "refuse"
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -102,7 +105,7 @@ class StudyTraining(Section):
     local_steps: Annotated[int, Field(ge=1, le=10**6)]
     optimizer: Literal["sgd", "adam"]
     learning_rate: Positive
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
 class StudyAggregation(Section):
@@ -155,9 +158,9 @@ class StudySynthetic(Section):
     spacing: Spacing
     skull_stripped: bool
     variety: Variety = "narrow"
-    seed: int = 0
+    seed: Seed = 0
     pretraining_patients: Count = 60
-    pretraining_steps: Annotated[int, Field(ge=0)] = 0
+    pretraining_steps: Annotated[int, Field(ge=0, le=10**6)] = 0
     pretraining_learning_rate: Positive = 2e-3
     start: StudyStart | None = None
 
@@ -214,7 +217,7 @@ class StudyConfig(Section):
     """
 
     id: Name
-    seed: int = 0
+    seed: Seed = 0
     input: StudyInput
     network: StudyNetwork
     privacy: StudyPrivacy

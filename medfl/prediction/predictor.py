@@ -129,5 +129,6 @@ def save_like(voxels: NDArray[np.generic], path: Path, *, source: Path) -> None:
     image = nibabel.Nifti1Image(voxels, None)
     copy_geometry(source, image.header)
     image.header["descrip"] = NOTICE.encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as draft:
         nibabel.save(image, draft)
