@@ -32,6 +32,12 @@ from medfl.version import __version__
 
 STOPPED = 130
 
+# Locks between processes and files for one account only are the ledger's foundation.
+_NO_WINDOWS = (
+    "Expected Linux or macOS, whose file locks and permissions the ledger needs, found Windows. "
+    "Run medfl in WSL 2 (https://learn.microsoft.com/windows/wsl)."
+)
+
 app = typer.Typer(
     name="medfl",
     no_args_is_help=True,
@@ -89,6 +95,9 @@ def options(
 def main() -> None:
     """Run the command line and exit."""
     console = Console(stderr=True, soft_wrap=True)
+    if sys.platform == "win32":
+        console.print(f"error: {_NO_WINDOWS}", style="bold red", markup=False, highlight=False)
+        sys.exit(2)
     try:
         app()
     except MedflError as error:

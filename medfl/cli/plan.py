@@ -47,7 +47,7 @@ EPSILON_COLUMNS = {
 VERDICTS = {
     "usable": "usable",
     "weak": "weak, pretraining matters",
-    "none": "expect no benefit; use secure aggregation or pretraining only",
+    "none": "expect no benefit; more patients, more sites, or pretraining only",
 }
 RULE_OF_THUMB = (
     "Noise / C is that of one step, per coordinate. Noise / signal is the norm of the noise of all "
@@ -129,10 +129,12 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(f"{row['site']} would answer {refusal.code}.")
     together = report["federation"]
+    # A stricter site keeps to its own budget, whatever the study aims at.
+    most = min(target, max((plan.epsilon_budget for plan in planned.accepting), default=target))
     if together is not None:
         lines.append(
             f"Together ({len(together['sites'])} of {len(planned.sites)} sites), "
-            f"{together['declared_patients']} patients at epsilon {target:g}: "
+            f"{together['declared_patients']} patients at epsilon {most:g}: "
             f"{VERDICTS[together['benefit']]}. The averaged update has noise / C = "
             f"{wording.significant(together['noise_per_coordinate'])} and noise / signal = "
             f"{wording.significant(together['noise_to_signal'])}."

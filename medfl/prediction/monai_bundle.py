@@ -20,6 +20,7 @@ from medfl.durable import write_atomically, written_aside
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction import bundle_script
 from medfl.segmentation.model_file import NOTICE, ModelSpec, read_model, read_provenance
+from medfl.segmentation.networks import constructor_arguments
 from medfl.version import __version__
 
 MODEL = Path("checkpoints") / "final.safetensors"
@@ -194,12 +195,16 @@ def _inference(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _keywords(spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "spatial_dims": 3,
-        "in_channels": len(spec.modalities),
-        "out_channels": len(spec.regions),
-        **spec.arguments,
-    }
+    given = constructor_arguments(
+        name=spec.network,
+        arguments=spec.arguments,
+        in_channels=len(spec.modalities),
+        out_channels=len(spec.regions),
+        crop_size=spec.crop_size,
+    )
+    # As JSON has them: lists in place of tuples.
+    converted: dict[str, Any] = json.loads(json.dumps(given))
+    return converted
 
 
 def _metadata(

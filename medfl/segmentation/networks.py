@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,16 +71,12 @@ def build_network(
             region.
     """
     network_class = _class_of(name)
-    keywords = _keywords(
-        network_class,
+    keywords = constructor_arguments(
         name=name,
         arguments=arguments,
-        filled={
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "spatial_dims": 3,
-            "img_size": crop_size,
-        },
+        in_channels=in_channels,
+        out_channels=out_channels,
+        crop_size=crop_size,
     )
     with torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`, which also seeds every GPU.
@@ -87,6 +84,7 @@ def build_network(
         try:
             network: nn.Module = network_class(**keywords)
         except _REFUSALS as error:
+            _refuse_without_package(error, name=name)
             raise ModelError(
                 f"network {name}: expected arguments that it accepts, found "
                 f"{_shown(arguments)}: {_reason(error)}"
@@ -97,6 +95,32 @@ def build_network(
                 network, name=name, crops=(_PROBED_CROPS, in_channels, *size), regions=out_channels
             )
     return network
+
+
+def constructor_arguments(
+    *,
+    name: str,
+    arguments: Mapping[str, Any],
+    in_channels: int,
+    out_channels: int,
+    crop_size: Size,
+) -> dict[str, Any]:
+    """What a class of `monai.networks.nets` is called with: see `build_network`.
+
+    Raises:
+        ModelError: If the name is unknown or an argument is wrong.
+    """
+    return _keywords(
+        _class_of(name),
+        name=name,
+        arguments=arguments,
+        filled={
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "spatial_dims": 3,
+            "img_size": crop_size,
+        },
+    )
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
@@ -205,9 +229,33 @@ def _refuse_statistics(network: nn.Module, *, name: str) -> None:
         if isinstance(module, _BATCH_NORMS) or tracking:
             raise ModelError(
                 f"network {name}: expected no layer that keeps or mixes statistics of patients, "
-                f"found {type(module).__name__} at {path!r}; choose GROUP, or INSTANCE without "
-                "running statistics, as its norm"
+                f"found {type(module).__name__} at {path!r}; {_other_norm(type(network))}"
             )
+
+
+def _other_norm(network_class: type[nn.Module]) -> str:
+    """What to do about a norm, for this very network."""
+    names = ("norm", "norm_name", "norm_type", "norm_layer", "feature_norm")
+    found = next((n for n in names if n in inspect.signature(network_class).parameters), None)
+    if found is None:
+        return (
+            "its norms cannot be chosen, so it cannot be trained with this guarantee: take another "
+            "network, for example SegResNet, UNet or DynUNet"
+        )
+    return f"set arguments.{found} to GROUP, or to INSTANCE without running statistics"
+
+
+def _refuse_without_package(error: Exception, *, name: str) -> None:
+    """Name a package that a network needs and that is not installed."""
+    missing = re.search(r"No module named '(\w+)|import (\w+)", str(error))
+    if not isinstance(error, ImportError) or missing is None:
+        return
+    package = missing[1] or missing[2]
+    extra = "medfl[transformers]" if package == "einops" else package
+    raise ModelError(
+        f"network {name}: expected the package {package!r}, which this network needs, found none; "
+        f"pip install '{extra}'"
+    ) from None
 
 
 def _refuse_by_forward(
@@ -220,6 +268,7 @@ def _refuse_by_forward(
         with torch.no_grad():
             output = probe(torch.randn(crops))
     except _REFUSALS as error:
+        _refuse_without_package(error, name=name)
         raise ModelError(
             f"network {name}: expected a network that takes crops of {crops[2:]} voxels: "
             f"{_reason(error)}"

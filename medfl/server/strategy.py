@@ -7,6 +7,7 @@ average NaN, broadcast shapes and believe any weight that a reply states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from medfl.config import StudyConfig
 from medfl.errors import QuorumError
+from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import (
     Declaration,
     SiteUpdate,
@@ -26,8 +28,13 @@ from medfl.protocol.messages import (
     weights_digest,
 )
 
-# Far above any update of a working study; an accident or attack beyond it would wreck the model.
-MAX_UPDATE_NORM = 1e4
+# Of the norm of Gaussian noise above the square root of its dimension: exceeded with probability
+# exp(-50) (Laurent and Massart 2000, lemma 1).
+_NOISE_REACH = 10.0
+# The largest step of Adam over its learning rate: (1 - 0.9) / sqrt(1 - 0.999) (Kingma and Ba, arXiv
+# 1412.6980, section 2.1).
+_ADAM_REACH = 3.17
+_ROUNDING = 1.01  # of float32, over all steps
 
 # Aggregation asks for no sender.
 _NO_NODE = 0
@@ -65,7 +72,39 @@ def admit(
         expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
     expect(update.weights_digest == weights_digest(weights), "update-digest", "the signed weights")
     distance = torch.stack([(weights[name] - start[name]).norm() for name in start]).norm()
-    expect(float(distance) <= MAX_UPDATE_NORM, "update-norm", f"a norm <= {MAX_UPDATE_NORM:g}")
+    largest = largest_update_norm(
+        task.study, task.mechanism, parameters=sum(value.numel() for value in start.values())
+    )
+    expect(float(distance) <= largest, "update-norm", f"a norm <= {largest:g}")
+
+
+def largest_update_norm(study: StudyConfig, mechanism: Mechanism, *, parameters: int) -> float:
+    """The largest change of weights that an honest site can send.
+
+    With SGD, T steps of learning rate h move weights by at most T h C / q through clipped gradients
+    (n of them, over the divisor q n), and through independent noise by h sigma C / (q n) times the
+    norm of a Gaussian of d T dimensions. A proximal term pulls back, unless h mu > 2, when each
+    step multiplies the way so far by h mu - 1. Adam moves each weight by at most `_ADAM_REACH` h a
+    step.
+
+    Args:
+        study: Its local optimizer and proximal term.
+        mechanism: That of the site.
+        parameters: d, the trainable parameters.
+
+    Returns:
+        A bound that fails with probability exp(-50), whatever the data.
+    """
+    training, steps = study.training, mechanism.local_steps
+    rate = training.learning_rate
+    if training.optimizer == "adam":
+        moved = steps * rate * _ADAM_REACH * math.sqrt(parameters)
+    else:
+        signal = steps * mechanism.clip_norm / mechanism.sampling_prob
+        reach = math.sqrt(parameters * steps) + _NOISE_REACH
+        moved = rate * (signal + mechanism.noise_std / mechanism.divisor * reach)
+    growth = max(1.0, abs(1 - rate * training.proximal_mu))
+    return _ROUNDING * moved * growth ** (steps - 1)
 
 
 class Aggregator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from medfl import __version__
+from medfl.cli import app
 from medfl.phantom.hospitals import write_hospitals
 
 COMMANDS = ("phantom", "check", "predict", "plan", "simulate", "report", "budget", "ledger init")
@@ -348,3 +350,14 @@ def test_the_help_lists_every_command(medfl: Medfl) -> None:
 def test_the_version_is_printed(medfl: Medfl) -> None:
     ended = medfl("--version")
     assert (ended.code, ended.out) == (0, f"medfl {__version__}\n")
+
+
+def test_windows_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert text.startswith("error: Expected Linux or macOS")
+    assert "WSL 2" in text
+    assert "Traceback" not in text

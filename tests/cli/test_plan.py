@@ -185,7 +185,7 @@ def test_tables_and_verdicts_fit_a_terminal(medfl: Medfl, study: Any, site: Any)
     assert "…" not in ended.out
     text = " ".join(ended.out.split())
     assert (
-        "CS alone, 13 patients at epsilon 1: expect no benefit; use secure aggregation or" in text
+        "CS alone, 13 patients at epsilon 1: expect no benefit; more patients, more sites," in text
     )
     assert "FG alone, 12 patients at epsilon 0.5: expect no benefit" in text
     assert "Together (5 of 5 sites), 109 patients at epsilon 1: expect no benefit" in text

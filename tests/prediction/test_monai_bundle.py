@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from medfl.config.site import SiteData
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction.cohort import predict_case
 from medfl.prediction.monai_bundle import MODEL, export_bundle
 from medfl.prediction.predictor import Predictor
+from tests.prediction.conftest import SPEC, write_model
 
 CASE = "BraTS2021_00001"
 PROGRAM = """
@@ -123,3 +127,15 @@ def test_its_metadata_has_what_monai_asks_for(run_dir: Path, tmp_path: Path) -> 
     metadata = json.loads((out / "configs" / "metadata.json").read_text())
     for key in ("version", "changelog", "monai_version", "pytorch_version", "network_data_format"):
         assert metadata[key]
+
+
+def test_a_network_that_wants_the_size_of_its_images_is_told(run_dir: Path, tmp_path: Path) -> None:
+    arguments = {"feature_size": 2, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}
+    spec = replace(SPEC, network="UNETR", arguments=arguments, crop_size=(16, 16, 16))
+    write_model(run_dir / MODEL, spec=replace(spec, window_size=(16, 16, 16)))
+    out = export_bundle(run_dir, tmp_path / "bundle")
+    parser = ConfigParser()
+    parser.read_config(out / "configs" / "inference.json")
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(out / "models" / "model.pt", weights_only=True))
+    assert network(torch.zeros(1, len(spec.modalities), 16, 16, 16)).shape[-1] == 16

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
+from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
 from medfl.errors import ModelError
+from medfl.segmentation import networks
 from medfl.segmentation.networks import build_network, load_trainable, trainable_state
 
 SMALL_SEGRESNET = {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}
@@ -300,3 +303,34 @@ def test_wrong_state_is_refused_and_changes_nothing(edit: Any, message: str) -> 
         load_trainable(network, wrong)
     after = trainable_state(network)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["VNet", "AttentionUnet"])
+def test_no_norm_is_advised_where_none_can_be_chosen(name: str) -> None:
+    arguments = {"channels": [4, 8], "strides": [2]} if name == "AttentionUnet" else {}
+    with pytest.raises(ModelError, match=r"its norms cannot be chosen.*take another network"):
+        build(name, **arguments)
+
+
+def test_the_advice_on_a_norm_can_be_followed() -> None:
+    arguments = {"init_filters": 8, "blocks_down": [1, 1]}
+    with pytest.raises(ModelError, match=r"set arguments\.norm to GROUP"):
+        build("SegResNetDS", **arguments)
+    with pytest.raises(ModelError, match=r"no deep supervision") as caught:
+        build("SegResNetDS", **arguments, norm=["GROUP", {"num_groups": 2}])
+    assert "norm" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["UNETR", "SwinUNETR"])
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithoutEinops:
+        def __init__(self, **_: object) -> None:
+            raise OptionalImportError("import einops.layers.torch (No module named 'einops').")
+
+    known = networks._segmentation_classes()[name]
+    WithoutEinops.__signature__ = inspect.signature(known)  # type: ignore[attr-defined]
+    monkeypatch.setattr(networks, "_class_of", lambda _: WithoutEinops)
+    with pytest.raises(ModelError, match=r"'einops'.*pip install 'medfl\[transformers\]'"):
+        build(name)

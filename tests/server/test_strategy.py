@@ -14,7 +14,7 @@ import torch
 from medfl.errors import MessageError, QuorumError
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import Declaration, SiteUpdate, TrainTask, to_arrays
-from medfl.server.strategy import MAX_UPDATE_NORM, Aggregator, admit, exponential_average
+from medfl.server.strategy import Aggregator, admit, exponential_average, largest_update_norm
 
 Arrays = dict[str, np.ndarray]
 
@@ -274,8 +274,18 @@ def admitted(federation: Any, weights: Mapping[str, torch.Tensor], **changes: An
     )
 
 
+def near() -> dict[str, torch.Tensor]:
+    """Weights that one round can lead to."""
+    start, moved = random_arrays(0), random_arrays(1)
+    return tensors({name: np.float32(start[name] + 0.1 * moved[name]) for name in SHAPES})
+
+
+def cap(federation: Any, mechanism: Mechanism = MECHANISM, *, parameters: int = 17) -> float:
+    return largest_update_norm(federation.study(), mechanism, parameters=parameters)
+
+
 def test_an_honest_update_is_admitted(federation: Any) -> None:
-    admitted(federation, tensors(random_arrays(1)))
+    admitted(federation, near())
 
 
 def test_an_update_at_the_norm_cap_is_admitted_and_one_beyond_it_is_not(federation: Any) -> None:
@@ -283,13 +293,38 @@ def test_an_update_at_the_norm_cap_is_admitted_and_one_beyond_it_is_not(federati
     start["bias"] = start["bias"].double()
     for factor, refused in ((0.999, False), (1.001, True)):
         moved = tensors(random_arrays(0))
-        moved["bias"] = (start["bias"] + factor * MAX_UPDATE_NORM / 2).float()
+        moved["bias"] = (start["bias"] + factor * cap(federation) / 2).float()
         if refused:
             with pytest.raises(MessageError) as caught:
                 admitted(federation, moved)
             assert caught.value.code == "update-norm"
         else:
             admitted(federation, moved)
+
+
+def test_noise_alone_is_never_too_large_and_ten_times_the_noise_is(federation: Any) -> None:
+    """A large network, few patients, a small epsilon: far above any constant that was a cap."""
+    mechanism = Mechanism(
+        **{**MECHANISM.to_dict(), "noise_multiplier": 400.0, "declared_patients": 2}
+    )
+    parameters, steps = 10**6, mechanism.local_steps
+    generator = np.random.default_rng(0)
+    rate = federation.study().training.learning_rate
+    std = rate * 400.0 / (0.5 * 2)
+    norms = [
+        np.linalg.norm(sum(generator.normal(0, std, parameters) for _ in range(steps)))
+        for _ in range(20)
+    ]
+    largest = cap(federation, mechanism, parameters=parameters)
+    assert 1e5 < max(norms) < largest < 1.1 * max(norms)
+
+
+def test_a_clipped_gradient_in_every_step_is_within_the_cap(federation: Any) -> None:
+    """All patients drawn, all gradients alike, no noise: the longest way that clipping allows."""
+    mechanism = Mechanism(**{**MECHANISM.to_dict(), "noise_multiplier": 0.0})
+    rate = federation.study().training.learning_rate
+    farthest = mechanism.local_steps * rate * 20 * mechanism.clip_norm / mechanism.divisor
+    assert farthest <= cap(federation, mechanism) <= 1.02 * farthest
 
 
 @pytest.mark.parametrize(
@@ -308,5 +343,18 @@ def test_an_update_that_answers_something_else_is_not_admitted(
     changes: dict[str, Any], code: str, federation: Any
 ) -> None:
     with pytest.raises(MessageError) as caught:
-        admitted(federation, tensors(random_arrays(1)), **changes)
+        admitted(federation, near(), **changes)
     assert caught.value.code == code
+
+
+def test_three_sites_of_one_weight_get_the_mean_that_the_tutorials_print(federation: Any) -> None:
+    """The worked example of federated averaging: 0.6, 0.1, 0.2 make 0.3."""
+    server = Aggregator(federation.study(aggregation={"strategy": "fedavg"}))
+    sent = {"east": 0.6, "north": 0.1, "south": 0.2}
+    result = server.aggregate(
+        {site: to_arrays({"w": torch.tensor([value])}) for site, value in sent.items()},
+        start={"w": torch.zeros(1)},
+        site_weights=dict.fromkeys(sent, 1.0),
+        round_number=1,
+    )
+    assert result["w"].item() == pytest.approx(0.3, abs=1e-7)
