@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from medfl.cli.advance import shown_advance
 from medfl.config import load_site
 from medfl.errors import PrivacyError
 from medfl.json_text import to_json
@@ -56,14 +56,7 @@ def audit(
     from medfl.reporting.report import write_report
 
     quiet_flower()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(part: str, done: int, total: int) -> None:
-            if part not in tasks:
-                tasks[part] = progress.add_task(part, total=total)
-            progress.update(tasks[part], completed=done)
-
+    with shown_advance(transient=True) as advance:
         if run_dir is None:
             found = audit_installation(clipping="normalised", advance=advance)
         else:

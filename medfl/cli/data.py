@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
+from medfl.cli.advance import shown_advance
 from medfl.config import load_site, load_study
 from medfl.errors import ConfigError, DataError
 
@@ -60,9 +61,8 @@ def phantom(
     """
     from medfl.phantom.hospitals import write_hospitals
 
-    console = Console(stderr=True)
-    with Progress(console=console) as progress:
-        task = progress.add_task("writing patients", total=sum(patients))
+    with shown_advance() as advance:
+        written = itertools.count(1)
         files = write_hospitals(
             out,
             patients=patients,
@@ -70,7 +70,7 @@ def phantom(
             spacing=spacing,
             skull_stripped=not whole_head,
             seed=seed,
-            on_patient=lambda: progress.advance(task),
+            on_patient=lambda: advance("writing patients", next(written), sum(patients)),
         )
     for file in files:
         typer.echo(file)
@@ -109,7 +109,7 @@ def check(
     2 if anything forbids training. The findings name patients and folders and are for this site's
     own screen; with --shareable they name patients by a keyed hash and nothing else.
     """
-    from medfl.data.checks import Part, shareable
+    from medfl.data.checks import shareable
     from medfl.preflight.site import preflight, pseudonym_key
 
     if detect:
@@ -118,18 +118,13 @@ def check(
     config = load_site(site)
     if ca is not None and not server:
         raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
-    with Progress(console=Console(stderr=True)) as progress:
-        tasks = {
-            part: progress.add_task(f"{config.name}: {part}", total=None) for part in get_args(Part)
-        }
+    with shown_advance() as advance:
         findings = preflight(
             config,
             study=study,
             server=server,
             ca=ca,
-            on_progress=lambda part, done, total: progress.update(
-                tasks[part], completed=done, total=total
-            ),
+            on_progress=lambda part, done, total: advance(f"{config.name}: {part}", done, total),
         )
     if for_others:
         findings = shareable(findings, key=pseudonym_key(config))
@@ -199,12 +194,11 @@ def fill(
     from medfl.site.state import hospital_state
 
     config = load_site(site)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"{config.name}: preparing patients", total=None)
+    with shown_advance() as advance:
         failed = fill_cache(
             hospital_state(config),
             load_study(study),
-            on_patient=lambda done, total: progress.update(task, completed=done, total=total),
+            on_patient=lambda done, total: advance(f"{config.name}: preparing", done, total),
         )
     for error in failed:
         typer.echo(f"error: {error}", err=True)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from medfl.cli.advance import shown_advance
 from medfl.config import load_site
 from medfl.config.site import MODALITY_ORDER, REGION_ORDER, LabelScheme, Layout, SiteData
 from medfl.errors import ConfigError
@@ -73,14 +73,13 @@ def predict(
         predict_case(predictor, images, data=data, out=out, probabilities=probabilities)
         typer.echo(f"Mask: {out}  ({NOTICE})")
         return
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("segmenting", total=None)
+    with shown_advance() as advance:
         failed = predict_cohort(
             predictor,
             data,
             out=out,
             probabilities=probabilities,
-            on_case=lambda done, total: progress.update(task, completed=done, total=total),
+            on_case=lambda done, total: advance("segmenting", done, total),
         )
     typer.echo(f"Masks: {out}  ({NOTICE})")
     for one in failed:
@@ -119,8 +118,7 @@ def evaluate(
     from medfl.prediction.evaluation import write_evaluation
 
     data = _data(truth, layout=layout, label_scheme=label_scheme, modalities=modality)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("scoring", total=None)
+    with shown_advance() as advance:
         found = score(
             predictions,
             data,
@@ -128,7 +126,7 @@ def evaluate(
                 name for name in REGION_ORDER if name in _known(region, REGION_ORDER, "region")
             ],
             tolerance_mm=tolerance_mm,
-            on_case=lambda done, total: progress.update(task, completed=done, total=total),
+            on_case=lambda done, total: advance("scoring", done, total),
         )
     table = Table(title=f"mean over patients; surface Dice at {tolerance_mm:g} mm")
     for name in ("region", "patients", "Dice", "median", "HD95 mm", "surface", "ml drawn", "ml"):

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
+from medfl.cli.advance import shown_advance
 from medfl.cli.plan import StudyFile
 from medfl.config import StudyConfig, load_study
 
@@ -50,13 +49,11 @@ def write_with_progress(study: StudyConfig, *, out: Path) -> str:
 
     from medfl.study.starting_point import write_starting_point
 
-    with Progress(console=Console(stderr=True)) as progress:
-        drawing = progress.add_task(f"{study.id}: synthetic patients", total=None)
-        training = progress.add_task(f"{study.id}: training steps", total=None)
+    with shown_advance() as advance:
         return write_starting_point(
             study,
             out=out,
             threads=torch.get_num_threads(),
-            drawn=lambda done, total: progress.update(drawing, completed=done, total=total),
-            advance=lambda done, total: progress.update(training, completed=done, total=total),
+            drawn=lambda done, total: advance(f"{study.id}: synthetic patients", done, total),
+            advance=lambda done, total: advance(f"{study.id}: training steps", done, total),
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
+
+from medfl.cli.advance import shown_advance
 
 
 def register(app: typer.Typer) -> None:
@@ -52,12 +52,11 @@ def lgg(
     """Write the TCGA-LGG slices (TIFF) as NIfTI, with one folder and one site file a hospital."""
     from medfl.data.layouts.lgg_tiff import import_lgg
 
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("importing patients", total=None)
+    with shown_advance() as advance:
         patients = import_lgg(
             source,
             out,
-            on_patient=lambda done, total: progress.update(task, completed=done, total=total),
+            on_patient=lambda done, total: advance("importing patients", done, total),
         )
     sites = sorted({patient.site for patient in patients})
     for site in sites:

@@ -23,6 +23,12 @@ def print_summary(summary: Summary) -> None:
     for variant, dice_of in summary.dice.items():
         table.add_row(f"all, {variant}", "", *[_dice(dice_of.get(region)) for region in regions])
     console.print(table)
+    for name, code in summary.idle.items():
+        console.print(
+            f"{name} took part in NO round of this run, most often with the code {code!r}: nothing "
+            "of its patients is in the model.",
+            style="bold red",
+        )
 
 
 def _dice(value: float | None) -> str:

@@ -327,6 +327,8 @@ class Summary(Record):
         sites: By site.
         dice: Mean over all held-out patients, by variant and region, of each final model.
         dice_by_site: The same for each site by itself.
+        idle: Sites that joined and took part in no round, with the code that they were lost by
+            most often.
     """
 
     study: str
@@ -334,3 +336,4 @@ class Summary(Record):
     sites: dict[str, Spent]
     dice: dict[Variant, dict[Region, Finite]]
     dice_by_site: dict[Variant, dict[str, dict[Region, Finite]]]
+    idle: dict[str, str] = {}

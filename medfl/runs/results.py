@@ -189,6 +189,7 @@ def read_run(folder: str | Path) -> RunResults:
     folder = Path(folder)
     if not folder.is_dir():
         raise ReportError(f"{folder}: expected a run folder, found none")
+    _require_finished(folder)
     study, rounds, events = STUDY.read(folder), ROUNDS.read(folder), EVENTS.read(folder)
     run = RunResults(
         folder=folder,
@@ -214,6 +215,21 @@ def read_run(folder: str | Path) -> RunResults:
     ):
         check(run)
     return run
+
+
+def _require_finished(folder: Path) -> None:
+    """Say of a run that has stopped how far it came; a damaged one is told file by file."""
+    written_last = (ENVIRONMENT, PRIVACY, FEDERATION)
+    if any((folder / file.name).exists() for file in written_last):
+        return
+    if (folder / STUDY.name).exists():
+        planned = STUDY.read(folder).training.rounds
+        path = folder / ROUNDS.name
+        done = path.read_bytes().count(b"\n") if path.exists() else 0
+        raise ReportError(
+            f"{folder}: expected a finished run, found one that stopped after {done} of {planned} "
+            "rounds. Go on with it by --resume; `medfl dashboard` shows how far it is."
+        )
 
 
 def _audit(folder: Path) -> Audit | None:

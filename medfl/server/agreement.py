@@ -36,6 +36,7 @@ def agree(
     run: str,
     private: bool,
     ledger: FederationLedger,
+    timeout: float,
     welcome: Doorkeeper = welcome_all,
 ) -> tuple[dict[str, Declaration], dict[str, int]]:
     """Propose the study to every connected node.
@@ -46,6 +47,7 @@ def agree(
         run: Identifier of the run; a resumed one is asked under the same.
         private: False for the baseline without noise.
         ledger: Takes note of every site that agrees.
+        timeout: Seconds to wait for nodes, and then for their answers.
         welcome: Decides which site may declare for which node.
 
     Returns:
@@ -55,7 +57,6 @@ def agree(
         QuorumError: If fewer than `aggregation.min_sites` agree; it lists every refusal's code.
     """
     settings = study.aggregation
-    timeout = settings.round_timeout_seconds
     nodes = wait_for_nodes(grid, minimum=settings.min_sites, timeout=timeout)
     question = to_record(Proposal(study=study, run=run, private=private))
     answers = ask(

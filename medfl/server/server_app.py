@@ -49,6 +49,8 @@ class Run:
         variant: Name under which scores are stored.
         start: Makes the first global model.
         welcome: Decides which site may declare for which node.
+        turns: How many sites one place to work at serves one after the other; each gets the time
+            of a round for itself.
     """
 
     study: StudyConfig
@@ -59,6 +61,12 @@ class Run:
     start: Callable[[], Weights]
     progress: Progress
     welcome: Doorkeeper = welcome_all
+    turns: int = 1
+
+    @property
+    def timeout(self) -> float:
+        """Seconds until a round goes on without those that are silent."""
+        return self.study.aggregation.round_timeout_seconds * self.turns
 
 
 def make_server_app(run: Run) -> ServerApp:
@@ -85,7 +93,13 @@ def serve_study(grid: Grid, run: Run) -> None:
     folder.forget_round()  # an interrupted one is asked again
     ledger = FederationLedger(folder)
     declarations, nodes = agree(
-        grid, study, run=run.run, private=run.private, ledger=ledger, welcome=run.welcome
+        grid,
+        study,
+        run=run.run,
+        private=run.private,
+        ledger=ledger,
+        welcome=run.welcome,
+        timeout=run.timeout,
     )
     run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
     server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger)
@@ -162,8 +176,7 @@ class _Server:
     def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteRound]:
         """Ask every site; each answer is screened, recorded and put away before the next one."""
         tasks = {site: self._task(site, number) for site in self._nodes}
-        timeout = self._run.study.aggregation.round_timeout_seconds
-        waiting = Waiting.begin(number, asked=tasks, timeout=timeout)
+        waiting = Waiting.begin(number, asked=tasks, timeout=self._run.timeout)
         self._run.folder.write(WAITING, waiting)
         outcomes: dict[str, SiteRound] = {}
         questions = _questions(tasks, weights=state.weights)
@@ -234,7 +247,7 @@ class _Server:
             {node: questions[site] for node, site in sites.items()},
             kind=kind,
             group=group,
-            timeout=self._run.study.aggregation.round_timeout_seconds,
+            timeout=self._run.timeout,
         )
         return ((sites[node], reply) for node, reply in found)
 

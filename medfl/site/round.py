@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # Far above any model that trains; beyond it a step's change would be lost in float32's rounding.
 MAX_WEIGHTS_NORM = 1e6
 
+_KEPT_OF_OPEN_DATA = 2  # the round that a resumed run asks for again, and the one before
 _REHEARSAL = -1  # the step of a gradient that nobody gets
 
 
@@ -207,6 +208,8 @@ def train_update(
             task.message_id, request=request, body=update.model_dump_json(), weights=released
         )
         ledger.mark_released(task.message_id, stored_digest)
+    if site_state.site.purpose == "open-data":
+        site_state.outbox.keep_newest(_KEPT_OF_OPEN_DATA)
     _wait(arrived, seconds=site_state.site.privacy.answer_seconds)
     return update, released
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Context, Message, RecordDict
@@ -99,6 +100,8 @@ class InProcessGrid(Grid):
             message = self._sent.pop(name, None)
             if message is None:
                 continue
+            # Sites work one after the other here: the time of each begins when its turn comes.
+            message.metadata.created_at = time.time()
             reply = copy.deepcopy(self.deliver(message))
             discard(message)
             if reply is not None:

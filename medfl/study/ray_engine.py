@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
@@ -30,15 +33,72 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[SiteConfig], *, run_folder
         site = sites[int(context.node_config["partition-id"])]
         return simulated_state(site, run_folder=run_folder)
 
-    threads = max(site.threads for site in sites)
-    # Ray starts a worker for every CPU it may use: no more than there are sites to work for.
-    cpus = max(threads, min(os.cpu_count() or 1, threads * len(sites)))
+    places = places_here(sites)
     run_simulation(
         server_app,
         make_client_app(state_of, observer_of=lambda _: ignore_steps),
         num_supernodes=len(sites),
         backend_config={
-            "client_resources": {"num_cpus": threads, "num_gpus": 0.0},
-            "init_args": {"num_cpus": cpus, "include_dashboard": False},
+            "client_resources": {"num_cpus": places.threads, "num_gpus": places.gpus_each},
+            "init_args": {"num_cpus": places.cpus, "include_dashboard": False},
         },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What Ray gives to each site, and how many sites work at once.
+
+    Attributes:
+        threads: CPUs of one site.
+        gpus_each: Part of a GPU that one site gets; 0 where no site asks for one.
+        cpus: CPUs that Ray may use: it starts a worker for each, and no more than there are sites
+            to work for are of use.
+        at_once: Sites that work at the same time.
+        turns: How many sites one place serves one after the other, at most.
+    """
+
+    threads: int
+    gpus_each: float
+    cpus: int
+    at_once: int
+    turns: int
+
+
+def places_here(sites: Sequence[SiteConfig]) -> Places:
+    """Share this machine among sites; see `places_of`."""
+    return places_of(sites, cpus=os.cpu_count() or 1, gpus=torch.cuda.device_count())
+
+
+def places_of(sites: Sequence[SiteConfig], *, cpus: int, gpus: int) -> Places:
+    """Share a machine among sites.
+
+    Args:
+        sites: The sites; Ray gives all of them the same.
+        cpus: Of the machine.
+        gpus: Of the machine.
+
+    Raises:
+        ConfigError: If a site asks for a GPU that is not there, or for one by its number, which
+            Ray's workers do not see.
+    """
+    numbered = [site.name for site in sites if site.device.startswith("cuda:")]
+    if numbered:
+        raise ConfigError(
+            "Expected device = 'cuda' for --engine ray, which shares the GPUs itself, found a "
+            f"numbered one at {numbered}."
+        )
+    asking = [site.name for site in sites if site.device == "cuda"]
+    if asking and not gpus:
+        raise ConfigError(f"Expected a GPU for device = 'cuda' of {asking}, found none.")
+    threads = max(site.threads for site in sites)
+    used = max(threads, min(cpus, threads * len(sites)))
+    at_once = min(len(sites), used // threads)
+    gpus_each = min(1.0, gpus / at_once) if asking else 0.0
+    return Places(
+        threads=threads,
+        gpus_each=gpus_each,
+        cpus=used,
+        at_once=at_once,
+        turns=math.ceil(len(sites) / at_once),
     )

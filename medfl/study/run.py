@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from medfl.runs.records import (
     Environment,
     LossLimit,
     Plan,
+    Round,
     Site,
     SitePrivacy,
     Spent,
@@ -223,7 +224,23 @@ def _summary(
             variant: {site: _means(regions) for site, regions in sites.items()}
             for variant, sites in by_site.items()
         },
+        idle=_idle(folder.rounds()),
     )
+
+
+def _idle(rounds: Sequence[Round]) -> dict[str, str]:
+    codes: dict[str, Counter[str]] = defaultdict(Counter)
+    active = set()
+    for line in rounds:
+        for name, at in line.sites.items():
+            codes[name][at.code] += 1
+            if at.outcome == "admitted":
+                active.add(name)
+    return {
+        name: lost.most_common(1)[0][0]
+        for name, lost in sorted(codes.items())
+        if name not in active
+    }
 
 
 def _means(by_region: Mapping[Region, Sequence[float]]) -> dict[Region, float]:

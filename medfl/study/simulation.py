@@ -26,7 +26,7 @@ from medfl.server.versions import require_same_versions, write_versions
 from medfl.site.client_app import ObserverOf, make_client_app
 from medfl.site.state import SiteState, simulated_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
-from medfl.study.ray_engine import run_on_ray
+from medfl.study.ray_engine import places_here, run_on_ray
 from medfl.study.starting_point import first_weights, keep_starting_point
 
 Engine = Literal["inprocess", "ray"]
@@ -79,6 +79,7 @@ def simulate(
         variant=variant,
         start=first_model,
         progress=progress,
+        turns=places_here(sites).turns if engine == "ray" else 1,
     )
     server_app = make_server_app(run)
     if engine == "ray":

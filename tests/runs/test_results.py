@@ -444,3 +444,14 @@ def test_results_cannot_be_changed(build_run: RunBuilder) -> None:
         run.sites = ()  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
         run.privacy["North"].epsilon_pld = 0.0
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_run_that_stopped_is_told_with_how_far_it_came(build_run: RunBuilder, done: int) -> None:
+    folder = build_run(pictures=0)
+    lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_text("".join(lines[:done]))
+    for name in ("environment.json", "sites.json", "plan.json", "privacy.json", "federation.json"):
+        (folder / name).unlink()
+    with pytest.raises(ReportError, match=rf"stopped after {done} of {ROUNDS} rounds.*--resume"):
+        read_run(folder)

@@ -106,3 +106,11 @@ def test_a_crash_while_writing_leaves_the_old_file(
     assert path.read_bytes() == b"old"
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_the_newest_updates_are_those_that_stay(outbox: Outbox, tmp_path: Path) -> None:
+    for number in range(1, 5):
+        outbox.put(f"run/{number}/east", request="r", body="{}", weights=WEIGHTS)
+        outbox.keep_newest(2)
+    found = [outbox.get(f"run/{number}/east", request="r") is not None for number in range(1, 5)]
+    assert found == [False, False, True, True]

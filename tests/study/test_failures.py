@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import pytest
 import torch
 from flwr.app import Message
 
+from medfl.cli.summary import print_summary
 from medfl.data.patient_store import PatientStore
 from medfl.errors import BudgetExceeded, ConfigError, DataError
 from medfl.privacy import engine
 from medfl.privacy.engine import PatientOptimizer
 from medfl.protocol.failures import MAX_CHARACTERS, code_of, line_of
 from medfl.protocol.messages import Proposal, refusal_code, to_record
+from medfl.server.progress import Silent
 from medfl.site import round as site_round
 from medfl.site.state import SiteState
+from medfl.study.run import finish_run
 
 pytestmark = pytest.mark.slow
 
@@ -241,3 +245,34 @@ def test_a_damaged_image_is_told_without_its_name(
     assert "`medfl check` names the file" in line
     assert "BraTS2021" not in caplog.text
     assert str(hospital.data.root) not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_site_s_time_begins_when_its_turn_comes(federation: Any) -> None:
+    """In one process sites wait for each other, which is nobody's fault."""
+
+    def slow(site: str, message: Message, answer: Callable[[], Message]) -> Message:
+        reply = answer()
+        if message.metadata.message_type == "train":
+            time.sleep(2.5)
+        return reply
+
+    study = federation.study(
+        training={"rounds": 1}, aggregation={"round_timeout_seconds": 2.0, "min_sites": 1}
+    )
+    finished = federation.run(study, federation.sites(), fault=slow)
+    assert finished.outcomes() == dict.fromkeys(("east", "north", "south"), ("admitted", ""))
+
+
+@pytest.mark.slow
+def test_a_site_that_never_took_part_is_named_at_the_end(federation: Any, capsys: Any) -> None:
+    def silent(site: str, message: Message, answer: Callable[[], Message]) -> Message | None:
+        return None if site == "north" and message.metadata.message_type == "train" else answer()
+
+    finished = federation.run(federation.study(), federation.sites(), fault=silent)
+    summary = finish_run(
+        finished.folder, federation.study(), minutes=1.0, command="", progress=Silent()
+    )
+    assert summary.idle == {"north": "silent"}
+    print_summary(summary)
+    assert "north took part in NO round" in " ".join(capsys.readouterr().out.split())
