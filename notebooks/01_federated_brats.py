@@ -34,7 +34,6 @@
 # | δ (delta) | the small probability with which the ε-promise may fail |
 
 # %%
-import logging
 import os
 import tempfile
 from dataclasses import replace
@@ -71,7 +70,6 @@ size = SIZES[os.environ.get("MEDFL_NOTEBOOK_SIZE", "default")]
 folder = tempfile.TemporaryDirectory(prefix="medfl-notebook-")
 os.chdir(folder.name)
 
-logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower would tell of every round
 plt.rcParams.update(
     {"figure.dpi": 80, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False}
     | {"axes.spines.right": False, "legend.frameon": False}

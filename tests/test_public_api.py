@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,10 @@ def test_the_readme_needs_nothing_else() -> None:
 
 
 @pytest.mark.slow
-def test_a_study_goes_from_files_to_a_report(federation: Any, tmp_path: Path) -> None:
+def test_a_study_goes_from_files_to_a_report_without_a_word_of_flowers(
+    federation: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger("flwr").setLevel(logging.INFO)  # as Flower leaves it
     study, sites = federation.study(), federation.sites()
     plan = medfl.plan_study(study, sites)
     assert [at.site for at in plan.sites] == [site.name for site in sites]
@@ -82,3 +86,4 @@ def test_a_study_goes_from_files_to_a_report(federation: Any, tmp_path: Path) ->
     results = medfl.read_run(out)
     assert summary.sites.keys() == results.privacy.keys() == {site.name for site in sites}
     assert medfl.write_report(out) == tmp_path / "run" / "report.html"
+    assert "aggregate_train" not in "".join(capfd.readouterr())

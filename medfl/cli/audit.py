@@ -52,7 +52,7 @@ def audit(
     """
     files = [load_site(path) for path in sites or []]
     from medfl.audit.run_audit import audit_installation, audit_run
-    from medfl.cli.live import quiet_flower
+    from medfl.protocol.flower_log import quiet_flower
     from medfl.reporting.report import write_report
 
     quiet_flower()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from statistics import fmean
 from types import TracebackType
@@ -14,14 +13,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 if TYPE_CHECKING:
     from medfl.protocol.messages import Declaration, Scores
     from medfl.runs.records import Round
-
-
-def quiet_flower() -> None:
-    """Give Flower's lines, which would tear the bars, the level of all others.
-
-    Flower sets its own when it is imported, so this comes after that.
-    """
-    logging.getLogger("flwr").setLevel(logging.getLogger().level)
 
 
 class LiveProgress:

@@ -161,9 +161,10 @@ def run(
 ) -> None:
     """Run a study with the hospitals that are connected to this machine's server."""
     loaded = load_study(study)
-    from medfl.cli.live import LiveProgress, quiet_flower
+    from medfl.cli.live import LiveProgress
     from medfl.deployment.coordinator.deployed_study import run_deployed_study
     from medfl.deployment.coordinator.server_folder import ServerFolder
+    from medfl.protocol.flower_log import quiet_flower
     from medfl.reporting.report import write_report
 
     quiet_flower()

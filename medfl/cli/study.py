@@ -44,11 +44,10 @@ def simulate(
     policy, charges its own ledger before each round, and adds its own noise.
     """
     loaded, files = load_study(study), [load_site(path) for path in sites]
-    from medfl.cli.live import LiveProgress, quiet_flower
+    from medfl.cli.live import LiveProgress
     from medfl.reporting.report import write_report
     from medfl.study.run import run_study
 
-    quiet_flower()
     console = Console(stderr=True)
     with LiveProgress(console) as progress:
         summary = run_study(

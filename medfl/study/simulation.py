@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
 from medfl.privacy.engine import StepObserver
+from medfl.protocol.flower_log import quiet_flower
 from medfl.protocol.messages import Weights
 from medfl.runs.records import Variant
 from medfl.server.progress import Progress
@@ -58,6 +59,7 @@ def simulate(
     Raises:
         MedflError: If the run cannot go on; what was done stays in the folder.
     """
+    quiet_flower()
     folder = RunFolder(out)
 
     def first_model() -> Weights:
