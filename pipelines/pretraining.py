@@ -32,7 +32,7 @@ from rich.table import Table
 from medfl.cli.pretrain import write_with_progress
 from medfl.config import StudyConfig, load_study
 from medfl.config.site import LabelScheme, Layout, Modality, Region, SiteData
-from medfl.data.layouts.survey import name_of_mask, read_cohort
+from medfl.data.layouts.survey import names_of_masks, read_cohort
 from medfl.data.transforms import Frame, prepare_case
 from medfl.prediction.cohort import predict_cohort
 from medfl.prediction.evaluation import evaluate
@@ -257,9 +257,9 @@ def _draw(sites: Mapping[str, SiteData], dice: Dice, *, out: Path) -> Figure:
     columns = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (site, patient_id) in zip(columns, shown, strict=True):
         data = sites[site]
-        patients = {patient.patient_id: patient for patient in read_cohort(data).patients}
-        case = patients[patient_id].cases[0]
-        predicted = out / "masks" / site / name_of_mask(case, patient_id=patient_id, data=data)
+        cohort = read_cohort(data).patients
+        case = next(each for each in cohort if each.patient_id == patient_id).cases[0]
+        predicted = out / "masks" / site / names_of_masks(cohort, data=data)[case.case_id]
         truth = _voxels(case.mask)
         slice_number = int(truth.astype(bool).sum(axis=(0, 1)).argmax())
         axes.imshow(_voxels(case.images["t2f"])[..., slice_number].T, cmap="gray")

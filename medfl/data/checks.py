@@ -11,7 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -28,8 +28,8 @@ from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.survey import survey_cohort
 from medfl.data.nifti.faults import Fault
 from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
+from medfl.findings import Finding, Severity
 
-Severity = Literal["error", "warning", "note"]
 Part = Literal["headers", "voxels"]
 OnProgress = Callable[[Part, int, int], None]
 """Called with what is read, the cases done, and the cases in all."""
@@ -44,29 +44,6 @@ _MASK_OF_HEAD = 0.5  # of the head; the largest gliomas take up a fifth of the b
 
 _Remark = tuple[Severity, Path, Fault]
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that a person should know about a cohort.
-
-    Attributes:
-        severity: An ``error`` forbids training, a ``warning`` deserves a look.
-        patient: The site's own identifier; empty for the whole cohort.
-        name: File, folder or setting at this site.
-        rule: What was expected; never names a patient or an image.
-        value: What was found.
-        fix: What to do about it.
-        names: Whether `value` or `fix` holds local names.
-    """
-
-    severity: Severity
-    patient: str
-    name: str
-    rule: str
-    value: str
-    fix: str
-    names: bool = False
 
 
 def shareable(findings: Iterable[Finding], *, key: bytes) -> list[Finding]:

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from medfl.config import StudyConfig
-from medfl.data.checks import Finding
 from medfl.errors import DataError, MedflError
+from medfl.findings import Finding
 from medfl.site.state import SiteState
 
 # What getrusage counts in: kibibytes on Linux, bytes on macOS.

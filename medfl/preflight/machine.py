@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from medfl.config import StudyConfig
-from medfl.data.checks import Finding, Severity
 from medfl.data.cohort import Case
 from medfl.data.layouts.survey import survey_cohort
 from medfl.data.nifti.headers import FileFaults, read_header
 from medfl.errors import ConfigError, MedflError
+from medfl.findings import Finding, Severity
 from medfl.segmentation.devices import device_named
 from medfl.site.state import SiteState
 

@@ -25,8 +25,8 @@ from urllib.request import getproxies, proxy_bypass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from medfl.data.checks import Finding, Severity
 from medfl.deployment.certificates import EXPIRES_SOON
+from medfl.findings import Finding, Severity
 
 CLOCK_SECONDS = 2.0
 TIMEOUT_SECONDS = 10.0

@@ -16,8 +16,9 @@ from typing import get_args
 
 from medfl.config import SiteConfig
 from medfl.config.study import load_study
-from medfl.data.checks import Finding, OnProgress, Severity, check_cohort
+from medfl.data.checks import OnProgress, check_cohort
 from medfl.errors import ConfigError, DataError, LedgerError
+from medfl.findings import Finding, Severity
 from medfl.preflight.dry_run import dry_run
 from medfl.preflight.machine import (
     check_machine,

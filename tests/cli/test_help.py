@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import shlex
@@ -33,10 +34,11 @@ def commands(group: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
-def page(path: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("COLUMNS", str(COLUMNS))
-    monkeypatch.setenv("TERM", "dumb")
-    result = CliRunner().invoke(app, [*path.split(), "--help"])
+@functools.cache
+def page(path: str) -> str:
+    """The help of a command."""
+    terminal = {"COLUMNS": str(COLUMNS), "TERM": "dumb"}
+    result = CliRunner().invoke(app, [*path.split(), "--help"], env=terminal)
     assert result.exit_code == 0
     return result.output
 
@@ -47,8 +49,8 @@ def words(text: str) -> str:
 
 
 @pytest.mark.parametrize("path", COMMANDS)
-def test_every_argument_and_option_has_its_text(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = words(page(path, monkeypatch))
+def test_every_argument_and_option_has_its_text(path: str) -> None:
+    shown = words(page(path))
     for parameter in COMMANDS[path].params:
         text = getattr(parameter, "help", None)
         assert text, parameter.name
@@ -57,8 +59,8 @@ def test_every_argument_and_option_has_its_text(path: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("path", COMMANDS)
-def test_no_line_ends_before_it_is_full(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = page(path, monkeypatch).split("╭")[0]
+def test_no_line_ends_before_it_is_full(path: str) -> None:
+    text = page(path).split("╭")[0]
     for paragraph in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in paragraph.strip().splitlines()]
         for line, following in itertools.pairwise(lines):
@@ -67,9 +69,9 @@ def test_no_line_ends_before_it_is_full(path: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_has_an_example_that_it_understands(
-    path: str, monkeypatch: pytest.MonkeyPatch
+    path: str,
 ) -> None:
-    assert words(f"Example: medfl {path} {EXAMPLES[path]}") in words(page(path, monkeypatch))
+    assert words(f"Example: medfl {path} {EXAMPLES[path]}") in words(page(path))
     context = COMMANDS[path].make_context(path, shlex.split(EXAMPLES[path]))
     given = [name for name, value in context.params.items() if value is not None]
     assert isinstance(context, click.Context)

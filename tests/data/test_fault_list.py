@@ -25,11 +25,12 @@ import numpy as np
 import pytest
 
 from medfl.config.site import SiteConfig
-from medfl.data.checks import Finding, check_cohort
+from medfl.data.checks import check_cohort
 from medfl.data.layouts.survey import read_cohort
 from medfl.data.nifti.headers import FileFaults, read_header, read_voxels
 from medfl.data.transforms import Frame, prepare_case
 from medfl.errors import DataError
+from medfl.findings import Finding
 
 DAMAGED, SOUND = "BraTS2021_00000", "BraTS2021_00001"
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from medfl.data.checks import Finding
+from medfl.findings import Finding
 from medfl.preflight.network import check_server
 
 SHORT_SECONDS = 0.5

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.data.checks import Finding
+from medfl.findings import Finding
 from medfl.preflight.dry_run import dry_run
 from medfl.preflight.machine import (
     OUTBOX_BYTES,
@@ -123,7 +123,7 @@ def test_a_sound_hospital_has_no_errors(
 def test_all_problems_are_found_in_one_pass_and_errors_come_first(
     federation: Any, tmp_path: Path
 ) -> None:
-    site = federation.hospital("east", copy_patients=True, device="cuda:99", threads=4096)
+    site = federation.hospital("east", copy_patients=True, device="cuda:99", threads=1024)
     shutil.rmtree(site.state / "keys")
     shutil.rmtree(site.state / "ledger")
     site.state.chmod(0o755)

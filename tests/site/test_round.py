@@ -125,7 +125,7 @@ def test_a_task_weaker_than_the_policy_is_refused_and_touches_nothing(
     assert state(hospital, asked.study) == before
 
 
-@pytest.mark.parametrize(("rounds", "number"), [(6, 1), (10**6, 1), (2, 3), (2, 10**9)], ids=str)
+@pytest.mark.parametrize(("rounds", "number"), [(6, 1), (10**6, 1), (2, 3), (2, 10**7)], ids=str)
 def test_more_rounds_than_the_policy_or_the_study_has_are_refused(
     rounds: int, number: int, federation: Any, hospital: Any
 ) -> None:
