@@ -29,7 +29,7 @@ from medfl.config import load_study
 from medfl.protocol.keys import KEYS, NODE_KEY
 from medfl.server.run_folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SITES = ("east", "north", "south")
 

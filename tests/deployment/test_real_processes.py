@@ -29,7 +29,7 @@ from medfl.server.run_folder import RunFolder
 from medfl.site import round as site_round
 from medfl.study.simulation import prepare_folder, simulate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SITES = ("east", "north", "south")
 

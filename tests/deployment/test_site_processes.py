@@ -27,7 +27,7 @@ from medfl.deployment.processes import free_port
 from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
 from medfl.site.state import create_ledger, hospital_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MEDFL = Path(sys.executable).parent / "medfl"
 PROXIED = Path(__file__).parent / "proxied"
