@@ -138,19 +138,25 @@ class Outbox:
         sync_folder(self._folder)
         return deleted
 
-    def keep_newest(self, count: int) -> None:
-        """Delete all updates but those stored last, whatever became of them.
+    def keep_newest(self, count: int, *, max_bytes: int) -> None:
+        """Delete the oldest updates beyond a size, whatever became of them.
 
-        For open data, whose ledger lives and dies with its run: a resumed run asks for the round
-        that was under way, and a network of 60 million parameters leaves a quarter of a gigabyte a
-        round.
+        For open data, whose ledger lives and dies with its run: a network of 60 million parameters
+        leaves a quarter of a gigabyte a round. A resumed run asks for the round that was under way;
+        who goes back to an older checkpoint pays again for what is gone.
 
         Args:
-            count: How many stay.
+            count: How many stay in any case, those stored last.
+            max_bytes: How much stays beside them.
         """
-        stored = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
-        for path in stored[:-count]:
-            path.unlink(missing_ok=True)
+        stored = sorted(
+            self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+        )
+        kept = 0
+        for path in stored[count:]:
+            kept += path.stat().st_size
+            if kept > max_bytes:
+                path.unlink()
 
     def _path(self, message_id: str) -> Path:
         # Hashed, since the id comes from the server and must not choose a path.

@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 # Far above any model that trains; beyond it a step's change would be lost in float32's rounding.
 MAX_WEIGHTS_NORM = 1e6
 
-_KEPT_OF_OPEN_DATA = 2  # the round that a resumed run asks for again, and the one before
+# Of a simulation: the round that a resumed run asks for again, the one before, and what is small.
+_KEPT_OF_OPEN_DATA, _KEPT_BYTES = 2, 2**28
 _REHEARSAL = -1  # the step of a gradient that nobody gets
 
 
@@ -209,7 +210,7 @@ def train_update(
         )
         ledger.mark_released(task.message_id, stored_digest)
     if site_state.site.purpose == "open-data":
-        site_state.outbox.keep_newest(_KEPT_OF_OPEN_DATA)
+        site_state.outbox.keep_newest(_KEPT_OF_OPEN_DATA, max_bytes=_KEPT_BYTES)
     _wait(arrived, seconds=site_state.site.privacy.answer_seconds)
     return update, released
 

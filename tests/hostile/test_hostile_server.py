@@ -78,7 +78,8 @@ CASES: dict[str, Case] = {
     "symlink": ("query", {"study": {"network": {"name": "{symlink}"}}}, "model"),
     # Order and kind of messages.
     "replay": ("answered", {"round": 2}, "message-replayed"),
-    "round jump": ("train", {"round": 10**9}, "policy-rounds"),
+    "round jump": ("train", {"round": 10**7}, "policy-rounds"),
+    "round beyond any study": ("train", {"round": 10**9}, "message-body"),
     "unknown message": ("train.secretly", {}, "message-kind"),
     "message of another kind": ("query", {"round": 1}, "message-body"),
     # Numbers of patients.
@@ -180,7 +181,7 @@ def refused(
 
 
 def test_the_list_is_whole() -> None:
-    assert len(CASES) == 29
+    assert len(CASES) == 30
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -322,7 +322,7 @@ FAULTS: dict[str, tuple[Callable[[Message], Message], str, str, bool]] = {
         True,
     ),
     "steps and noise that would stall an accountant": (
-        with_body(steps=10**15, run_steps=10**6, mechanism={"noise_multiplier": 1e6}),
+        with_body(steps=10**7, run_steps=10**6, mechanism={"noise_multiplier": 1e6}),
         "rejected",
         "ledger-rolled-back",
         True,

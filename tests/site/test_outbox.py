@@ -109,8 +109,20 @@ def test_a_crash_while_writing_leaves_the_old_file(
 
 
 def test_the_newest_updates_are_those_that_stay(outbox: Outbox, tmp_path: Path) -> None:
-    for number in range(1, 5):
+    def there() -> list[bool]:
+        found = (outbox.get(f"run/{number}/east", request="r") for number in range(1, 6))
+        return [update is not None for update in found]
+
+    for number in range(1, 6):
         outbox.put(f"run/{number}/east", request="r", body="{}", weights=WEIGHTS)
-        outbox.keep_newest(2)
-    found = [outbox.get(f"run/{number}/east", request="r") is not None for number in range(1, 5)]
-    assert found == [False, False, True, True]
+    size = stored_size(tmp_path)
+    outbox.keep_newest(2, max_bytes=3 * size)
+    assert there() == [True] * 5
+    outbox.keep_newest(2, max_bytes=size)
+    assert there() == [False, False, True, True, True]
+    outbox.keep_newest(2, max_bytes=0)
+    assert there() == [False, False, False, True, True]
+
+
+def stored_size(tmp_path: Path) -> int:
+    return next((tmp_path / "state" / "outbox").iterdir()).stat().st_size
