@@ -53,18 +53,18 @@ def _in_site_round(module: Any) -> None:
 
 def _in_server_app(module: Any) -> None:
     """Memory of the process that holds the server, above what it holds after its imports."""
-    run_study = module.run_study
+    serve_study = module.serve_study
 
     def watched(*arguments: Any, **named: Any) -> Any:
         pid = os.getpid()
         forget_peak(pid)
         base = resident_bytes(pid)
         try:
-            return run_study(*arguments, **named)
+            return serve_study(*arguments, **named)
         finally:
             note(kind="server", base_bytes=base, peak_bytes=peak_bytes(pid))
 
-    module.run_study = watched
+    module.serve_study = watched
 
 
 _WATCHED: dict[str, Callable[[Any], None]] = {
