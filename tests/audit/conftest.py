@@ -201,11 +201,12 @@ class LastBitTellsWhoWasDrawn(OtherNoise):
 
 
 class BitInAMantissa(PatientOptimizer):
-    """The last bit of one released weight is what it should not be."""
+    """The last bits of one released parameter are what they should not be."""
 
     def add_noise(self) -> None:
         super().add_noise()
-        self.params[0].grad.view(torch.int32).flatten()[3] ^= 1
+        # One weight's last bit may be lost when a step is added to the model.
+        self.params[0].grad.view(torch.int32).bitwise_xor_(1)
 
 
 class FloatSum(PatientOptimizer):

@@ -212,7 +212,6 @@ def test_the_real_code_is_consistent_with_its_claim(audit: Audit) -> None:
         "noise divided by the batch",
         "noise repeated in every round",
         "clipped per crop",
-        "never clipped",
     ],
 )
 def test_a_planted_bug_contradicts_the_claim(
@@ -222,3 +221,11 @@ def test_a_planted_bug_contradicts_the_claim(
     found = audit()
     assert not found.consistent
     assert found.shown.mu > found.claimed_mu
+
+
+def test_an_engine_that_never_clips_is_refused_by_the_server(
+    audit: Audit, plant: Callable[[str], None]
+) -> None:
+    plant("never clipped")
+    with pytest.raises(QuorumError, match="update-norm"):
+        audit()
