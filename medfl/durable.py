@@ -26,16 +26,10 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     # Named by chance: a process's number is shared by its threads, and by containers on one volume.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with _becoming(path, draft), os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -55,13 +49,21 @@ def written_aside(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written; what was at `path` is still there.
     """
     draft = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
-    try:
+    with _becoming(path, draft):
         yield draft
-        descriptor = os.open(draft, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(draft)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power failure."""
+    _sync(folder)
+
+
+@contextmanager
+def _becoming(path: Path, draft: Path) -> Iterator[None]:
+    """Give a draft its name, durably, once it is written; none is left if that fails."""
+    try:
+        yield
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -69,9 +71,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

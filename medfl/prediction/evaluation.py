@@ -24,6 +24,7 @@ from medfl.data.cohort import Case
 from medfl.data.label_schemes import scheme_regions
 from medfl.data.labels import regions_of
 from medfl.data.layouts.survey import names_of_masks, survey_cohort
+from medfl.data.nifti.geometry import voxel_sizes
 from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
 from medfl.durable import written_aside
 from medfl.errors import ConfigError, DataError
@@ -213,7 +214,7 @@ def _score(
         raise DataError(
             f"{path}: expected the grid of {case.mask.name}, found {header.difference(other)}."
         )
-    spacing = tuple(float(mm) for mm in np.linalg.norm(header.affine[:3, :3], axis=0))
+    spacing = tuple(float(mm) for mm in voxel_sizes(header.affine))
     surfaces = surface_dice(predicted, truth, spacing_mm=spacing, tolerance_mm=tolerance_mm)
     drawn, segmented = (volumes_ml(mask, spacing_mm=spacing) for mask in (truth, predicted))
     return [
