@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medfl.config import load_site, load_study
-from medfl.errors import ConfigError
+from medfl.errors import ConfigError, PrivacyError
 from medfl.json_text import to_json
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def plan(
     """Show what a study would cost each site, and whether its noise leaves anything to learn from.
 
     The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
-    delta, and what the site's ledger has left. A site whose policy would refuse the study is named.
-    No image is read.
+    delta, and what the site's ledger has left. A site whose policy or budget would refuse the study
+    is named, and left out of what the others may expect. No image is read.
     """
     proposal, files = load_study(study), [load_site(path) for path in sites]
     if picture is not None and picture.suffix.lower() != ".png":
@@ -80,14 +80,14 @@ def plan(
     from medfl.study.plan import plan_study
 
     planned = plan_study(proposal, files)
-    if picture is not None:
+    if picture is not None and planned.sites:
         _draw(planned, picture)
     if as_json:
         typer.echo(to_json(_report(planned), indent=2))
     else:
         _print(planned)
-    for refusal in planned.refusals.values():
-        raise refusal
+    if planned.refusals:
+        raise PrivacyError("\n".join(str(refusal) for refusal in planned.refusals.values()))
 
 
 def _report(planned: StudyPlan) -> dict[str, Any]:
@@ -97,6 +97,10 @@ def _report(planned: StudyPlan) -> dict[str, Any]:
 
 def _print(planned: StudyPlan) -> None:
     report, console = _report(planned), Console()
+    for name, code in report["refused"].items():
+        console.print(f"{name} would answer {code}.", highlight=False, markup=False)
+    if not planned.sites:
+        return
     for title, columns in (
         (f"Plan of {planned.study.id}: noise", NOISE_COLUMNS),
         ("Privacy loss", EPSILON_COLUMNS),
@@ -120,20 +124,16 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
     lines = []
     target = planned.study.privacy.epsilon
     for row in report["sites"]:
-        refusal = planned.refusals.get(row["site"])
-        if refusal is None:
-            patients = wording.counted(row["declared_patients"], "patient")
-            epsilon = min(target, row["epsilon_budget"])
-            verdict = VERDICTS[row["benefit"]]
-            lines.append(f"{row['site']} alone, {patients} at epsilon {epsilon:g}: {verdict}.")
-        else:
-            lines.append(f"{row['site']} would answer {refusal.code}.")
-    together = report["federation"]
+        patients = wording.counted(row["declared_patients"], "patient")
+        epsilon = min(target, row["epsilon_budget"])
+        verdict = VERDICTS[row["benefit"]]
+        lines.append(f"{row['site']} alone, {patients} at epsilon {epsilon:g}: {verdict}.")
+    together, asked = report["federation"], len(planned.sites) + len(planned.refusals)
     # A stricter site keeps to its own budget, whatever the study aims at.
-    most = min(target, max((plan.epsilon_budget for plan in planned.accepting), default=target))
+    most = min(target, max((plan.epsilon_budget for plan in planned.sites), default=target))
     if together is not None:
         lines.append(
-            f"Together ({len(together['sites'])} of {len(planned.sites)} sites), "
+            f"Together ({len(together['sites'])} of {asked} sites), "
             f"{together['declared_patients']} patients at epsilon {most:g}: "
             f"{VERDICTS[together['benefit']]}. The averaged update has noise / C = "
             f"{wording.significant(together['noise_per_coordinate'])} and noise / signal = "

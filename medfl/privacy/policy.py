@@ -8,9 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medfl.config import SiteConfig
+from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import PolicyRefused
 from medfl.privacy.mechanism import REVISION, Mechanism
+
+
+def check_study(study: StudyConfig, site: SiteConfig, *, private: bool = True) -> None:
+    """Accept what a study fixes by itself, whatever noise the planner may find for it.
+
+    It comes before any planning: absurd numbers would keep the planner for hours, and a site that
+    refuses owes nobody a plan.
+
+    Args:
+        study: The proposal.
+        site: The site's own file.
+        private: False for the baseline without noise.
+
+    Raises:
+        PolicyRefused: At the first rule that is broken, with the rule's code.
+    """
+    proposed = Mechanism(
+        sampling_prob=study.privacy.sampling_prob,
+        # The planner never goes below the site's floor.
+        noise_multiplier=max(site.privacy.min_noise_multiplier, 1.0) if private else 0.0,
+        clip_norm=study.privacy.clip_norm,
+        clipping=study.privacy.clipping,
+        local_steps=study.training.local_steps,
+        declared_patients=site.declared_patients,
+        noise_origin=study.privacy.noise,
+    )
+    check_proposal(proposed, rounds=study.training.rounds, site=site)
 
 
 def check_proposal(mechanism: Mechanism, *, rounds: int, site: SiteConfig) -> None:

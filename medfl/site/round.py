@@ -24,10 +24,9 @@ from medfl.privacy.accounting.planner import plan_site
 from medfl.privacy.engine import StepObserver, local_optimizer, train_round
 from medfl.privacy.ledger.allowance import most_steps
 from medfl.privacy.ledger.ledger import Agreement, Permit
-from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
-from medfl.privacy.policy import check_proposal
+from medfl.privacy.policy import check_proposal, check_study
 from medfl.protocol.messages import (
     Declaration,
     Proposal,
@@ -58,6 +57,7 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
         MedflError: If the site cannot take part (data, modalities, ledger).
     """
     site, study = site_state.site, proposal.study
+    check_study(study, site, private=proposal.private)
     # Whatever would make a round fail shall fail here, before anything is charged.
     site_state.stores(study)
     site_state.network(study)
@@ -65,7 +65,6 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
     with site_state.open_ledger() as ledger:
         agreement = ledger.agreement(proposal.run)
         if agreement is None:
-            _require_within_policy(proposal, site_state)
             site_state.require_declared_patients()
             mechanism = plan_site(
                 study, site, history=ledger.history(), private=proposal.private
@@ -213,21 +212,6 @@ def train_update(
         site_state.outbox.keep_newest(_KEPT_OF_OPEN_DATA, max_bytes=_KEPT_BYTES)
     _wait(arrived, seconds=site_state.site.privacy.answer_seconds)
     return update, released
-
-
-def _require_within_policy(proposal: Proposal, site_state: SiteState) -> None:
-    """Check what the study fixes by itself; absurd numbers would keep the planner for hours."""
-    study, site = proposal.study, site_state.site
-    proposed = Mechanism(
-        sampling_prob=study.privacy.sampling_prob,
-        noise_multiplier=max(site.privacy.min_noise_multiplier, 1.0) if proposal.private else 0.0,
-        clip_norm=study.privacy.clip_norm,
-        clipping=study.privacy.clipping,
-        local_steps=study.training.local_steps,
-        declared_patients=site.declared_patients,
-        noise_origin=study.privacy.noise,
-    )
-    check_proposal(proposed, rounds=study.training.rounds, site=site)
 
 
 def _require_bounded(weights: Weights) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.errors import PolicyRefused
+from medfl.errors import BudgetExceeded, PolicyRefused
 from medfl.privacy.accounting.planner import (
     Benefit,
     SitePlan,
@@ -18,7 +18,7 @@ from medfl.privacy.accounting.planner import (
     noise_to_signal,
     plan_site,
 )
-from medfl.privacy.policy import check_proposal
+from medfl.privacy.policy import check_study
 from medfl.protocol.study_model import model_spec
 from medfl.segmentation.networks import trainable_state
 from medfl.site.state import simulated_state
@@ -42,31 +42,26 @@ class PlannedNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """The plans of all sites, and who would refuse.
+    """The plans of the sites that would take part, and who would refuse.
 
     Attributes:
         study: The study.
-        sites: One plan a site, in the order in which they were given.
-        refusals: Why a site would refuse, by name of the site.
+        sites: One plan a site that would take part, in the order in which they were given.
+        refusals: Why another site would refuse, by its name: its policy, or its budget.
         parameters: Trainable parameters of the network.
     """
 
     study: StudyConfig
     sites: tuple[SitePlan, ...]
-    refusals: Mapping[str, PolicyRefused]
+    refusals: Mapping[str, PolicyRefused | BudgetExceeded]
     parameters: int
-
-    @property
-    def accepting(self) -> tuple[SitePlan, ...]:
-        """Plans of the sites that would take part."""
-        return tuple(plan for plan in self.sites if plan.site not in self.refusals)
 
     @property
     def federation(self) -> PlannedNoise | None:
         """Of the averaged update of all sites that would take part; None if nobody would."""
-        if not self.accepting:
+        if not self.sites:
             return None
-        return self._noise(averaged_noise(self.accepting))
+        return self._noise(averaged_noise(self.sites))
 
     def noise_of(self, plan: SitePlan) -> PlannedNoise:
         """Of the update of one site by itself."""
@@ -80,17 +75,18 @@ class StudyPlan:
             "target_epsilon": self.study.privacy.epsilon,
             "parameters": self.parameters,
             "sites": [self._row(plan) for plan in self.sites],
+            "refused": {name: refusal.code for name, refusal in self.refusals.items()},
             "federation": None
             if together is None
             else {
-                "sites": [plan.site for plan in self.accepting],
-                "declared_patients": sum(p.mechanism.declared_patients for p in self.accepting),
+                "sites": [plan.site for plan in self.sites],
+                "declared_patients": sum(p.mechanism.declared_patients for p in self.sites),
                 **asdict(together),
             },
         }
 
     def _row(self, plan: SitePlan) -> dict[str, Any]:
-        mechanism, refusal = plan.mechanism, self.refusals.get(plan.site)
+        mechanism = plan.mechanism
         return {
             "site": plan.site,
             "declared_patients": mechanism.declared_patients,
@@ -107,7 +103,6 @@ class StudyPlan:
             "epsilon": plan.epsilon,
             "epsilon_budget": plan.epsilon_budget,
             "steps_until_spent": plan.steps_until_spent(),
-            "refused": "" if refusal is None else refusal.code,
             **asdict(self.noise_of(plan)),
         }
 
@@ -127,8 +122,8 @@ def plan_study(
 ) -> StudyPlan:
     """Plan a study from the ledgers as they are; no image is needed.
 
-    The noise of each site is the smallest whose epsilon stays within the study's target and what is
-    left of the site's budget.
+    Each site's policy is asked first. The noise of a site is the smallest whose epsilon stays
+    within the study's target and what is left of the site's budget.
 
     Args:
         study: The study.
@@ -136,25 +131,28 @@ def plan_study(
         run_folder: Where open-data sites keep their ledgers; they start at zero without it.
 
     Returns:
-        The plans; a site whose policy would refuse the study is named there.
+        The plans; a site whose policy or budget would refuse the study is named there.
 
     Raises:
-        BudgetExceeded: If the study does not fit a site's remaining budget.
         ConfigError: If two sites have one name.
         LedgerError: If a hospital's ledger is missing or damaged.
         ModelError: If the network cannot be built or is unfit for DP training.
     """
     require_distinct([site.name for site in sites])
-    plans = tuple(_plan(study, site, run_folder=run_folder) for site in sites)
     weights = trainable_state(model_spec(study).build(seed=study.seed))
-    refusals = {
-        site.name: refusal
-        for plan, site in zip(plans, sites, strict=True)
-        if (refusal := _refusal(plan, site)) is not None
-    }
+    plans: list[SitePlan] = []
+    refusals: dict[str, PolicyRefused | BudgetExceeded] = {}
+    for site in sites:
+        try:
+            check_study(study, site)
+            plans.append(_plan(study, site, run_folder=run_folder))
+        except PolicyRefused as error:
+            refusals[site.name] = PolicyRefused(f"Site {site.name}: {error}", code=error.code)
+        except BudgetExceeded as error:
+            refusals[site.name] = error
     return StudyPlan(
         study=study,
-        sites=plans,
+        sites=tuple(plans),
         refusals=refusals,
         parameters=sum(math.prod(weight.shape) for weight in weights.values()),
     )
@@ -166,11 +164,3 @@ def _plan(study: StudyConfig, site: SiteConfig, *, run_folder: Path | None) -> S
     site_state = simulated_state(site, run_folder=run_folder or site.state)
     with site_state.open_ledger() as ledger:
         return plan_site(study, site, history=ledger.history())
-
-
-def _refusal(plan: SitePlan, site: SiteConfig) -> PolicyRefused | None:
-    try:
-        check_proposal(plan.mechanism, rounds=plan.rounds, site=site)
-    except PolicyRefused as error:
-        return PolicyRefused(f"Site {site.name}: {error}", code=error.code)
-    return None

@@ -153,7 +153,8 @@ def test_json_holds_every_figure_of_the_plan(medfl: Medfl, study: Any, site: Any
         assert row["noise_to_signal"] == pytest.approx(ratio)
         assert row["epsilon_before"] == 0.0
         assert 7.99 < row["epsilon"] <= 8.0
-        assert (row["epsilon_budget"], row["refused"]) == (budget, "")
+        assert row["epsilon_budget"] == budget
+    assert report["refused"] == {}
     du, fg = report["sites"]
     assert du["noise_multiplier"] == fg["noise_multiplier"]
     assert du["steps_until_spent"] > fg["steps_until_spent"] > 12
@@ -222,13 +223,42 @@ def test_a_budget_that_is_used_up_is_said(medfl: Medfl, study: Any, site: Any) -
     spent(hospital, sigma=1.6, rounds=3)
     ended = medfl("plan", study(), hospital)
     refused(ended, 3, "Site DU", "used it up")
-    assert ended.out == ""
+    assert ended.out == "DU would answer budget-exceeded.\n"
+
+
+def test_a_site_without_budget_does_not_hide_what_the_others_may_expect(
+    medfl: Medfl, study: Any, site: Any
+) -> None:
+    hospital, other = site("DU", purpose="hospital", budget=3.0), site("FG")
+    spent(hospital, sigma=1.6, rounds=3)
+    ended = medfl("plan", study(), hospital, other, "--json")
+    refused(ended, 3, "Site DU", "used it up")
+    report = json.loads(ended.out)
+    assert report["refused"] == {"DU": "budget-exceeded"}
+    assert report["federation"]["sites"] == ["FG"]
+
+
+def test_policy_is_asked_before_anything_is_planned(
+    medfl: Medfl, study: Any, site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of a million steps would keep the planner for hours, for sites that refuse it."""
+
+    def planned(*_: Any, **__: Any) -> None:
+        raise AssertionError("planned for a site that refuses")
+
+    monkeypatch.setattr("medfl.study.plan.plan_site", planned)
+    refusals = [
+        ({"rounds": 10**6}, "rounds <= 100"),
+        ({"local_steps": 10**6}, "local_steps <= "),
+        ({"clip_norm": 2.0}, "clip_norm <= 1.0"),
+    ]
+    for changed, rule in refusals:
+        refused(medfl("plan", study(**changed), site()), 3, "Site DU", rule)
 
 
 def test_a_target_that_no_noise_meets_is_said(medfl: Medfl, study: Any, site: Any) -> None:
     ended = medfl("plan", study(epsilon=1e-7), site())
     refused(ended, 3, "Site DU", "cost at most epsilon 1e-07", "12 steps", "found none")
-    assert ended.out == ""
 
 
 @pytest.mark.slow
@@ -258,7 +288,8 @@ def test_a_site_that_would_refuse_is_shown_and_ends_the_plan_with_its_rule(
     ended = medfl("plan", study(**of_study), *files, "--json")
     refused(ended, 3, "Site FG", *parts)
     report = json.loads(ended.out)
-    assert [row["refused"] for row in report["sites"]] == ["", code]
+    assert [row["site"] for row in report["sites"]] == ["DU"]
+    assert report["refused"] == {"FG": code}
     assert report["federation"]["sites"] == ["DU"]
     assert report["federation"]["noise_per_coordinate"] == pytest.approx(
         report["sites"][0]["noise_per_coordinate"]
@@ -273,7 +304,10 @@ def test_a_site_that_would_refuse_is_shown_and_ends_the_plan_with_its_rule(
 def test_nothing_is_promised_where_every_site_refuses(medfl: Medfl, study: Any, site: Any) -> None:
     files = [site("DU", max_rounds=2), site("FG", max_rounds=3)]
     ended = medfl("plan", study(), *files, "--json")
-    refused(ended, 3, "Site DU", "rounds <= 2")
+    assert ended.code == 3
+    du, fg = ended.err.splitlines()
+    assert du.startswith("error: Site DU: ") and "rounds <= 2" in du
+    assert fg.startswith("Site FG: ") and "rounds <= 3" in fg
     assert json.loads(ended.out)["federation"] is None
     assert "Together" not in medfl("plan", study(), *files).out
 
