@@ -13,6 +13,9 @@ OMP_NUM_THREADS ?= 2
 WORKERS ?= 2
 
 export OMP_NUM_THREADS
+# Threads that wait for each other sleep, so that they leave shared cores to whoever has work.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 

@@ -2,11 +2,14 @@
 
     python pipelines/benchmark.py                     all parts
     python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
+    python pipelines/benchmark.py waiting [--quick]
     python pipelines/benchmark.py federation [--way ray --sites 8 --payload 20] [--out DIR]
     python pipelines/benchmark.py data [--full-size 50 --full-size 500]
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
-with the same network, crops and threads. `federation` shows what a round costs beside its training
+with the same network, crops and threads. `waiting` times that step alone and beside a process that
+keeps a core busy, with threads that spin while they wait and with threads that sleep. `federation`
+shows what a round costs beside its training
 and how much memory the server takes, in this process, on Flower's simulation runtime and as real
 processes. `data` checks cohorts of growing size and shows how long training waits for patients, and
 how much memory both take for cases of full size.
@@ -15,15 +18,17 @@ Everything runs in processes of its own, one measurement at a time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import federation_scale
@@ -42,6 +47,8 @@ WAYS = {
     "opacus_hooks": "Opacus hooks (DP, per crop)",
     "opacus_ghost": "Opacus ghost clipping (DP, per crop)",
 }
+WAITING = {"ACTIVE": "spin", "PASSIVE": "sleep, as medfl has it"}
+BUSY = "while True: pass"
 TIMED_SECONDS = 8.0
 PREFLIGHT_CASES = (250, 500, 1000)
 FULL_SIZE_CASES = (10, 40)
@@ -78,6 +85,7 @@ def main(context: typer.Context) -> None:
     """Measure what medfl costs on this machine; all parts unless one is named."""
     if context.invoked_subcommand is None:
         step(crop=None, quick=False, out=None)
+        waiting(quick=False)
         federation(way=None, sites=None, payload=None, out=None)
         data(full_size=None)
 
@@ -217,18 +225,54 @@ def step(
         console.print(f"Written to {out}")
 
 
+@app.command()
+def waiting(
+    quick: Annotated[bool, typer.Option(help="One timed step each.")] = False,
+) -> None:
+    """Time of one private step, by how OpenMP's threads wait for each other."""
+    seconds: dict[tuple[str, bool], float] = {}
+    for busy, policy in itertools.product((False, True), WAITING):
+        neighbour = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None  # noqa: S603
+        try:
+            with console.status(f"{policy}{' beside a busy process' if busy else ''}"):
+                cost = StepCost(
+                    **_child(
+                        "step_cost.py",
+                        ENGINE,
+                        "32",
+                        str(0.0 if quick else TIMED_SECONDS),
+                        environment={"OMP_WAIT_POLICY": policy},
+                    )
+                )
+        finally:
+            if neighbour is not None:
+                neighbour.kill()
+                neighbour.wait()
+        seconds[policy, busy] = cost.seconds
+    table = Table(title=f"One private step, crops of 32^3, {cost.threads} threads")
+    for heading in ("threads that wait", "alone, s", "beside a busy process, s", "x"):
+        table.add_column(heading, justify="left" if heading == "threads that wait" else "right")
+    for policy, label in WAITING.items():
+        alone, beside = seconds[policy, False], seconds[policy, True]
+        table.add_row(label, f"{alone:.2f}", f"{beside:.2f}", f"{beside / alone:.2f}")
+    console.print(table)
+
+
 def _measured(way: str, *, crop: int, timed_seconds: float) -> StepCost:
     with console.status(f"{crop}^3: {WAYS.get(way, 'noise of one step')}"):
         return StepCost(**_child("step_cost.py", way, str(crop), str(timed_seconds)))
 
 
-def _child(script: str, *arguments: str) -> dict[str, Any]:
+def _child(
+    script: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Run a measuring script in a process of its own; its last line of output is JSON."""
     child = subprocess.run(  # noqa: S603
         [sys.executable, str(Path(__file__).with_name(script)), *arguments],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **environment},
     )
     if child.returncode != 0:
         console.print(child.stderr, markup=False)

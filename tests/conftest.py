@@ -14,6 +14,7 @@ from hypothesis import settings
 
 # Before torch, Flower or matplotlib is imported: each reads its variables once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["MPLBACKEND"] = "Agg"

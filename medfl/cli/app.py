@@ -7,6 +7,7 @@ Exit codes: 1 a run failed, 2 configuration, data or model, 3 privacy was at sta
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import typer
@@ -95,6 +96,9 @@ def options(
 def main() -> None:
     """Run the command line and exit."""
     console = Console(stderr=True, soft_wrap=True)
+    # Before torch is imported. OpenMP's threads spin by default while they wait for each other: on
+    # cores that are shared with anything else they then wait for the very core that they occupy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "win32":
         console.print(f"error: {_NO_WINDOWS}", style="bold red", markup=False, highlight=False)
         sys.exit(2)

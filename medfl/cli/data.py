@@ -110,6 +110,7 @@ def check(
     own screen; with --shareable they name patients by a keyed hash and nothing else.
     """
     from medfl.data.checks import shareable
+    from medfl.preflight.machine import resources, this_machine
     from medfl.preflight.site import preflight, pseudonym_key
 
     if detect:
@@ -142,6 +143,8 @@ def check(
         Console().print(table)
     else:
         typer.echo(f"{config.name}: nothing found; the site is ready.")
+    if not as_json:
+        typer.echo(resources(config, machine=this_machine(config.state)))
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(2)
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from medfl.config import StudyConfig
+from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Case
 from medfl.data.layouts.survey import survey_cohort
 from medfl.data.nifti.headers import FileFaults, read_header
@@ -88,7 +89,7 @@ def this_machine(folder: Path) -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = int(min(memory, _container_limit()))
     return Machine(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores(),
+        cores=_allowed_cores(),
         memory_bytes=memory,
         available_bytes=min(memory, _available(memory)),
         free_disk_bytes=shutil.disk_usage(nearest_existing(folder)).free,
@@ -170,6 +171,23 @@ def _findings(site_state: SiteState, *, machine: Machine, need: Need) -> Iterato
         )
 
 
+def resources(site: SiteConfig, *, machine: Machine) -> str:
+    """What one training process of a site gets of this machine, in a sentence."""
+    text = f"{site.name} trains with {site.threads} of {machine.cores} cores"
+    if site.device == "cpu":
+        return f"{text} and {_gb(machine.available_bytes)} of memory, without a GPU."
+    try:
+        device = device_named(site.device, where="device")
+    except ConfigError:  # a finding of its own
+        return f"{text}."
+    gpu = torch.cuda.get_device_properties(device)
+    return (
+        f"{text} and {_gb(gpu.total_memory)} of {gpu.name}. A simulation on Ray shares the "
+        f"{torch.cuda.device_count()} GPUs of this machine evenly among the sites that work at "
+        "once, and says so when it starts."
+    )
+
+
 def _finding(severity: Severity, name: str, *, rule: str, value: str, fix: str) -> Finding:
     return Finding(
         severity=severity, patient="", name=name, rule=rule, value=value, fix=fix, names=True
@@ -205,8 +223,21 @@ def _parameters(site_state: SiteState, study: StudyConfig) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def _all_cores() -> int:
-    return os.cpu_count() or 1
+def _allowed_cores() -> int:
+    """Cores that this process may use, by its affinity and by the container's share of time."""
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, math.floor(min(allowed, _container_cores())))
+
+
+def _container_cores() -> float:
+    """Core seconds a second of the container that this process is in; infinite without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no control groups, or the word "max"
+        return math.inf
 
 
 def _container_limit() -> float:

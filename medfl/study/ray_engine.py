@@ -64,6 +64,10 @@ class Places:
     at_once: int
     turns: int
 
+    def __str__(self) -> str:
+        gpu = f" and {self.gpus_each:.2g} GPU" if self.gpus_each else ""
+        return f"sites at once: {self.at_once}, each with {self.threads} CPU{gpu}"
+
 
 def places_here(sites: Sequence[SiteConfig]) -> Places:
     """Share this machine among sites; see `places_of`."""

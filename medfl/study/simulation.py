@@ -85,6 +85,7 @@ def simulate(
     )
     server_app = make_server_app(run)
     if engine == "ray":
+        progress.phase(str(places_here(sites)))
         run_on_ray(server_app, list(sites), run_folder=out)
     else:
         site_states = [simulated_state(site, run_folder=out) for site in sites]

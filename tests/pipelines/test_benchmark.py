@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,12 @@ def test_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert len(steps) == 6
     assert all(entry["seconds"] > 0 for entry in steps)
     assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_benchmark_sets_threads_that_sleep_beside_threads_that_spin() -> None:
+    command = [sys.executable, str(PIPELINES / "benchmark.py"), "waiting", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for label in ("spin", "sleep"):
+        assert re.search(rf"{label}.*\d\.\d\d.*\d\.\d\d.*\d\.\d\d", done.stdout)

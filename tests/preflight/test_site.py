@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from medfl.preflight.machine import (
     Need,
     check_machine,
     need_of,
+    resources,
     this_machine,
 )
 from medfl.preflight.site import (
@@ -384,6 +386,33 @@ def test_this_machine_is_what_another_library_says(tmp_path: Path) -> None:
     assert 0 < machine.memory_bytes <= memory.total
     assert 0 < machine.available_bytes <= min(machine.memory_bytes, 1.25 * memory.available)
     assert machine.free_disk_bytes == pytest.approx(psutil.disk_usage(str(tmp_path)).free, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 4), ("250000 100000", 2), ("50000 100000", 1), ("", 4)]
+)
+def test_a_containers_share_of_time_counts_as_cores(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads beyond it are stopped for the rest of each period, and the others wait for them."""
+    read = Path.read_text
+
+    def of_container(path: Path, **named: Any) -> str:
+        return quota if path == Path("/sys/fs/cgroup/cpu.max") else read(path, **named)
+
+    monkeypatch.setattr(Path, "read_text", of_container)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert this_machine(tmp_path).cores == cores
+
+
+def test_a_site_is_told_what_it_gets(federation: Any) -> None:
+    text = resources(federation.site("east", threads=3), machine=LARGE)
+    assert text == (
+        f"east trains with 3 of {LARGE.cores} cores and {LARGE.available_bytes / 1e9:.1f} GB of "
+        "memory, without a GPU."
+    )
+    missing = resources(federation.site("east", device="cuda:99"), machine=LARGE)
+    assert missing == f"east trains with 1 of {LARGE.cores} cores."
 
 
 def test_disk_is_needed_for_every_case_at_its_own_size(site_state: SiteState) -> None:

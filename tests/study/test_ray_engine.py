@@ -21,6 +21,7 @@ def test_as_many_sites_work_at_once_as_there_are_cpus_for(
     assert (places.threads, places.at_once, places.cpus) == (threads, at_once, used)
     assert places.turns == turns
     assert places.gpus_each == 0.0
+    assert str(places) == f"sites at once: {at_once}, each with {threads} CPU"
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "part"), [(16, 1, 1 / 3), (16, 2, 2 / 3), (1, 4, 1.0)])
@@ -28,7 +29,9 @@ def test_sites_that_ask_for_a_gpu_share_what_there_is(
     cpus: int, gpus: int, part: float, federation: Any
 ) -> None:
     sites = federation.sites(device="cuda")
-    assert places_of(sites, cpus=cpus, gpus=gpus).gpus_each == pytest.approx(part)
+    places = places_of(sites, cpus=cpus, gpus=gpus)
+    assert places.gpus_each == pytest.approx(part)
+    assert str(places).endswith(f"CPU and {part:.2g} GPU")
 
 
 @pytest.mark.parametrize(
