@@ -7,10 +7,11 @@ purpose: the planner derives it from the target epsilon.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from medfl.config.files import Section, load
 from medfl.config.site import (
@@ -31,6 +32,8 @@ Millimetres = Annotated[float, Field(ge=0.1, le=20)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Baseline = Literal["non-private", "local-only", "initial-only", "threshold"]
 Variety = Literal["narrow", "wide"]
+
+_LARGEST_ARGUMENT, _LONGEST_ARGUMENT = 10**4, 64
 
 
 class StudyInput(Section):
@@ -79,10 +82,40 @@ class StudyInput(Section):
 
 
 class StudyNetwork(Section):
-    """A network of `monai.networks.nets` by name, with its keyword arguments."""
+    """A network of `monai.networks.nets` by name, with its keyword arguments.
 
-    name: str
+    Attributes:
+        name: Of the class.
+        arguments: Numbers in them are finite and at most 10^4, and lists have at most 64 entries:
+            a site builds whatever it accepts, and a list of blocks may not keep it busy for ever.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
     arguments: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("arguments")
+    @classmethod
+    def _bounded(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for key, value in arguments.items():
+            for leaf in _leaves(value):
+                if isinstance(leaf, int | float) and not abs(leaf) <= _LARGEST_ARGUMENT:
+                    raise ValueError(
+                        f"expected numbers within +-{_LARGEST_ARGUMENT}, found {key} with {leaf:g}"
+                    )
+        return arguments
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The single values in lists and tables."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    if len(value) > _LONGEST_ARGUMENT:
+        raise ValueError(f"expected at most {_LONGEST_ARGUMENT} entries, found {len(value)}")
+    for item in value:
+        yield from _leaves(item)
 
 
 class StudyPrivacy(Section):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from medfl import __version__
 from medfl.cli import app
@@ -289,6 +291,32 @@ def test_a_case_that_lacks_a_modality_is_refused(
     ended = medfl("predict", case, "--model", model, "-o", tmp_path / "mask.nii.gz")
     refused(ended, 2, case, "t1ce")
     assert not (tmp_path / "mask.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("crop_size", [10**9, 16, 16]),
+        ("crop_size", [0, 16, 16]),
+        ("arguments", {"blocks_down": [1, 10**9]}),
+        ("network", "../SegResNet"),
+        ("modalities", ["t2f", "t1c"]),
+        ("modalities", 3),
+        ("spacing", [1e-9, 1, 1]),
+        ("regions", ["WT", "whole"]),
+    ],
+)
+def test_a_forged_model_cannot_keep_the_machine_busy(
+    key: str, value: object, medfl: Medfl, case: Path, model: Path, tmp_path: Path
+) -> None:
+    with safe_open(model, framework="pt") as file:
+        metadata = dict(file.metadata())
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata["spec"] = json.dumps(json.loads(metadata["spec"]) | {key: value})
+    forged = tmp_path / "forged.safetensors"
+    save_file(weights, forged, metadata=metadata)
+    ended = medfl("predict", case, "--model", forged, "-o", tmp_path / "mask.nii.gz")
+    refused(ended, 2, "expected")
 
 
 def test_a_model_file_of_something_else_is_refused(

@@ -96,6 +96,21 @@ def test_the_digest_names_the_content_and_not_the_writing(tmp_path: Path) -> Non
             "min_sites = 3\nema_decay = 1.0",
             "key aggregation.ema_decay: .* found",
         ),
+        (
+            '"SegResNet"',
+            '"SegResNet"\narguments = { blocks_down = [1, 1000000000] }',
+            r"key network.arguments: expected numbers within .*, found blocks_down with 1e\+09",
+        ),
+        (
+            '"SegResNet"',
+            '"SegResNet"\narguments = { norm = ["GROUP", { eps = nan }] }',
+            "key network.arguments: .* found norm with nan",
+        ),
+        (
+            '"SegResNet"',
+            f'"SegResNet"\narguments = {{ blocks_up = {[1] * 65} }}',
+            "key network.arguments: expected at most 64 entries, found 65",
+        ),
         ('"gliomas-1"', '"a b"', "key id: expected 1 to 40 letters.* found 'a b'"),
         ('"gliomas-1"', '"x"\nsite = "DU"', "key site: unknown key"),
         (
