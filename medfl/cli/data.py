@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medfl.cli.advance import shown_advance
+from medfl.cli.numbers import LARGEST_SEED, finite
 from medfl.config import load_site, load_study
 from medfl.errors import ConfigError, DataError
 
@@ -41,18 +42,20 @@ def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     patients: Annotated[
         tuple[int, int, int, int],
-        typer.Option(min=1, help="Patients of north, east, south and west."),
+        typer.Option(min=1, max=10**5, help="Patients of north, east, south and west."),
     ] = (60, 48, 36, 24),
     shape: Annotated[
-        tuple[int, int, int], typer.Option(min=16, help="Voxels: right, anterior, superior.")
+        tuple[int, int, int],
+        typer.Option(min=16, max=1024, help="Voxels: right, anterior, superior."),
     ] = (64, 64, 48),
-    spacing: Annotated[tuple[float, float, float], typer.Option(help="Millimetres per voxel.")] = (
-        2.8,
-        2.8,
-        3.4,
-    ),
+    spacing: Annotated[
+        tuple[float, float, float],
+        typer.Option(min=0.1, max=20, callback=finite, help="Millimetres per voxel."),
+    ] = (2.8, 2.8, 3.4),
     whole_head: Annotated[bool, typer.Option("--whole-head", help="Keep skull and scalp.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed gives other patients.")] = 7,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Another seed gives other patients.")
+    ] = 7,
 ) -> None:
     """Write four synthetic hospitals with a site file each.
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medfl.cli.advance import shown_advance
+from medfl.cli.numbers import finite
 from medfl.config import load_site
 from medfl.config.site import MODALITY_ORDER, REGION_ORDER, LabelScheme, Layout, SiteData
 from medfl.errors import ConfigError
@@ -105,7 +106,8 @@ def evaluate(
         list[str] | None, typer.Option(help="What to score; all that the scheme shows.")
     ] = None,
     tolerance_mm: Annotated[
-        float, typer.Option(min=0.0, help="Tolerance of the surface Dice.")
+        float,
+        typer.Option(min=0.0, max=1000.0, callback=finite, help="Tolerance of the surface Dice."),
     ] = 1.0,
 ) -> None:
     """Score segmentations against the masks of a cohort: Dice, HD95, surface Dice, volumes.

@@ -40,7 +40,7 @@ def init(
             "machine only."
         ),
     ] = "localhost",
-    port: Annotated[int, typer.Option(help="TCP port.")] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8443,
     federation: Annotated[
         str, typer.Option("--name", help="The federation's name, as hospitals read it.")
     ] = "medfl federation",

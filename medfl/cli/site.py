@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medfl.cli.numbers import finite
+
 SiteFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The site's state folder, as in its site file.")
 ]
@@ -154,7 +156,15 @@ def leave(
 def clean(
     site: SiteFile,
     older_than: Annotated[
-        float, typer.Option("--older-than", metavar="DAYS", min=0, help="Age of what is deleted.")
+        float,
+        typer.Option(
+            "--older-than",
+            metavar="DAYS",
+            min=0,
+            max=36500,
+            callback=finite,
+            help="Age of what is deleted.",
+        ),
     ] = 30.0,
 ) -> None:
     """Delete sent updates that no server should ask for any more; the ledger stays.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medfl.cli.advance import shown_advance
+from medfl.cli.numbers import finite
 
 
 def register(app: typer.Typer) -> None:
@@ -27,10 +28,11 @@ def from_fets(
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the site files.")],
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of patients that never train.")
+        float,
+        typer.Option(min=0, max=0.9, callback=finite, help="Share of patients that never train."),
     ] = 0.2,
     at_least: Annotated[
-        int, typer.Option(min=1, help="Leave institutions with fewer cases out.")
+        int, typer.Option(min=1, max=10**6, help="Leave institutions with fewer cases out.")
     ] = 10,
 ) -> None:
     """Write one site file for each institution of FeTS 2022."""
