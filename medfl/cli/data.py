@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from medfl.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from medfl.config import SiteConfig
     from medfl.data.cache import TensorCache
+    from medfl.data.layouts.detection import Proposal
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
@@ -95,7 +97,8 @@ def check(
         typer.Option(metavar="FILE", help="Authority that signed the server's certificate."),
     ] = None,
     detect: Annotated[
-        bool, typer.Option("--detect", help="Only propose layout and label_scheme for the images.")
+        bool,
+        typer.Option("--detect", help="Only propose a site file for the images: layout, labels."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     for_others: Annotated[
@@ -117,7 +120,7 @@ def check(
     from medfl.preflight.site import preflight, pseudonym_key
 
     if detect:
-        _detect(site if site.is_dir() else load_site(site).data.root, as_json=as_json)
+        _detect((site,) if site.is_dir() else load_site(site).data.roots, as_json=as_json)
         return
     config = load_site(site)
     if ca is not None and not server:
@@ -152,39 +155,67 @@ def check(
         raise typer.Exit(2)
 
 
-def _detect(root: Path, *, as_json: bool) -> None:
-    """Propose how a folder is laid out; exits with 2 if no layout fits."""
+def _detect(roots: Sequence[Path], *, as_json: bool) -> None:
+    """Propose how folders are laid out; exits with 2 if no layout fits."""
     from medfl.data.layouts.detection import detect
     from medfl.data.layouts.other_formats import not_nifti
 
-    proposals = detect(root)
+    proposals = detect(*(root.resolve() for root in roots))
+    if not proposals:
+        for root in roots:
+            if other := not_nifti(root):
+                raise DataError(str(other))
+        raise DataError(
+            f"{', '.join(map(str, roots))}: expected folders that a known layout describes, found "
+            "none. Describe them with layout = 'custom' in the site file."
+        )
     if as_json:
         typer.echo(json.dumps([asdict(proposal) for proposal in proposals], indent=2))
-    elif proposals:
-        table = Table(title=f"{root}: what it seems to hold")
-        for name in ("sure", "layout", "label_scheme", "modalities", "patients", "cases", "why"):
-            table.add_column(name, overflow="fold")
-        for found in proposals:
-            values = ", ".join(f"{value:g}" for value in found.values) or "no mask"
-            others = f"; fits {', '.join(found.other_schemes)} too" if found.other_schemes else ""
-            table.add_row(
-                found.surety,
-                found.layout,
-                found.label_scheme,
-                ", ".join(found.modalities),
-                str(found.patients),
-                str(found.cases),
-                f"explains {found.explained:.0%} of the folders, {found.problems} problems; mask "
-                f"values {values}{others}",
-            )
-        Console().print(table)
-    if not proposals:
-        if other := not_nifti(root):
-            raise DataError(str(other))
-        raise DataError(
-            f"{root}: expected folders that a known layout describes, found none. Describe them "
-            "with layout = 'custom' in the site file."
-        )
+        return
+    # What is printed is a site file: all that is said about it stands in comments.
+    table = Table(title=f"{', '.join(map(str, roots))}: what it seems to hold")
+    for name in ("sure", "layout", "label_scheme", "modalities", "patients", "cases", "why"):
+        table.add_column(name, overflow="fold")
+    for found in proposals:
+        cells = (found.surety, found.layout, found.label_scheme, ", ".join(found.modalities))
+        table.add_row(*cells, str(found.patients), str(found.cases), _reasons(found))
+    console = Console(width=max(60, Console().width - 2))
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(f"# {line}")
+    typer.echo(_site_file(proposals[0]))
+
+
+def _reasons(found: Proposal) -> str:
+    values = ", ".join(f"{value:g}" for value in found.values) or "no mask"
+    schemes = f"; fits {', '.join(found.other_schemes)} too" if found.other_schemes else ""
+    alike = f"; {', '.join(found.alike)} reads it alike" if found.alike else ""
+    lacking = f"; {found.incomplete} cases without a mask" if found.incomplete else ""
+    return (
+        f"explains {found.explained:.0%} of the folders, {found.problems} problems; mask values "
+        f"{values}{schemes}{alike}{lacking}"
+    )
+
+
+def _site_file(found: Proposal) -> str:
+    """A site file for what was found, with whatever a person has to look at."""
+    from medfl.config.site_template import site_file_for
+    from medfl.data.layouts.survey import survey_cohort
+
+    remarks = [f"{found.surety}: layout {found.layout}, label_scheme {found.label_scheme}"]
+    if found.surety != "certain":
+        remarks.append("EDIT: look at some masks; what their values mean is not beyond doubt")
+    if found.other_schemes:
+        remarks.append(f"The values fit {', '.join(found.other_schemes)} too")
+    if found.incomplete:
+        remarks.append(f"{found.incomplete} of {found.cases} cases have no mask and are left out")
+    return site_file_for(
+        found.data,
+        name=Path(found.roots[0]).name,
+        patients=len(survey_cohort(found.data).patients),
+        remarks=remarks,
+    )
 
 
 def fill(

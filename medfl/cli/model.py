@@ -18,7 +18,10 @@ from medfl.errors import ConfigError
 
 ModelOption = Annotated[Path, typer.Option("--model", help="A model file of a run.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Layout of a folder.")]
-SchemeOption = Annotated[LabelScheme, typer.Option(help="What the masks' values mean.")]
+SchemeOption = Annotated[
+    LabelScheme | None,
+    typer.Option(help="What the masks' values mean; as the layout was published if not given."),
+]
 ModalityOption = Annotated[
     list[str] | None, typer.Option(help="One that is there; all of the layout if not given.")
 ]
@@ -45,7 +48,7 @@ def predict(
         typer.Option("-o", "--out", help="A mask (.nii.gz) for one case, else a folder."),
     ],
     layout: LayoutOption = "brats2021",
-    label_scheme: SchemeOption = "brats",
+    label_scheme: SchemeOption = None,
     modality: ModalityOption = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write them, one volume a region.")
@@ -100,7 +103,7 @@ def evaluate(
         Path | None, typer.Option("--out", help="Folder for tables and picture.")
     ] = None,
     layout: LayoutOption = "brats2021",
-    label_scheme: SchemeOption = "brats",
+    label_scheme: SchemeOption = None,
     modality: ModalityOption = None,
     region: Annotated[
         list[str] | None, typer.Option(help="What to score; all that the scheme shows.")
@@ -166,7 +169,7 @@ def _data(
     path: Path,
     *,
     layout: Layout,
-    label_scheme: LabelScheme,
+    label_scheme: LabelScheme | None,
     modalities: list[str] | None,
 ) -> SiteData:
     """A site file's data, or those of a folder."""
@@ -182,7 +185,14 @@ def _data(
     named = _known(modalities, MODALITY_ORDER, "modality")
     there = named or LAYOUTS[layout].modalities
     chosen = tuple(name for name in MODALITY_ORDER if name in there)
-    return SiteData(root=path, layout=layout, label_scheme=label_scheme, modalities=chosen)
+    published = LAYOUTS[layout].label_schemes
+    if label_scheme is None and len(published) > 1:
+        raise ConfigError(
+            f"--label-scheme: expected one of {list(published)} with --layout {layout}, which was "
+            "published in all of them, found none."
+        )
+    scheme = label_scheme or published[0]
+    return SiteData(root=path, layout=layout, label_scheme=scheme, modalities=chosen)
 
 
 def _known(given: Sequence[str] | None, order: Sequence[str], option: str) -> list[str]:

@@ -12,29 +12,34 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
 
 from medfl.config.files import Section, expand_variables, load
+from medfl.config.layouts import MODALITY_ORDER as MODALITY_ORDER
+from medfl.config.layouts import BidsChoice, CustomLayout, case_pattern
+from medfl.config.layouts import Layout as Layout
+from medfl.config.layouts import Modality as Modality
 
-Modality = Literal["t1n", "t1c", "t2w", "t2f"]
 Region = Literal["TC", "WT", "ET"]
-Layout = Literal[
+LabelScheme = Literal[
+    "brats",
     "brats2015",
-    "brats2018",
-    "brats2019",
-    "brats2020",
-    "brats2021",
     "brats2023",
     "brats2024",
-    "fets2022",
+    "brats-ped",
+    "brats-men-rt",
+    "lumiere",
     "msd",
     "nnunet",
-    "bids",
     "lgg",
     "custom",
-]
-LabelScheme = Literal[
-    "brats", "brats2015", "brats2023", "brats2024", "msd", "nnunet", "lgg", "custom"
 ]
 Tissue = Literal["background", "edema", "core", "enhancing", "tumour"]
 OwnLabels = tuple[tuple[int, Tissue], ...]
@@ -49,7 +54,6 @@ MAX_LABEL = 255
 DEVICE = r"cpu|cuda(:\d+)?"
 """What a device may be called."""
 
-MODALITY_ORDER: tuple[Modality, ...] = ("t1n", "t1c", "t2w", "t2f")
 REGION_ORDER: tuple[Region, ...] = ("TC", "WT", "ET")
 KNOWN_SCHEMES: tuple[LabelScheme, ...] = tuple(
     scheme for scheme in get_args(LabelScheme) if scheme != "custom"
@@ -95,60 +99,43 @@ def _device(value: str) -> str:
     return value
 
 
-def _case_pattern(value: str) -> str:
-    if "patient" not in _compiled(value).groupindex:
-        raise ValueError("expected a regular expression with a group (?P<patient>...)")
-    return value
-
-
 def _patient_pattern(value: str) -> str:
-    return value and _case_pattern(value)
+    return value and case_pattern(value)
 
 
-def _compiled(value: str) -> re.Pattern[str]:
-    try:
-        return re.compile(value)
-    except re.error as error:
-        raise ValueError(f"expected a regular expression: {error}") from None
+def _roots(value: object) -> Path | tuple[Path, ...]:
+    if isinstance(value, str | Path):
+        return _root(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("expected a folder in quotes, or a list of them")
+    roots = tuple(map(_root, value))
+    if len(set(roots)) < len(roots):
+        raise ValueError("expected each folder once")
+    return roots
 
 
-def _layout_path(value: str) -> str:
-    names = value.split("/")
-    if "{case}" not in value or any(name in ("", ".", "..") for name in names):
-        raise ValueError("expected a path below the root with {case} in it, as {case}/{case}_t1")
-    if value.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError("expected a path without .nii and .nii.gz")
-    return value
+def _written_roots(value: Path | tuple[Path, ...]) -> str | list[str]:
+    return list(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _root(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a folder in quotes, or a list of them")
+    return Path(expand_variables(value))
 
 
 Name = Annotated[str, AfterValidator(_name)]
 ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
 
 
-class CustomLayout(Section):
-    """Where the files of one case lie, for folders that no known layout describes.
-
-    Paths are written below the root, without ``.nii`` or ``.nii.gz``; in them ``{case}`` stands for
-    the case's name and ``*`` for any text within one name.
-
-    Attributes:
-        case: Pattern of a case's name (regular expression); its group ``patient`` is the person.
-        images: Path of each modality's file.
-        mask: Path of the mask.
-        ignored: Names of folders that hold no patients.
-    """
-
-    case: Annotated[str, AfterValidator(_case_pattern)]
-    images: dict[Modality, Annotated[str, AfterValidator(_layout_path)]] = Field(min_length=1)
-    mask: Annotated[str, AfterValidator(_layout_path)]
-    ignored: tuple[str, ...] = ()
-
-
 class SiteData(Section):
     """Where the images are and how they are written.
 
     Attributes:
-        root: Folder of the images.
+        root: Folder of the images, or several of them. A patient of one name is one patient under
+            all of them, and a case may lie under one only.
         layout: How folders and files are named.
         label_scheme: What the masks' values mean; ``custom`` with `labels`.
         labels: Value -> tissue, for the label scheme ``custom``. ``edema``; ``core`` without
@@ -160,10 +147,18 @@ class SiteData(Section):
             name, where the layout cannot know; empty takes the layout's own.
         include: Text file with the names of the site's cases, one a line, where the root holds
             other sites' too; every case if absent.
+        incomplete: What becomes of cases that lack a mask or one of the modalities: ``refuse`` the
+            cohort, or ``leave-out`` these cases, which `medfl check` then names.
         custom: The layout ``custom``.
+        bids: Entity -> values, by which one of several files is chosen with the layout ``bids``:
+            files without the entity count where no other one has a value.
     """
 
-    root: ExpandedPath
+    root: Annotated[
+        Path | tuple[Path, ...],
+        PlainValidator(_roots),
+        PlainSerializer(_written_roots, when_used="json"),
+    ]
     layout: Layout
     label_scheme: LabelScheme
     labels: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")], Tissue] = Field(
@@ -173,7 +168,14 @@ class SiteData(Section):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patient: Annotated[str, AfterValidator(_patient_pattern)] = ""
     include: ExpandedPath | None = None
+    incomplete: Literal["refuse", "leave-out"] = "refuse"
     custom: CustomLayout | None = None
+    bids: BidsChoice = Field(default_factory=dict)
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """All folders of the images."""
+        return self.root if isinstance(self.root, tuple) else (self.root,)
 
     @model_validator(mode="after")
     def _modalities_in_order(self) -> Self:
@@ -215,6 +217,11 @@ class SiteData(Section):
             found = "none" if self.custom is None else f"one beside layout = {self.layout!r}"
             raise ValueError(
                 f"expected a table [data.custom] for layout = 'custom' and no other, found {found}"
+            )
+        if self.bids and self.layout != "bids":
+            raise ValueError(
+                "expected a table [data.bids] for layout = 'bids' and no other, found one beside "
+                f"layout = {self.layout!r}"
             )
         return self
 
@@ -295,5 +302,7 @@ def load_site(path: str | Path) -> SiteConfig:
     site = load(path, SiteConfig)
     base = path.resolve().parent
     include = site.data.include and base / site.data.include
-    data = site.data.model_copy(update={"root": base / site.data.root, "include": include})
+    roots = tuple(base / root for root in site.data.roots)
+    root = roots if isinstance(site.data.root, tuple) else roots[0]
+    data = site.data.model_copy(update={"root": root, "include": include})
     return site.model_copy(update={"state": base / site.state, "data": data})

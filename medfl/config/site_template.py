@@ -6,20 +6,24 @@ its folder of images is not there, and one patient is never the declared number.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from medfl.config.site import SiteData
 
 SITE_FILE = "site.toml"
 
-_TEMPLATE = """\
+_HEAD = """\
 # One hospital's own file. Nothing in it is secret, and nothing that a server sends can change it.
 # Edit what is marked EDIT, then run: medfl check site.toml
 
 name = "{name}"                 # EDIT: public name, agreed with the coordinator
 purpose = "hospital"            # the lifetime ledger is enforced; metrics and baselines are refused
-declared_patients = 1           # EDIT: public number of training patients
-weight = 1.0                    # EDIT: public weight of the update, usually the same number
+declared_patients = {patients}           # EDIT: public number of training patients
+weight = {patients}.0                    # EDIT: public weight of the update, usually that number
 state = "."                     # keys, ledger, outbox, cache: this folder, on a local disk
 # A witness remembers the ledgers of this machine, so that a lost or restored one is noticed, and a
 # second one for the same patients. No site chooses its place: /var/lib/medfl-witness if it exists
@@ -28,20 +32,32 @@ device = "cpu"                  # or "cuda", "cuda:1"
 threads = 2                     # CPU threads of one training process, at most the physical cores
 cache_gigabytes = 60.0          # most disk for prepared images; `medfl cache clear` empties it
 
+"""
+_NEW_DATA = """\
 [data]
-root = "/data/brats"            # EDIT: holds one folder per case; read, never written
-layout = "brats2021"            # `medfl check site.toml --detect` proposes layout and label_scheme
-# Known: brats2015, brats2018 to brats2021, brats2023, brats2024, fets2022, msd, nnunet, bids, lgg;
-# any other folder is layout = "custom" with a table [data.custom], see the end of this file.
+root = "/data/brats"            # EDIT: holds one folder per case; read, never written. Several
+                                # folders of one site: root = ["/data/brats", "/archive/brats"]
+layout = "brats2021"            # `medfl check FOLDER --detect` proposes layout and label_scheme
+# Known: brats2015, brats2018 to brats2021, brats2023 to brats2025; their sister tasks brats-goat,
+# brats-men, brats-men-rt, brats-met, brats-ped, brats-ssa; fets2022, ucsf-pdgm, upenn-gbm, lumiere,
+# mu-glioma-post, msd, nnunet, bids, lgg; any other folder is layout = "custom" with a table
+# [data.custom], see the end of this file.
 label_scheme = "brats"          # what mask values mean: brats (to 2021), brats2015, brats2023,
-                                # brats2024, msd, nnunet or lgg; "custom" with the next line:
+                                # brats2024 (4 is a resection cavity), brats-ped, brats-men-rt,
+                                # lumiere, msd, nnunet or lgg; "custom" with the next line:
 # labels = {{ 1 = "core", 2 = "edema", 3 = "enhancing" }}  # or "tumour": all of it; "background"
 # Which part of a case's name is the person, where the layout cannot know (nnunet):
 # patient = '(?P<patient>sub\\d+)_visit\\d+'
 modalities = ["t1n", "t1c", "t2w", "t2f"]  # those that every case has, in this order
 held_out = 0.0                  # share of patients that never train
 # include = "cases.txt"         # names of the site's cases, one a line, if root holds others' too
+# With layout = "bids": which of several files counts, preferred values first; "" is for files
+# without the entity.
+# bids = {{ run = "1", acq = ["mprage", "space", ""] }}
+# incomplete = "leave-out"      # leaves cases out that lack a mask or a modality; else "refuse"
 
+"""
+_PRIVACY = """\
 [privacy]                       # the site's own policy: anything weaker is refused, never adapted
 epsilon = 8.0                   # EDIT: lifetime budget of the patients, over all studies
 delta = 1e-5                    # at most 1/(10 declared_patients)
@@ -55,14 +71,20 @@ share_metrics = false           # a hospital's scores carry no guarantee, so the
 allow_baselines = false         # training without noise is for open data only
 answer_seconds = 0.0            # above 0, updates leave at multiples of it, so that the time does
                                 # not tell how many patients were drawn
+"""
+_CUSTOM = """\
 
-# With layout = "custom": paths below root, without .nii.gz; {{case}} is the case's name, * any
-# text within a name.
+# With layout = "custom": paths below root; * is any text within a name. {{patient}} is a person's
+# name, {{session}} that of an examination; all sessions of a patient are protected as one.
 # [data.custom]
-# case = '(?P<patient>P\\d+)_v\\d+'        # all cases of one patient are protected as one
+# images = {{ t1n = "{{patient}}/{{session}}/T1", t2f = "{{patient}}/{{session}}/FLAIR*" }}
+# mask = "{{patient}}/{{session}}/tumour"
+# patient = 'P\\d+'               # pattern of the name; any name if not given, and so for session
+# ignored = ["notes"]             # folders that hold no patients
+# Or {{case}}, a name of which a part is the person:
+# case = '(?P<patient>P\\d+)_v\\d+'
 # images = {{ t1n = "{{case}}/T1", t1c = "{{case}}/T1_C*", t2f = "{{case}}/FLAIR" }}
 # mask = "masks/{{case}}"
-# ignored = ["notes"]                     # folders that hold no patients
 """
 
 
@@ -86,8 +108,40 @@ def write_site_template(path: Path, *, name: str) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(_TEMPLATE.format(name=_site_name(name)))
+        text = _HEAD + _NEW_DATA + _PRIVACY + _CUSTOM
+        file.write(text.format(name=_site_name(name), patients=1))
     return True
+
+
+def site_file_for(data: SiteData, *, name: str, patients: int, remarks: Sequence[str] = ()) -> str:
+    """The text of a site file for images that were looked at.
+
+    Args:
+        data: Where the images are, and how they are written; absolute folders.
+        name: Name to begin with.
+        patients: How many train.
+        remarks: What to say above the table of the images.
+    """
+    roots = [str(root) for root in data.roots]
+    table = {
+        "root": roots if len(roots) > 1 else roots[0],
+        "layout": data.layout,
+        "label_scheme": data.label_scheme,
+        "modalities": list(data.modalities),
+        "incomplete": data.incomplete,
+    }
+    if data.incomplete == "refuse":
+        del table["incomplete"]
+    # A text or a list of texts is written alike in JSON and TOML.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    lines = [*(f"# {remark}" for remark in remarks), "[data]", *lines, ""]
+    if data.bids:
+        choice = [f"{key} = {json.dumps(list(values))}" for key, values in data.bids.items()]
+        lines += ["[data.bids]                     # EDIT: preferred values first", *choice, ""]
+    head, end = (
+        text.format(name=_site_name(name), patients=patients) for text in (_HEAD, _PRIVACY)
+    )
+    return "\n".join([head + lines[0], *lines[1:], end])
 
 
 def _site_name(name: str) -> str:

@@ -80,18 +80,11 @@ def check_cohort(
         All findings: errors, then warnings, then notes.
     """
     survey = survey_cohort(site.data)
-    findings = [
-        Finding(
-            severity="error",
-            patient=problem.patient_id,
-            name=problem.where,
-            rule=problem.rule,
-            value=problem.value,
-            fix=problem.fix,
-            names=problem.names,
-        )
-        for problem in survey.problems
-    ]
+    findings = [problem.finding("error") for problem in survey.problems]
+    for problem in survey.left_out:  # no error where the site's file says so
+        finding = problem.finding("warning")
+        value = f"{finding.value}, so that this case is left out (data.incomplete)"
+        findings.append(replace(finding, value=value))
     cases = [(patient.patient_id, case) for patient in survey.patients for case in patient.cases]
     owners: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     with ThreadPoolExecutor(max_workers=site.threads) as pool:
@@ -341,12 +334,13 @@ def _repeated_visits(patients: Sequence[Patient]) -> Iterator[tuple[str, _Remark
 def _scheme_findings(data: SiteData) -> Iterator[Finding]:
     """What the masks' values mean, where nothing that was read says so."""
     rule = rule_of(data)
-    try:
-        content = read_description(data.root) if rule.numbers else {}
-    except ValueError:
-        return  # a problem of the layout
-    named = named_labels(content)
-    if rule.numbers and not named.told:
+    for root in data.roots if rule.numbers else ():
+        try:
+            named = named_labels(read_description(root))
+        except ValueError:
+            continue  # a problem of the layout
+        if named.told:
+            continue
         unknown = ", ".join(map(repr, named.unknown[:5]))
         yield _of_scheme(
             rule=f"a {DATASET} that names the labels in words that are understood",
@@ -354,7 +348,7 @@ def _scheme_findings(data: SiteData) -> Iterator[Finding]:
             fix="Look at a mask: only the drawing tells which value is edema and which is core. "
             "Then keep label_scheme, or write [data.labels] with label_scheme = 'custom'.",
         )
-    elif not rule.numbers and data.label_scheme not in (*rule.label_schemes, "custom"):
+    if not rule.numbers and data.label_scheme not in (*rule.label_schemes, "custom"):
         yield _of_scheme(
             rule=f"label_scheme out of {list(rule.label_schemes)}, as this source was published",
             value=repr(data.label_scheme),
@@ -389,7 +383,7 @@ def _count_findings(site: SiteConfig, patients: tuple[Patient, ...]) -> Iterator
         yield Finding(
             severity="warning",
             patient="",
-            name=str(site.data.root),
+            name=", ".join(map(str, site.data.roots)),
             rule="at least 2 patients",
             value="1",
             fix="Expect an update of mostly noise; better, pool the patient with another cohort.",

@@ -25,6 +25,8 @@ class Case:
         mask: The mask where there is one.
         channels: Modality -> its volume, where one 4-D file holds several modalities.
         volumes: Volumes of such a file; 1 where every modality has a file.
+        others: Further images of the case, which were not chosen.
+        mask_path: Where its layout would have its mask, below some root.
     """
 
     case_id: str
@@ -32,6 +34,8 @@ class Case:
     mask: Path | None
     channels: Mapping[Modality, int] = field(default_factory=dict)
     volumes: int = 1
+    others: tuple[Path, ...] = ()
+    mask_path: Path = Path()
 
 
 @dataclass(frozen=True, kw_only=True)

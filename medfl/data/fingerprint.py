@@ -57,8 +57,8 @@ def patient_fingerprints(
 ) -> dict[str, frozenset[str]]:
     """Fingerprints of every image of every case of each patient.
 
-    Images in modalities that the site does not use count too, where the layout knows them: another
-    site file on the same folders could use those alone.
+    Images that the site does not use count too, where the layout knows them: other modalities,
+    other runs, cases without a mask. Another site file on the same folders could use those alone.
 
     Args:
         patients: The patients; those without an image that identifies them get an empty set.
@@ -205,23 +205,25 @@ def _sorted(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     return distinct, counts
 
 
-def _images(patient: Patient) -> frozenset[_Image]:
+def _images(patient: Patient, *, others: bool = False) -> frozenset[_Image]:
     return frozenset(
         _Image(path=path, volumes=case.volumes)
         for case in patient.cases
-        for path in case.images.values()
+        for path in (*case.images.values(), *(case.others if others else ()))
     )
 
 
 def _unused_images(names: Iterable[str], *, data: SiteData) -> Mapping[str, frozenset[_Image]]:
-    """Images in the modalities that the site does not use, of these patients."""
-    unused = [name for name in rule_of(data).modalities if name not in data.modalities]
+    """Images of these patients that the site does not use.
+
+    Of another modality, of a case without a mask, or of a run that was not chosen.
+    """
     found: dict[str, frozenset[_Image]] = dict.fromkeys(names, frozenset())
-    for modality in unused:
+    for modality in rule_of(data).modalities:
         survey = survey_cohort(
             data.model_copy(update={"modalities": (modality,)}), masks_required=False
         )
         for patient in survey.patients:
             if patient.patient_id in found:
-                found[patient.patient_id] |= _images(patient)
+                found[patient.patient_id] |= _images(patient, others=True)
     return found

@@ -58,6 +58,19 @@ SCHEMES: Mapping[LabelScheme, Scheme] = MappingProxyType(
             written=(("WT", 2), ("TC", 1), ("ET", 3)),
             others=(4,),
         ),
+        # Children, since 2024: 1 enhancing, 2 non-enhancing, 3 cystic, 4 edema (arXiv:2404.15009).
+        "brats-ped": Scheme(
+            regions={"TC": (1, 2, 3), "WT": (1, 2, 3, 4), "ET": (1,)},
+            written=(("WT", 4), ("TC", 2), ("ET", 1)),
+        ),
+        # The gross tumour volume of a meningioma: a core, which has no edema around it in the mask
+        # and whose enhancing part has no value of its own (arXiv:2405.18383).
+        "brats-men-rt": Scheme(regions={"TC": (1,)}, written=(("TC", 1),)),
+        # As DeepBraTumIA writes: 1 core without enhancement, 2 enhancing, 3 edema.
+        "lumiere": Scheme(
+            regions={"TC": (1, 2), "WT": (1, 2, 3), "ET": (2,)},
+            written=(("WT", 3), ("TC", 1), ("ET", 2)),
+        ),
         "msd": _EDEMA_FIRST,
         "nnunet": _EDEMA_FIRST,
         # The FLAIR abnormality only.

@@ -233,6 +233,29 @@ def test_every_timepoint_counts(cache: TensorCache, tmp_path: Path) -> None:
     assert len(fingerprints) == 8
 
 
+def test_an_examination_that_is_left_out_counts_for_its_patient(
+    cache: TensorCache, tmp_path: Path
+) -> None:
+    cohort(tmp_path / "root")
+    (tmp_path / "root/BraTS2021_00002/BraTS2021_00002_seg.nii.gz").unlink()
+    one_person = {"patient": r"(?P<patient>BraTS2021)_\d+", "incomplete": "leave-out"}
+    (fingerprints,) = known(data(tmp_path / "root", **one_person), cache).values()
+    assert len(fingerprints) == 8
+
+
+def test_a_run_that_was_not_chosen_counts(cache: TensorCache, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    anat = root / "sub-01" / "anat"
+    for number, run in enumerate(("1", "2")):
+        write(anat / f"sub-01_run-{run}_FLAIR.nii.gz", brain(number))
+    write(anat / "sub-01_label-lesion_mask.nii.gz", np.zeros((9, 10, 8), np.uint8))
+    of_run = [
+        known(data(root, "t2f", layout="bids", bids={"run": run}), cache) for run in ("1", "2")
+    ]
+    assert len(of_run[0]["sub-01"]) == 2
+    assert of_run[0] == of_run[1]
+
+
 def test_a_damaged_image_is_an_error_where_the_site_uses_it_and_ignored_elsewhere(
     cache: TensorCache, tmp_path: Path
 ) -> None:

@@ -6,20 +6,21 @@ values alone cannot tell some sources apart, so a person has to confirm what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from medfl.config.site import LabelScheme, Layout, Modality, SiteData
+from medfl.config.site import KNOWN_SCHEMES, LabelScheme, Layout, Modality, SiteData
 from medfl.data.label_schemes import scheme_of, scheme_values
 from medfl.data.labels import judge_labels
+from medfl.data.layouts.bids_entities import differing, entities_of
 from medfl.data.layouts.dataset_json import described_scheme, read_description
 from medfl.data.layouts.rules import LAYOUTS
 from medfl.data.layouts.survey import Survey, survey_cohort
-from medfl.data.layouts.walk import all_folders, is_image
+from medfl.data.layouts.walk import Walk, all_folders, is_image
 from medfl.data.nifti.headers import FileFaults, read_header, read_voxels
 from medfl.errors import DataError
 
@@ -29,13 +30,21 @@ MASKS_READ = 20
 _EXPLAINED = 0.9
 """Part of the folders with images that a layout has to explain to be likely."""
 
+_DEEPEST = 2
+"""Folders below the given one in which cases are looked for, if there are none in itself."""
+
+_MOST_ROOTS = 20
+"""Folders of one site that are proposed: more of them are patients in a layout of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """What a folder seems to hold.
 
     Attributes:
+        roots: The folders that hold the cases: the given ones, or some below.
         layout: How its files are named.
+        alike: Further layouts that read the same out of it.
         label_scheme: What its masks' values seem to mean.
         other_schemes: Those that the values fit just as well.
         modalities: Those that every case has.
@@ -48,9 +57,13 @@ class Proposal:
             the values is known from the source or was read; ``likely`` if one layout does, but
             schemes cannot be told apart, labels have no names, or some files are left over.
         problems: What contradicts the layout.
+        incomplete: Cases without a mask.
+        bids: Entities by which files would have to be chosen, with all values met.
     """
 
+    roots: tuple[str, ...] = field(compare=False)  # the same data may lie elsewhere
     layout: Layout
+    alike: tuple[Layout, ...]
     label_scheme: LabelScheme
     other_schemes: tuple[LabelScheme, ...]
     modalities: tuple[Modality, ...]
@@ -61,13 +74,46 @@ class Proposal:
     named: bool
     surety: Surety
     problems: int
+    incomplete: int
+    bids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def data(self) -> SiteData:
+        """The site's `[data]` table."""
+        roots = tuple(map(Path, self.roots))
+        return SiteData(
+            root=roots if len(roots) > 1 else roots[0],
+            layout=self.layout,
+            label_scheme=self.label_scheme,
+            modalities=self.modalities,
+            incomplete="leave-out" if self.incomplete else "refuse",
+            bids=dict(self.bids),
+        )
 
 
-def detect(root: Path) -> list[Proposal]:
-    """Try every known layout on a folder.
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """One layout on the folders."""
+
+    data: SiteData
+    survey: Survey
+    explained: float
+
+    @property
+    def reading(self) -> object:
+        """What is taken for whose, but for the meaning of values."""
+        return [
+            (patient.patient_id, [(case.images, case.mask) for case in patient.cases])
+            for patient in self.survey.patients
+        ]
+
+
+def detect(*roots: Path) -> list[Proposal]:
+    """Try every known layout on a folder, or on several folders of one site.
 
     Args:
-        root: The folder.
+        roots: The folders. If a single one has no case that a layout knows, those below it are
+            taken for several folders of one site.
 
     Returns:
         Proposals, the best first; none if no layout finds a case.
@@ -75,36 +121,91 @@ def detect(root: Path) -> list[Proposal]:
     Raises:
         DataError: If there is no such folder.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: expected a folder, found none. Correct the path.")
-    folders = {folder for folder, names in all_folders(root) if any(map(is_image, names))}
+    for root in roots:
+        if not root.is_dir():
+            raise DataError(f"{root}: expected a folder, found none. Correct the path.")
+    proposals: list[Proposal] = []
+    for _ in range(_DEEPEST + 1):
+        proposals = _proposals(roots) if roots else []
+        if proposals:
+            break
+        roots = tuple(_below(roots))
+        if len(roots) > _MOST_ROOTS:
+            break
+    return proposals
+
+
+def _below(roots: Sequence[Path]) -> Iterator[Path]:
+    """The folders within folders that hold images, however deep."""
+    for root in roots:
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            if any(any(map(is_image, names)) for _, names in all_folders(folder)):
+                yield folder
+
+
+def _proposals(roots: Sequence[Path]) -> list[Proposal]:
+    folders = {
+        folder for root in roots for folder, names in all_folders(root) if any(map(is_image, names))
+    }
     if not folders:
         return []
-    tried = [
-        (_explained(survey, folders, ignored=LAYOUTS[layout].ignored), layout, survey)
+    trials = [
+        trial
         for layout in LAYOUTS
-        for survey in [_survey(root, layout)]
-        if _modalities(survey)
+        for trial in [_trial(roots, layout, folders)]
+        if _modalities(trial.survey)
     ]
-    tried.sort(key=lambda trial: (-trial[0], len(trial[2].problems)))
-    proposals = [
-        _proposal(root, layout, survey, explained=explained) for explained, layout, survey in tried
-    ]
+    trials.sort(key=lambda trial: (-trial.explained, len(trial.survey.problems)))
+    proposals: list[Proposal] = []
+    readings: list[tuple[object, object]] = []
+    for trial in trials:
+        proposal = _proposal(trial)
+        reading = trial.reading, scheme_of(proposal.label_scheme)
+        if reading in readings:
+            place = readings.index(reading)
+            first = proposals[place]
+            proposals[place] = replace(first, alike=(*first.alike, proposal.layout))
+            continue
+        proposals.append(proposal)
+        readings.append(reading)
     # Layouts whose names are the same differ in what their masks hold.
     proposals.sort(key=lambda proposal: -round(proposal.explained, 2) + (not _fits(proposal)))
     return [_judged(proposal, proposals) for proposal in proposals]
 
 
-def _survey(root: Path, layout: Layout) -> Survey:
+def _trial(roots: Sequence[Path], layout: Layout, folders: Set[Path]) -> _Trial:
     rule = LAYOUTS[layout]
-    described = _named(root) if rule.numbers else ()
+    described = _named(roots) if rule.numbers else ()
     data = SiteData(
-        root=root,
+        root=tuple(roots),
         layout=layout,
         label_scheme=(*described, *rule.label_schemes)[0],
         modalities=rule.modalities,
+        bids=_choice(roots) if layout == "bids" else {},
     )
-    return survey_cohort(data)
+    survey = survey_cohort(data)
+    cases = [case for patient in survey.patients for case in patient.cases]
+    files = [p for case in cases for p in (*case.images.values(), *case.others, case.mask) if p]
+    found = {path.parent for path in files}
+    others = [folder for folder in folders - found if not rule.ignored & set(folder.parts)]
+    explained = len(found) / max(1, len(found) + len(others))
+    return _Trial(data=data, survey=survey, explained=explained)
+
+
+def _choice(roots: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Entities in which several files of one kind differ, each with the values that it has."""
+    rule = LAYOUTS["bids"]
+    walk = Walk(rule, rule.modalities)
+    for root in roots:
+        walk.look(root)
+    kinds = [
+        files for draft in walk.drafts.values() for files in (*draft.images.values(), draft.masks)
+    ]
+    doubtful = {entity for files in kinds for entity in differing(files)}
+    told = [entities_of(file) for files in kinds for file in files]
+    met = {name: {entities.get(name, "") for entities in told} for name in sorted(doubtful)}
+    # Files without the entity last: one that says more about itself was made for a purpose.
+    return {name: tuple(sorted(values, key=lambda v: (not v, v))) for name, values in met.items()}
 
 
 def _modalities(survey: Survey) -> tuple[Modality, ...]:
@@ -114,45 +215,43 @@ def _modalities(survey: Survey) -> tuple[Modality, ...]:
     return tuple(everywhere or found)
 
 
-def _explained(survey: Survey, folders: Set[Path], *, ignored: Set[str]) -> float:
-    cases = [case for patient in survey.patients for case in patient.cases]
-    files = [path for case in cases for path in (*case.images.values(), case.mask) if path]
-    found = {path.parent for path in files}
-    others = [folder for folder in folders - found if not ignored & set(folder.parts)]
-    return len(found) / (len(found) + len(others))
-
-
-def _named(root: Path) -> tuple[LabelScheme, ...]:
-    """The schemes that the dataset's own words describe; none where there are no such words."""
+def _named(roots: Sequence[Path]) -> tuple[LabelScheme, ...]:
+    """The schemes that all datasets' own words describe; none where there are no such words."""
     try:
-        return described_scheme(read_description(root))
+        told = [described_scheme(read_description(root)) for root in roots]
     except ValueError:
         return ()
+    return tuple(scheme for scheme in told[0] if all(scheme in schemes for schemes in told))
 
 
-def _proposal(root: Path, layout: Layout, survey: Survey, *, explained: float) -> Proposal:
-    masks = [case.mask for p in survey.patients for case in p.cases if case.mask is not None]
-    values = _values(masks)
-    named = _named(root) if LAYOUTS[layout].numbers else None
-    schemes = named or LAYOUTS[layout].label_schemes
+def _proposal(trial: _Trial) -> Proposal:
+    data, survey = trial.data, trial.survey
+    rule = LAYOUTS[data.layout]
+    cases = [case for patient in survey.patients for case in patient.cases]
+    values = _values([case.mask for case in cases if case.mask is not None])
+    named = _named(data.roots) if rule.numbers else None
+    schemes = named or rule.label_schemes
     fitting = [scheme for scheme in schemes if set(values) <= scheme_values(scheme)]
     # The scheme with the fewest values that were not met says most about those that were; of two
     # with one meaning, the layout's own.
-    usual = LAYOUTS[layout].label_schemes
-    fitting.sort(key=lambda scheme: (len(scheme_values(scheme)), scheme not in usual))
+    fitting.sort(key=lambda scheme: (len(scheme_values(scheme)), scheme not in rule.label_schemes))
     chosen = fitting[0] if fitting else schemes[0]
     return Proposal(
-        layout=layout,
+        roots=tuple(map(str, data.roots)),
+        layout=data.layout,
+        alike=(),
         label_scheme=chosen,
         other_schemes=tuple(s for s in fitting if scheme_of(s) != scheme_of(chosen)),
         modalities=_modalities(survey),
         patients=len(survey.patients),
-        cases=sum(len(patient.cases) for patient in survey.patients),
-        explained=explained,
+        cases=len(cases),
+        explained=trial.explained,
         values=values,
         named=named is None or bool(named),
         surety="a guess",
         problems=len(survey.problems),
+        incomplete=sum(case.mask is None for case in cases),
+        bids=data.bids,
     )
 
 
@@ -182,7 +281,26 @@ def _judged(proposal: Proposal, all_proposals: Sequence[Proposal]) -> Proposal:
     ]
     surety: Surety = "a guess"
     if proposal.explained >= _EXPLAINED and _fits(proposal) and proposal.values:
-        alone = not (rivals or proposal.other_schemes or proposal.problems) and proposal.named
+        doubts = (
+            *rivals,
+            *proposal.other_schemes,
+            *_closer_schemes(proposal),
+        )
+        source = LAYOUTS[proposal.layout]
+        told = proposal.named and not source.schemes_disputed
+        alone = told and not (doubts or proposal.problems)
         surety = "certain" if alone else "likely" if not rivals else "a guess"
-    values = {**vars(proposal), "surety": surety}
-    return Proposal(**values)
+    return replace(proposal, surety=surety)
+
+
+def _closer_schemes(proposal: Proposal) -> list[LabelScheme]:
+    """Known schemes of which fewer values are missing: the masks may have been converted to one."""
+    met = set(proposal.values)
+    missing = len(scheme_values(proposal.label_scheme) - met)
+    return [
+        scheme
+        for scheme in KNOWN_SCHEMES
+        if met <= scheme_values(scheme)
+        and len(scheme_values(scheme) - met) < missing
+        and scheme_of(scheme) != scheme_of(proposal.label_scheme)
+    ]

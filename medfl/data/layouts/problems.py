@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medfl.config.site import SiteData
-from medfl.data.layouts.rules import LayoutRule
+from medfl.data.layouts.rule import LayoutRule
+from medfl.findings import Finding, Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,18 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.rule}, found {self.value}. {self.fix}"
+
+    def finding(self, severity: Severity) -> Finding:
+        """As one of a site's findings."""
+        return Finding(
+            severity=severity,
+            patient=self.patient_id,
+            name=self.where,
+            rule=self.rule,
+            value=self.value,
+            fix=self.fix,
+            names=self.names,
+        )
 
 
 def missing_folder(folder: Path) -> Problem:
@@ -56,7 +69,7 @@ def no_patients(data: SiteData, rule: LayoutRule) -> Problem:
     paths = rule.images[data.modalities[0]]
     return Problem(
         patient_id="",
-        where=str(data.root),
+        where=", ".join(map(str, data.roots)),
         rule=f"images at {' or '.join(paths[:2])} (.nii.gz), case {rule.case or rule.patient}",
         value="none",
         fix="Point data.root at the folder that holds the patients, or correct data.layout; "
@@ -72,6 +85,55 @@ def no_patient_in(case_id: str, where: Path, pattern: str) -> Problem:
         rule=f"a case whose name matches data.patient = {pattern!r}",
         value=repr(case_id),
         fix="Correct data.patient in the site's file, or the name.",
+        names=True,
+    )
+
+
+def nested_roots(outer: Path, inner: Path) -> Problem:
+    """A folder of the site is another one, or lies within it."""
+    return Problem(
+        patient_id="",
+        where=str(inner),
+        rule="folders in data.root that lie apart",
+        value=f"one that is, or lies within, {outer}",
+        fix="Take one of the two off data.root: its cases would be met twice.",
+        names=True,
+    )
+
+
+def ambiguous_case(case_id: str, where: Path) -> Problem:
+    """Two cases have one name."""
+    return Problem(
+        patient_id=case_id,
+        where=str(where),
+        rule="a name of its own for every case, made of patient and session",
+        value=f"another case called {case_id!r} too",
+        fix="Rename one of the two folders.",
+        names=True,
+    )
+
+
+def names_alike(patient_ids: Iterable[str], where: Path) -> Problem:
+    """Patients whose names are one, but for capital letters."""
+    first, *others = patient_ids
+    return Problem(
+        patient_id=first,
+        where=str(where),
+        rule="names of patients that differ in more than capital letters",
+        value=", ".join(map(repr, (first, *others))),
+        fix="Rename the folders: one person under two names would be protected half.",
+        names=True,
+    )
+
+
+def divided_patient(patient_id: str, parts: Iterable[str], where: Path) -> Problem:
+    """A pattern of the site makes several people of one."""
+    return Problem(
+        patient_id=patient_id,
+        where=str(where),
+        rule="cases of one person under one patient",
+        value=f"{patient_id!r} as {', '.join(map(repr, parts))}",
+        fix="Correct data.patient: it may join what the layout tells apart, and divides nobody.",
         names=True,
     )
 
@@ -135,13 +197,55 @@ def unknown_file(path: Path, expected: Sequence[str], rule: LayoutRule) -> Probl
 
 
 def doubled_case(patient_id: str, first: Path, second: Path) -> Problem:
-    """A case lies in two folders."""
+    """A case lies in two folders, of one root or of two."""
     return Problem(
         patient_id=patient_id,
         where=str(second),
         rule="each case in one folder",
         value=f"also {first}",
-        fix="Remove one of the two.",
+        fix="Remove one of the two, or rename it if it is another examination or person.",
+        names=True,
+    )
+
+
+def undecided(
+    patient_id: str, where: Path, what: str, paths: Sequence[Path], values: Mapping[str, set[str]]
+) -> Problem:
+    """Of several files of BIDS, nothing says which one counts.
+
+    `values` are those of each entity in which the files differ, empty for a file without it.
+    """
+    told = " and ".join(
+        f"{entity} {', '.join(repr(value) for value in sorted(met))}"
+        for entity, met in sorted(values.items())
+    )
+    entity, met = min(values.items())
+    return Problem(
+        patient_id=patient_id,
+        where=str(where),
+        rule=what,
+        value=f"{', '.join(path.name for path in paths)}, which differ in {told}",
+        fix=f'Choose in the site\'s file: [data.bids] with {entity} = "{max(met)}"; a list is in '
+        'order of preference, and "" is for files without the entity.',
+        names=True,
+    )
+
+
+def not_chosen(
+    patient_id: str,
+    where: Path,
+    what: str,
+    paths: Sequence[Path],
+    choice: Mapping[str, Sequence[str]],
+) -> Problem:
+    """All files of BIDS were left out by the site's own choice."""
+    wanted = " and ".join(f"{entity} = {list(values)}" for entity, values in choice.items())
+    return Problem(
+        patient_id=patient_id,
+        where=str(where),
+        rule=f"{what} by data.bids, {wanted}",
+        value=", ".join(path.name for path in paths),
+        fix="Add the value to the list in data.bids, after those that are preferred.",
         names=True,
     )
 
@@ -155,7 +259,8 @@ def _holds_pairs(folder: Path) -> bool:
 
 def wrong_count(patient_id: str, where: Path, what: str, paths: Sequence[Path]) -> Problem:
     """A file is missing, or there are several."""
-    names = ", ".join(path.name for path in paths)
+    alike = len({path.name for path in paths}) < len(paths)
+    names = ", ".join(str(path) if alike else path.name for path in paths)
     fix = "Keep one of the files." if paths else "Add the file, or remove the case."
     if not paths and _holds_pairs(where):
         names = "none, but pairs of .hdr and .img"

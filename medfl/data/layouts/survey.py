@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-from medfl.config.site import Modality, SiteData
+from medfl.config.site import SiteData
 from medfl.data.cohort import Case, Cohort, Patient
 from medfl.data.layouts.dataset_json import (
     DATASET,
@@ -16,17 +16,20 @@ from medfl.data.layouts.dataset_json import (
     label_contradictions,
     read_description,
 )
+from medfl.data.layouts.drafts import finished_case
 from medfl.data.layouts.other_formats import not_nifti
+from medfl.data.layouts.people import person_of
 from medfl.data.layouts.problems import (
     Problem,
-    doubled_case,
+    divided_patient,
     missing_folder,
-    no_patient_in,
+    names_alike,
+    nested_roots,
     no_patients,
     unreadable,
-    wrong_count,
 )
-from medfl.data.layouts.rules import LayoutRule, rule_of
+from medfl.data.layouts.rule import LayoutRule, stand_ins
+from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.walk import Draft, Walk, image_stems
 from medfl.errors import DataError
 from medfl.text_files import read_lines
@@ -34,16 +37,18 @@ from medfl.text_files import read_lines
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a root holds.
+    """What the roots of a site hold.
 
     Attributes:
         patients: All patients, in ascending order of their id; a case with a problem has only the
             files that were found.
         problems: Everything that contradicts the layout.
+        left_out: Why cases are not among the patients, where the site leaves incomplete ones out.
     """
 
     patients: tuple[Patient, ...]
     problems: tuple[Problem, ...]
+    left_out: tuple[Problem, ...] = ()
 
 
 def read_cohort(data: SiteData) -> Cohort:
@@ -72,41 +77,100 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
 
     Args:
         data: Where the images are and how they are written.
-        masks_required: Whether a case without a mask is a problem.
+        masks_required: Whether a case without a mask is incomplete.
     """
     rule = rule_of(data)
-    problems = _unfit_settings(data, rule)
+    problems = _unfit_settings(data, rule) or list(_unfit_roots(data))
     if problems:
         return Survey(patients=(), problems=tuple(problems))
-    try:
-        if not data.root.is_dir():
-            return Survey(patients=(), problems=(missing_folder(data.root),))
-    except OSError as error:  # a folder above it may not be entered
-        return Survey(patients=(), problems=(unreadable("", data.root, error),))
     walk = Walk(rule, data.modalities)
-    walk.look(data.root)
-    chosen, others = _included(data.include, walk)
-    walk.problems.extend(others)
-    cases: dict[str, list[Case]] = {}
-    for case_id in chosen:
-        draft = walk.drafts[case_id]
-        patient_id = _patient_id(case_id, draft, data.patient)
-        case, found = _case(case_id, draft, patient_id, data, rule, masks_required=masks_required)
-        walk.problems.extend(found)
-        cases.setdefault(patient_id, []).append(case)
-    walk.problems.extend(_stray_masks(walk))
-    walk.problems.extend(_contradictions(data, rule))
-    walk.problems.extend(_both_sets(data, rule, cases))
-    if not any(case.images for found in cases.values() for case in found):
-        if other := not_nifti(data.root):
-            walk.problems.insert(0, other)
-        elif not cases and not walk.problems:
-            walk.problems.append(no_patients(data, rule))
-    patients = tuple(
-        Patient(patient_id=patient_id, cases=tuple(cases[patient_id]))
-        for patient_id in sorted(cases)
+    for root in data.roots:
+        walk.look(root)
+    problems = walk.problems
+    listed, others = _included(data.include, walk)
+    problems += others
+    cohort = _Gathered(data, rule)
+    for case_id in listed:
+        cohort.add(case_id, walk.drafts[case_id], masks_required=masks_required)
+    problems += cohort.problems
+    problems += _stray_masks(walk)
+    for root in data.roots:
+        problems += _contradictions(root, data, rule)
+        problems += _both_sets(root, data, rule, cohort.patient_ids)
+    if not cohort.has_images:
+        if other := next(filter(None, map(not_nifti, data.roots)), None):
+            problems.insert(0, other)
+        elif not problems:
+            problems += cohort.left_out[:1] or [no_patients(data, rule)]
+    return Survey(
+        patients=cohort.patients, problems=tuple(problems), left_out=tuple(cohort.left_out)
     )
-    return Survey(patients=patients, problems=tuple(walk.problems))
+
+
+class _Gathered:
+    """The cases of a site, each under the person whom its name stands for.
+
+    Attributes:
+        problems: What is wrong with them.
+        left_out: Why incomplete cases are not among them.
+    """
+
+    def __init__(self, data: SiteData, rule: LayoutRule) -> None:
+        self._data = data
+        self._rule = rule
+        self._cases: dict[str, list[Case]] = defaultdict(list)
+        self._told: dict[str, set[str]] = defaultdict(set)
+        self._found: list[Problem] = []
+        self.left_out: list[Problem] = []
+
+    def add(self, case_id: str, draft: Draft, *, masks_required: bool) -> None:
+        """Finish a case, and put it where it belongs."""
+        by_layout = person_of(draft.known["patient"])
+        patient_id = _patient_id(case_id, by_layout, self._data.patient)
+        self._told[by_layout].add(patient_id)
+        case, wrong, lacking = finished_case(
+            case_id, draft, patient_id, self._data, self._rule, masks_required=masks_required
+        )
+        self._found += wrong
+        # A case to be segmented needs no mask, and a model says itself which images it needs.
+        if lacking and not wrong and masks_required and self._data.incomplete == "leave-out":
+            self.left_out += lacking
+            return
+        self._found += lacking
+        self._cases[patient_id].append(case)
+
+    @property
+    def patients(self) -> tuple[Patient, ...]:
+        """In ascending order of their id."""
+        return tuple(
+            Patient(patient_id=patient_id, cases=tuple(self._cases[patient_id]))
+            for patient_id in self.patient_ids
+        )
+
+    @property
+    def patient_ids(self) -> list[str]:
+        """In ascending order."""
+        return sorted(self._cases)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any case has one."""
+        return any(case.images for cases in self._cases.values() for case in cases)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the cases, and with who their patients are."""
+        where = self._data.roots[0]
+        divided = [
+            divided_patient(person, sorted(parts), where)
+            for person, parts in sorted(self._told.items())
+            if len(parts) > 1
+        ]
+        alike: dict[str, list[str]] = defaultdict(list)
+        for patient_id in self.patient_ids:
+            alike[patient_id.casefold()].append(patient_id)
+        doubled = [names_alike(names, where) for names in alike.values() if len(names) > 1]
+        return [*self._found, *divided, *doubled]
 
 
 def names_of_masks(patients: Sequence[Patient], *, data: SiteData) -> dict[str, Path]:
@@ -114,7 +178,7 @@ def names_of_masks(patients: Sequence[Patient], *, data: SiteData) -> dict[str, 
 
     Args:
         patients: All patients of a cohort.
-        data: The layout, and the root of the images.
+        data: Their layout.
 
     Raises:
         DataError: If two cases would have one path.
@@ -123,56 +187,16 @@ def names_of_masks(patients: Sequence[Patient], *, data: SiteData) -> dict[str, 
     owners: dict[str, str] = {}
     for patient in patients:
         for case in patient.cases:
-            path = _name_of_mask(case, patient_id=patient.patient_id, data=data)
-            places[case.case_id] = path
+            places[case.case_id] = case.mask_path
             # Where disks do not tell capital letters apart, one file would replace the other.
-            owner = owners.setdefault(str(path).casefold(), case.case_id)
+            owner = owners.setdefault(str(case.mask_path).casefold(), case.case_id)
             if owner != case.case_id:
                 raise DataError(
                     f"layout {data.layout!r}: expected a path of its own for the mask of every "
-                    f"case, found {path} for both {owner} and {case.case_id}. Put {{case}} into "
-                    "the mask's path (data.custom.mask)."
+                    f"case, found {case.mask_path} for both {owner} and {case.case_id}. Put "
+                    "{case}, or {patient} and {session}, into the mask's path (data.custom.mask)."
                 )
     return places
-
-
-def _name_of_mask(case: Case, *, patient_id: str, data: SiteData) -> Path:
-    """Where a layout would have the mask of a case, as a path below some root.
-
-    Args:
-        case: The case.
-        patient_id: Whose it is.
-        data: The layout, and the root of the images.
-
-    Returns:
-        The path, with the suffix ``.nii.gz``; wherever the layout leaves a choice, medfl's own.
-    """
-    rule = rule_of(data)
-    session = case.case_id.removeprefix(patient_id).removeprefix("_")
-    known = {"case": case.case_id, "patient": patient_id, "session": session}
-    names = [path.split("/") for path in rule.masks]
-    folder = next(iter(case.images.values())).parent
-    *above, last = next(
-        name
-        for name in names
-        if ("{session}" in "".join(name)) == bool(session) or "{case}" in "".join(name)
-    )
-    if any(part == "{case}" for part in names[0][:-1]):
-        place = folder.relative_to(data.root)  # a folder of the case's own
-    elif "*" in rule.masks[0]:
-        place = Path("derivatives") / "medfl" / folder.relative_to(data.root)
-        last = last.replace("*", "desc-medfl_")
-    elif "*" in "".join(above):
-        place = folder.relative_to(data.root)  # nobody can tell what stood there
-    else:
-        place = Path(*(_filled(part, known) for part in above))
-    return place / f"{_filled(last, known)}.nii.gz"
-
-
-def _filled(name: str, known: Mapping[str, str]) -> str:
-    for stand_in, value in known.items():
-        name = name.replace(f"{{{stand_in}}}", value)
-    return name.replace("*", "medfl")
 
 
 def read_case(folder: Path, *, data: SiteData) -> Case:
@@ -195,72 +219,46 @@ def read_case(folder: Path, *, data: SiteData) -> Case:
         problems.append(missing_folder(folder))
     if problems:
         raise DataError(str(problems[0]))
-    endings = {path.split("/")[-2:][0] for paths in rule.images.values() for path in paths}
-    if endings != {"{case}"}:
+    known = _known_of_folder(folder, rule)
+    if known is None:
         raise DataError(
             f"{folder}: expected a layout with one folder a case, found {data.layout!r}. Give the "
             "root of the whole cohort instead."
         )
     walk = Walk(rule, data.modalities)
-    walk.look_into_case(folder)
-    draft = walk.drafts[folder.name]
-    case, found = _case(folder.name, draft, folder.name, data, rule, masks_required=False)
-    problems = walk.problems + found
+    walk.look_into_case(folder, known)
+    (draft,) = walk.drafts.values()
+    case, wrong, lacking = finished_case(
+        folder.name, draft, folder.name, data, rule, masks_required=False
+    )
+    problems = walk.problems + wrong + lacking
     if problems:
         raise DataError(str(problems[0]))
     return case
 
 
-def _patient_id(case_id: str, draft: Draft, pattern: str) -> str:
+def _known_of_folder(folder: Path, rule: LayoutRule) -> dict[str, str] | None:
+    """What the name of a case folder, and of those above it, say; None without such folders."""
+    above = {tuple(path.split("/")[:-1]) for paths in rule.images.values() for path in paths}
+    if {names[-1:] for names in above} == {("{case}",)}:
+        return {"case": folder.name, "patient": folder.name}
+    parts = folder.resolve().parts
+    for names in above:
+        known: dict[str, str] = {}
+        for name, part in zip(reversed(names), reversed(parts), strict=False):
+            match = rule.pattern(name, known=known, ignore_case=True).fullmatch(part)
+            if match is None:
+                break
+            known |= match.groupdict()
+        else:
+            if stand_ins("/".join(names)) and "patient" in known:
+                return known
+    return None
+
+
+def _patient_id(case_id: str, by_layout: str, pattern: str) -> str:
     match = re.fullmatch(pattern, case_id) if pattern else None
-    return match["patient"] if match else draft.known["patient"]
-
-
-def _case(
-    case_id: str,
-    draft: Draft,
-    patient_id: str,
-    data: SiteData,
-    rule: LayoutRule,
-    *,
-    masks_required: bool,
-) -> tuple[Case, list[Problem]]:
-    problems: list[Problem] = []
-    if len(draft.folders) > 1:
-        problems.append(doubled_case(patient_id, *draft.folders[:2]))
-    where = draft.folders[0] if draft.folders else data.root
-    if data.patient and not re.fullmatch(data.patient, case_id):
-        problems.append(no_patient_in(case_id, where, data.patient))
-
-    def single(paths: Sequence[Path], what: str, *, required: bool) -> Path | None:
-        if judged and (len(paths) > 1 or (required and not paths)):
-            problems.append(wrong_count(patient_id, where, what, paths))
-        return paths[0] if len(paths) == 1 else None
-
-    # Of a doubled or unreadable case, nothing more is worth a line.
-    judged = len(draft.folders) == 1
-    images: dict[Modality, Path] = {}
-    for modality in data.modalities:
-        what = f"one {modality} image ({_shown(rule.images[modality])})"
-        path = single(draft.images.get(modality, []), what, required=True)
-        if path is not None:
-            images[modality] = path
-    mask = single(draft.masks, f"one mask ({_shown(rule.masks)})", required=masks_required)
-    channels = {name: rule.channels[name] for name in images if name in rule.channels}
-    case = Case(
-        case_id=case_id,
-        images=MappingProxyType(images),
-        mask=mask,
-        channels=MappingProxyType(channels),
-        volumes=max(1, len(rule.channels)),
-    )
-    return case, problems
-
-
-def _shown(paths: Sequence[str]) -> str:
-    """The ways that a file may be called, for a message."""
-    names = [re.sub(r"(\{\w+\})(_\{\w+\})?", "*", path.split("/")[-1]) for path in paths]
-    return ", ".join(dict.fromkeys(names))
+    return match["patient"] if match else by_layout
 
 
 def _unfit_settings(data: SiteData, rule: LayoutRule) -> list[Problem]:
@@ -277,6 +275,21 @@ def _unfit_settings(data: SiteData, rule: LayoutRule) -> list[Problem]:
             )
         )
     return problems
+
+
+def _unfit_roots(data: SiteData) -> Iterator[Problem]:
+    """Roots that are no folders, and those of which one holds the other."""
+    for root in data.roots:
+        try:
+            if not root.is_dir():
+                yield missing_folder(root)
+        except OSError as error:  # a folder above it may not be entered
+            yield unreadable("", root, error)
+    real = [root.resolve() for root in data.roots]
+    for place, root in enumerate(real):
+        for other in real[place + 1 :]:
+            if root.is_relative_to(other) or other.is_relative_to(root):
+                yield nested_roots(*sorted((root, other), key=lambda path: len(path.parts)))
 
 
 def _included(path: Path | None, walk: Walk) -> tuple[list[str], list[Problem]]:
@@ -325,16 +338,16 @@ def _not_there(case_id: str, path: Path) -> Problem:
     )
 
 
-def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
+def _contradictions(root: Path, data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
     """What a `dataset.json` says against the layout or the label scheme."""
     if not rule.numbers:
         return
     try:
-        content = read_description(data.root)
+        content = read_description(root)
     except ValueError as error:
         yield Problem(
             patient_id="",
-            where=str(data.root / DATASET),
+            where=str(root / DATASET),
             rule="a readable JSON object of at most 16 MiB, if there is a file",
             value=str(error),
             fix="Copy the file again: it tells which number is which modality.",
@@ -347,7 +360,7 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
     for expected, value in found:
         yield Problem(
             patient_id="",
-            where=str(data.root / DATASET),
+            where=str(root / DATASET),
             rule=expected,
             value=value,
             fix="Describe the files with layout = 'custom', or correct data.label_scheme; with "
@@ -355,17 +368,22 @@ def _contradictions(data: SiteData, rule: LayoutRule) -> Iterator[Problem]:
         )
 
 
-def _both_sets(data: SiteData, rule: LayoutRule, patients: Iterable[str]) -> Iterator[Problem]:
+def _both_sets(
+    root: Path, data: SiteData, rule: LayoutRule, patients: Iterable[str]
+) -> Iterator[Problem]:
     """Patients of the test set who would train as well."""
-    folder = data.root / rule.held_apart
+    folder = root / rule.held_apart
     try:
         files = sorted(folder.iterdir()) if rule.held_apart and folder.is_dir() else []
         stems = {re.sub(r"_\d{4}$", "", stem) for stem, _ in image_stems(files)}
     except OSError as error:
         yield unreadable("", folder, error)
         return
-    pattern = data.patient or rule.case
-    tested = {match["patient"] for stem in stems if (match := re.fullmatch(pattern, stem))}
+    tested = {
+        _patient_id(stem, person_of(match["patient"]), data.patient)
+        for stem in stems
+        if (match := re.fullmatch(rule.case, stem))
+    }
     for patient_id in sorted(tested.intersection(patients)):
         yield Problem(
             patient_id=patient_id,

@@ -1,23 +1,23 @@
-"""`Walk`: one way through the folders of a site, along the paths that a layout gives."""
+"""`Walk`: one way through each root of a site, along the paths that a layout gives."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medfl.config.site import Modality
 from medfl.data.layouts.problems import (
     Problem,
+    ambiguous_case,
     empty_patient,
     unknown_file,
     unknown_folder,
     unprintable,
     unreadable,
 )
-from medfl.data.layouts.rules import LayoutRule
+from medfl.data.layouts.rule import LayoutRule, stand_ins
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
 _NOT_PATIENTS = frozenset({"__MACOSX"})  # left behind by archives made on macOS
@@ -29,27 +29,52 @@ class _Branch:
 
     Attributes:
         modality: Whose file it leads to; None for the mask.
+        place: Which of the rule's paths for it this is.
         names: The rest of the path.
         known: What stand-ins were found to be so far.
     """
 
     modality: Modality | None
+    place: int
     names: tuple[str, ...]
     known: Mapping[str, str]
+
+    @property
+    def tells_the_case(self) -> bool:
+        """Whether the folders so far name a case, so that what else is in them is nobody's."""
+        left = stand_ins("/".join(self.names)) - self.known.keys()
+        return not left and bool(_identity(self.known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A file, and which of the rule's paths leads to it."""
+
+    path: Path
+    place: int
 
 
 @dataclass(kw_only=True)
 class Draft:
-    """The files of one case as they are found."""
+    """The files of one case as they are found.
+
+    Attributes:
+        known: What the stand-ins of its paths are.
+        roots: Folders of the site in which it lies.
+        folders: Its own folders.
+        readable: Whether all of them may be read.
+    """
 
     known: Mapping[str, str]
+    roots: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
-    images: dict[Modality, list[Path]] = field(default_factory=dict)
-    masks: list[Path] = field(default_factory=list)
+    images: dict[Modality, list[Found]] = field(default_factory=dict)
+    masks: list[Found] = field(default_factory=list)
+    readable: bool = True
 
 
 class Walk:
-    """One way through all folders below a root, along the paths of a rule.
+    """One way through all folders below the roots, along the paths of a rule.
 
     Attributes:
         drafts: The cases by name.
@@ -59,40 +84,64 @@ class Walk:
 
     def __init__(self, rule: LayoutRule, modalities: Sequence[Modality]) -> None:
         self._rule = rule
-        self._paths: list[tuple[Modality | None, str]] = [
-            (modality, path) for modality in modalities for path in rule.images[modality]
+        self._paths: list[tuple[Modality | None, int, str]] = [
+            (modality, place, path)
+            for modality in modalities
+            for place, path in enumerate(rule.images[modality])
         ]
-        self._paths += [(None, path) for path in rule.masks]
+        self._paths += [(None, place, path) for place, path in enumerate(rule.masks)]
         self.drafts: dict[str, Draft] = {}
         self.strays: dict[str, list[Path]] = {}
         self.problems: list[Problem] = []
+        self._masks: dict[str, Draft] = {}
+        self._root = Path()
         self._places = 0
 
     def look(self, root: Path) -> None:
         """Find everything below a root."""
+        self._begin_root(root)
         self._look(
             root,
             [
-                _Branch(modality=modality, names=tuple(path.split("/")), known={})
-                for modality, path in self._paths
+                _Branch(modality=modality, place=place, names=tuple(path.split("/")), known={})
+                for modality, place, path in self._paths
             ],
         )
         self._join_masks()
 
-    def look_into_case(self, folder: Path) -> None:
-        """Find the files of one case folder, whatever it is called."""
-        known = {"case": folder.name, "patient": folder.name}
+    def look_into_case(self, folder: Path, known: Mapping[str, str]) -> None:
+        """Find the files of one case folder.
+
+        Args:
+            folder: The folder.
+            known: What the stand-ins of its paths are.
+        """
+        self._begin_root(folder)
         # Where a case folder may lie at several places, its files are called the same.
-        files = dict.fromkeys((modality, path.split("/")[-1]) for modality, path in self._paths)
+        files: dict[tuple[Modality | None, str], int] = {}
+        for modality, place, path in self._paths:
+            files.setdefault((modality, path.split("/")[-1]), place)
         self._look(
             folder,
-            [_Branch(modality=modality, names=(name,), known=known) for modality, name in files],
+            [
+                _Branch(modality=modality, place=place, names=(name,), known=known)
+                for (modality, name), place in files.items()
+            ],
         )
         self._join_masks()
 
+    def _begin_root(self, root: Path) -> None:
+        self._root = root
+        self._masks = {}
+
     def _join_masks(self) -> None:
-        for case_id in [name for name in self.strays if name in self.drafts]:
-            self.drafts[case_id].masks += self.strays.pop(case_id)
+        """A mask belongs to a case of the same root: under another one, it may be a stranger's."""
+        for case_id, found in self._masks.items():
+            draft = self.drafts.get(case_id)
+            if draft and self._root in draft.roots and _same_case(draft.known, found.known):
+                draft.masks += found.masks
+            else:
+                self.strays.setdefault(case_id, []).extend(mask.path for mask in found.masks)
 
     def _look(self, folder: Path, branches: list[_Branch]) -> None:
         try:
@@ -125,17 +174,16 @@ class Walk:
 
     def _begin(self, branch: _Branch, folder: Path, *, readable: bool = True) -> None:
         """Note a case that a folder's name tells of, even if the folder is empty."""
-        if branch.modality is None:
-            return
-        unknown = set(re.findall(r"\{(\w+)\}", branch.names[-1])) - set(branch.known)
-        if not unknown and _identity(branch.known):
+        if branch.modality is not None and branch.tells_the_case:
             draft = self._draft(branch.known, folder)
-            if not readable:
-                # Said once; every missing image besides would be noise.
-                draft.folders.clear()
+            draft.readable = draft.readable and readable
 
     def _draft(self, known: Mapping[str, str], folder: Path) -> Draft:
         draft = self.drafts.setdefault(_identity(known), Draft(known=known))
+        if not _same_case(draft.known, known):
+            self.problems.append(ambiguous_case(_identity(known), folder))
+        if self._root not in draft.roots:
+            draft.roots.append(self._root)
         if folder not in draft.folders:
             draft.folders.append(folder)
             self._places += 1
@@ -145,7 +193,7 @@ class Walk:
         for stem, path in image_stems(entries):
             found = [self._match_file(stem, path, branch) for branch in branches]
             # Where folders name the cases, further files in them are nobody's business.
-            if not any(found) and not any(_identity(branch.known) for branch in branches):
+            if not any(found) and not any(branch.tells_the_case for branch in branches):
                 self.problems.append(unknown_file(path, [b.names[0] for b in branches], self._rule))
 
     def _match_file(self, stem: str, path: Path, branch: _Branch) -> bool:
@@ -154,44 +202,49 @@ class Walk:
         if match is None:
             return False
         known = {**branch.known, **match.groupdict()}
+        found = Found(path=path, place=branch.place)
         if branch.modality is None:
             if not self._rule.is_other_mask(stem):
-                self._add_mask(known, path)
+                masks = self._masks.setdefault(_identity(known), Draft(known=known)).masks
+                _add(masks, found)
             return True
         # Where files name the cases, the case is all that tells where a problem is.
-        place = path.parent if _identity(branch.known) else path.parent / _identity(known)
-        images = self._draft(known, place).images.setdefault(branch.modality, [])
-        if path not in images:
-            images.append(path)
+        place = path.parent if branch.tells_the_case else path.parent / _identity(known)
+        _add(self._draft(known, place).images.setdefault(branch.modality, []), found)
         return True
 
-    def _add_mask(self, known: Mapping[str, str], path: Path) -> None:
-        masks = self.strays.setdefault(_identity(known), [])
-        if path not in masks:  # several paths of a rule may lead to one file
-            masks.append(path)
-
     def _enter(self, folder: Path, branches: Sequence[_Branch]) -> None:
-        inside = []
+        inside, fresh = [], []
         for branch in branches:
-            pattern = self._rule.pattern(branch.names[0], known=branch.known, ignore_case=False)
+            if folder.name in self._rule.ignored and folder.name != branch.names[0]:
+                continue
+            pattern = self._rule.pattern(branch.names[0], known=branch.known, ignore_case=True)
             match = pattern.fullmatch(folder.name)
             if match is not None:
                 known = {**branch.known, **match.groupdict()}
-                inside.append(
-                    _Branch(modality=branch.modality, names=branch.names[1:], known=known)
-                )
+                inside.append(replace(branch, names=branch.names[1:], known=known))
+                if branch.modality is not None and known and not branch.tells_the_case:
+                    fresh.append(known)
         of_images = [branch for branch in branches if branch.modality is not None]
         if inside:
             before = self._places, len(self.problems)
             self._look(folder, inside)
-            named = [branch for branch in inside if branch.modality is not None and branch.known]
-            if named and before == (self._places, len(self.problems)):
+            if fresh and before == (self._places, len(self.problems)):
                 # A person's folder without a case is a problem, not nobody.
-                self.problems.append(empty_patient(named[0].known["patient"], folder))
-        elif of_images and folder.name not in self._rule.ignored:
+                self.problems.append(empty_patient(fresh[0]["patient"], folder))
+        elif (
+            of_images
+            and folder.name not in self._rule.ignored
+            and not any(branch.tells_the_case for branch in of_images)
+        ):
             self.problems.append(
                 unknown_folder(folder, [b.names[0] for b in of_images], self._rule)
             )
+
+
+def _add(files: list[Found], found: Found) -> None:
+    if found.path not in [other.path for other in files]:  # several paths may lead to one file
+        files.append(found)
 
 
 def _identity(known: Mapping[str, str]) -> str:
@@ -199,6 +252,11 @@ def _identity(known: Mapping[str, str]) -> str:
     if "case" in known:
         return known["case"]
     return "_".join(known[name] for name in ("patient", "session") if name in known)
+
+
+def _same_case(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two cases of one name are one: `a_b` and `c` would be called as `a` and `b_c`."""
+    return all(one.get(name) == other.get(name) for name in ("case", "patient", "session"))
 
 
 def _may_hold_patients(entry: Path) -> bool:
@@ -230,9 +288,14 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(_IMAGE_SUFFIXES)
 
 
+def stem_of(name: str) -> str:
+    """An image's name without ``.nii`` or ``.nii.gz``."""
+    length = next(len(suffix) for suffix in _IMAGE_SUFFIXES if name.lower().endswith(suffix))
+    return name[:-length]
+
+
 def image_stems(entries: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """(name without suffix, path) of every image file."""
     for path in entries:
         if is_image(path.name) and path.is_file():
-            length = next(len(s) for s in _IMAGE_SUFFIXES if path.name.lower().endswith(s))
-            yield path.name[:-length], path
+            yield stem_of(path.name), path

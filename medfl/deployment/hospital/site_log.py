@@ -92,23 +92,26 @@ class Redaction:
     def __init__(self, data: SiteData) -> None:
         rule = rule_of(data)
         survey = survey_cohort(data)
-        names = {problem.patient_id for problem in survey.problems if problem.patient_id}
+        problems = (*survey.problems, *survey.left_out)
+        names = {problem.patient_id for problem in problems if problem.patient_id}
         for patient in survey.patients:
             names |= {patient.patient_id, *(case.case_id for case in patient.cases)}
         # And folders that the layout does not know; its own, as `imagesTr`, are nobody.
         own = {name for path in rule.paths for name in path.split("/")}
-        for parent in (data.root, *(data.root / name for name in own)):
+        places = [place for root in data.roots for place in (root, *(root / n for n in own))]
+        for parent in places:
             if os.access(parent, os.R_OK) and parent.is_dir():
                 names |= {path.name for path in parent.iterdir() if path.is_dir()} - own
         # The longest first: a name may begin with another one.
         listed = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         patterns = [rf"(?<![A-Za-z0-9])(?:{listed})(?![A-Za-z0-9])"] if listed else []
         general = rule.case or rule.patient
-        # A name that is any word cannot be told from one.
-        if not re.fullmatch(general, "word"):
+        # A name that is any word or number cannot be told from one.
+        if not any(re.fullmatch(general, word) for word in ("word", "7", "2026")):
             patterns.append(general)
         self._patients = re.compile("|".join(patterns) or r"(?!)")
-        roots = "|".join(re.escape(str(root)) for root in {data.root, data.root.resolve()})
+        folders = {folder for root in data.roots for folder in (root, root.resolve())}
+        roots = "|".join(re.escape(str(folder)) for folder in sorted(folders, reverse=True))
         self._files = re.compile(rf"({roots})/[^\s'\"]*")
 
     def __call__(self, line: str) -> str:

@@ -125,7 +125,9 @@ def test_bids_masks_fit_several_schemes_and_say_so(tmp_path: Path) -> None:
     best = detect(tmp_path)[0]
     assert (best.layout, best.surety) == ("bids", "likely")
     schemes = {best.label_scheme, *best.other_schemes}
-    assert schemes == {"brats2015", "brats2023", "brats2024", "msd", "nnunet"}
+    assert schemes == {
+        *("brats2015", "brats2023", "brats2024", "brats-ped", "lumiere", "msd", "nnunet")
+    }
 
 
 def test_values_of_another_scheme_are_no_certainty(tmp_path: Path) -> None:
@@ -150,6 +152,17 @@ def test_modalities_are_those_that_every_case_has(tmp_path: Path) -> None:
     best = detect(tmp_path)[0]
     assert best.modalities == ("t1n", "t1c", "t2f")
     assert best.surety == "likely"
+
+
+def test_many_folders_of_an_unknown_layout_are_no_roots(tmp_path: Path) -> None:
+    for number in range(21):
+        case = f"BraTS-MEN-{number:05d}-000"
+        write(tmp_path / f"P{number}" / case / f"{case}-t1c.nii.gz")
+    assert detect(tmp_path) == []
+    for number in range(20, 0, -1):
+        case = f"BraTS-MEN-{number:05d}-000"
+        (tmp_path / f"P{number}" / case / f"{case}-t1c.nii.gz").unlink()
+    assert detect(tmp_path)[0].layout == "brats-men"
 
 
 def test_a_folder_of_something_else_gives_no_proposal(tmp_path: Path) -> None:
