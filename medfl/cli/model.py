@@ -65,7 +65,7 @@ def predict(
     """
     from medfl.prediction.cohort import predict_case, predict_cohort
     from medfl.prediction.predictor import Predictor
-    from medfl.segmentation.model_file import NOTICE
+    from medfl.segmentation.notice import NOTICE
 
     data = _data(images, layout=layout, label_scheme=label_scheme, modalities=modality)
     if out.suffix and not out.name.endswith((".nii", ".nii.gz")):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medfl.config.site import MaskScheme, Region
 from medfl.data.label_schemes import require_regions, scheme_name, scheme_of, scheme_values
+from medfl.data.written_labels import written_labels
 from medfl.errors import DataError
 
 LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
@@ -115,9 +116,7 @@ def labels_from_regions(
         DataError: If the scheme lacks one of the regions.
     """
     require_regions(regions, scheme=scheme)
-    inside = torch.as_tensor(regions_RDHW) != 0
-    label = torch.zeros(inside.shape[1:], dtype=torch.uint8, device=inside.device)
-    for region, value in scheme_of(scheme).written:
-        if region in regions:
-            label[inside[list(regions).index(region)]] = value
+    label = written_labels(
+        torch.as_tensor(regions_RDHW) != 0, regions=regions, written=scheme_of(scheme).written
+    )
     return label if isinstance(regions_RDHW, Tensor) else label.numpy()

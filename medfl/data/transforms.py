@@ -1,30 +1,24 @@
-"""From the files of a case to tensors in the study's frame, and back.
+"""From the files of a case to tensors in the study's frame.
 
-Every scan is turned to the orientation RAS, brought to the study's spacing, and normalised by
-itself alone. Axes D, H, W are right, anterior and superior.
+How a scan gets there is `medfl.data.framing`'s; axes D, H, W are right, anterior and superior.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientationd, Spacingd, SpatialResample
 from torch import Tensor
 
 from medfl.config.site import MaskScheme, Modality, Region
 from medfl.data.cohort import Case
-from medfl.data.intensity import normalise_scan
+from medfl.data.framing import framed_scans, stacked
 from medfl.data.label_schemes import require_regions
 from medfl.data.labels import regions_of
-from medfl.data.nifti.faults import MAX_VOXELS
-from medfl.data.nifti.scans import MASK, read_scans
+from medfl.data.nifti.scans import MASK
 from medfl.errors import DataError
 
 _MAX_CENTRES = 20_000
@@ -102,7 +96,7 @@ def prepare_image(case: Case, frame: Frame) -> MetaTensor:
     Raises:
         DataError: If a file cannot be read or the images' grids differ.
     """
-    return _image(_load(case, frame, keys=frame.present), frame)
+    return stacked(_load(case, frame, keys=frame.present), modalities=frame.modalities)
 
 
 def prepare_case(case: Case, frame: Frame) -> PreparedCase:
@@ -117,7 +111,7 @@ def prepare_case(case: Case, frame: Frame) -> PreparedCase:
             f"{case.case_id}: expected a mask, found none. Add it, or leave the case out."
         )
     loaded = _load(case, frame, keys=(*frame.present, MASK))
-    image = _image(loaded, frame)
+    image = stacked(loaded, modalities=frame.modalities)
     try:
         regions = regions_of(
             loaded[MASK].as_tensor()[0], scheme=frame.label_scheme, regions=frame.regions
@@ -136,77 +130,21 @@ def prepare_case(case: Case, frame: Frame) -> PreparedCase:
     )
 
 
-def restore_probabilities(probabilities_RDHW: Tensor, *, image: MetaTensor) -> Tensor:
-    """Bring probabilities from the frame back to the grid of the scanner's files.
-
-    Args:
-        probabilities_RDHW: In the frame.
-        image: What `prepare_image` returned for the case.
-
-    Returns:
-        float32 of shape (R, X, Y, Z) along the source's stored axes.
-    """
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float64)
-    restored: MetaTensor = resample(
-        MetaTensor(probabilities_RDHW.cpu().to(torch.float32), affine=image.affine),
-        dst_affine=torch.as_tensor(np.asarray(image.meta["original_affine"], dtype=np.float64)),
-        spatial_size=[int(size) for size in image.meta["spatial_shape"]],
-    )
-    values: Tensor = restored.as_tensor().clamp(0, 1).to(torch.float32)
-    return values
-
-
 def _load(case: Case, frame: Frame, *, keys: Sequence[str]) -> dict[str, MetaTensor]:
     """Files in the frame's orientation and spacing: key -> MetaTensor of shape (1, D, H, W)."""
-    paths: dict[str, Path] = {key: path for key, path in case.images.items() if key in keys}
-    if case.mask is not None and MASK in keys:
-        paths[MASK] = case.mask
-    missing = [key for key in keys if key not in paths]
+    files = {str(name): path for name, path in case.images.items()}
+    if case.mask is not None:
+        files[MASK] = case.mask
+    missing = [key for key in keys if key not in files]
     if missing:
         raise DataError(f"{case.case_id}: expected images {list(keys)}, found no {missing}.")
-    turn = Orientationd(keys, axcodes="RAS", labels=None)
-    loaded: dict[str, MetaTensor] = turn(
-        read_scans(paths, channels=case.channels, volumes=case.volumes)
+    return framed_scans(
+        {key: files[key] for key in keys},
+        channels={str(name): number for name, number in case.channels.items()},
+        volumes=case.volumes,
+        spacing=frame.spacing,
+        case_id=case.case_id,
     )
-    for modality in frame.present:  # before resampling, which would blur the statistics
-        loaded[modality] = _normalised(loaded[modality], paths[modality])
-    if frame.spacing == "native":
-        return loaded
-    _require_bounded(loaded[frame.present[0]], frame.spacing, case_id=case.case_id)
-    modes = ["nearest" if key == MASK else "bilinear" for key in keys]
-    resample = Spacingd(keys, pixdim=frame.spacing, mode=modes, padding_mode="border")
-    resampled: dict[str, MetaTensor] = resample(loaded)
-    return resampled
-
-
-def _require_bounded(image: MetaTensor, spacing: Sequence[float], *, case_id: str) -> None:
-    """Refuse an image that a study's finer voxels would blow up."""
-    finer = math.prod(image.pixdim.tolist()) / math.prod(spacing)
-    voxels = image[0].numel() * finer
-    if voxels > MAX_VOXELS:
-        raise DataError(
-            f"{case_id}: expected at most {MAX_VOXELS} voxels at the study's spacing, found "
-            f"{voxels:.3g}. Correct pixdim and the transform, or ask for a coarser study."
-        )
-
-
-def _normalised(image: MetaTensor, path: Path) -> MetaTensor:
-    values = image.as_tensor().numpy()
-    if not np.isfinite(values).all():
-        raise DataError(
-            f"{path}: expected finite voxels, found NaN or infinity. Export the image again."
-        )
-    scan = torch.from_numpy(normalise_scan(values[0]))[None]
-    return MetaTensor(scan, meta=image.meta)
-
-
-def _image(loaded: Mapping[str, MetaTensor], frame: Frame) -> MetaTensor:
-    first = loaded[frame.present[0]]
-    air = torch.zeros_like(first.as_tensor())
-    channels = [
-        air if name in frame.absent else loaded[name].as_tensor() for name in frame.modalities
-    ]
-    return MetaTensor(torch.cat(channels), meta=first.meta)
 
 
 def _centres(image_CDHW: Tensor, regions_RDHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from medfl.data.cohort import Case
 from medfl.data.layouts.survey import names_of_masks, read_case, survey_cohort
 from medfl.data.nifti.headers import FileFaults
 from medfl.errors import ConfigError, DataError
-from medfl.prediction.predictor import Predictor, Segmentation, save_like
+from medfl.prediction.mask_file import save_like
+from medfl.prediction.predictor import Predictor, Segmentation
 
 _SUFFIXES = (".nii.gz", ".nii")
 

@@ -19,8 +19,9 @@ from medfl.data import intensity
 from medfl.durable import write_atomically, written_aside
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction import bundle_script
-from medfl.segmentation.model_file import NOTICE, ModelSpec, read_model, read_provenance
+from medfl.segmentation.model_file import ModelSpec, read_model, read_provenance
 from medfl.segmentation.networks import constructor_arguments
+from medfl.segmentation.notice import NOTICE
 from medfl.version import __version__
 
 MODEL = Path("checkpoints") / "final.safetensors"

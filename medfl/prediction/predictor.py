@@ -5,23 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medfl.config.site import MaskScheme, Modality, Region
 from medfl.data.cohort import Case
+from medfl.data.framing import restore_probabilities
 from medfl.data.labels import labels_from_regions
-from medfl.data.nifti.headers import copy_geometry
-from medfl.data.transforms import Frame, prepare_image, restore_probabilities
-from medfl.durable import written_aside
+from medfl.data.transforms import Frame, prepare_image
 from medfl.errors import DataError
+from medfl.prediction.mask_file import INSIDE
 from medfl.segmentation.devices import device_named
 from medfl.segmentation.inference import segment
-from medfl.segmentation.model_file import NOTICE, fills_missing, read_model
-
-_RIGHT_AXIS = 1  # of a CDHW tensor: the only axis that training mirrors
+from medfl.segmentation.model_file import fills_missing, read_model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +39,7 @@ class Segmentation:
         Raises:
             DataError: If the scheme cannot show the model's regions.
         """
-        inside = self.probabilities_RXYZ > 0.5
+        inside = self.probabilities_RXYZ > INSIDE
         labels = labels_from_regions(inside, scheme=scheme, regions=self.regions)
         return np.asarray(labels.numpy(), dtype=np.uint8)
 
@@ -98,37 +95,14 @@ class Predictor:
             absent=tuple(name for name in self.spec.modalities if name not in present),
         )
         image = prepare_image(case, frame)
-        image_CDHW = image.as_tensor()
-        probabilities = self._probabilities(image_CDHW)
-        if self._mirrored:
-            mirror = self._probabilities(image_CDHW.flip(_RIGHT_AXIS)).flip(_RIGHT_AXIS)
-            probabilities = (probabilities + mirror) / 2
+        probabilities = segment(
+            self._network,
+            image.as_tensor(),
+            window_size=self.spec.window_size,
+            device=self._device,
+            mirrored=self._mirrored,
+        )
         return Segmentation(
             regions=self.spec.regions,
             probabilities_RXYZ=restore_probabilities(probabilities, image=image),
         )
-
-    def _probabilities(self, image_CDHW: Tensor) -> Tensor:
-        return segment(
-            self._network, image_CDHW, window_size=self.spec.window_size, device=self._device
-        )
-
-
-def save_like(voxels: NDArray[np.generic], path: Path, *, source: Path) -> None:
-    """Write voxels with the geometry of another file, and none of its texts.
-
-    Args:
-        voxels: (X, Y, Z) on the source's grid, or (X, Y, Z, R) for several volumes.
-        path: Where to; ``.nii`` or ``.nii.gz``.
-        source: A file with the same grid, which was read before; its qform, sform, voxel sizes and
-            unit are taken over, field by field.
-
-    Raises:
-        OSError: If the file cannot be written; nothing is left behind.
-    """
-    image = nibabel.Nifti1Image(voxels, None)
-    copy_geometry(source, image.header)
-    image.header["descrip"] = NOTICE.encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as draft:
-        nibabel.save(image, draft)

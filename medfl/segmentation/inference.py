@@ -1,4 +1,7 @@
-"""From a network that knows crops to probabilities of a whole image."""
+"""From a network that knows crops to probabilities of a whole image.
+
+Bundles carry a copy of this module.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,18 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from medfl.segmentation.networks import Size
-
 _WINDOWS_AT_ONCE = 4
+_RIGHT_AXIS = 1  # of a CDHW tensor: the only axis that training mirrors
 
 
 def segment(
     network: nn.Module,
     image_CDHW: Tensor,
     *,
-    window_size: Size,
+    window_size: tuple[int, int, int],
     device: torch.device | str,
     overlap: float = 0.5,
+    mirrored: bool = False,
 ) -> Tensor:
     """Slide a window over one image and blend the logits.
 
@@ -31,6 +34,7 @@ def segment(
         window_size: Voxels of one window.
         device: Where the network runs.
         overlap: Fraction of a window that it shares with the next one, in [0, 1).
+        mirrored: Also segment the mirror image, left to right, and average both.
 
     Returns:
         Float32 probabilities of shape RDHW, on the CPU, without gradient.
@@ -49,8 +53,6 @@ def segment(
         sw_device=device,
         device="cpu",
     )
-    was_training = network.training
-    network.to(device).eval()
 
     def logits_of(windows_KCDHW: Tensor) -> Tensor:
         # A lone window goes in twice: at batch size 1 torch's CPU convolution is four times slower.
@@ -58,9 +60,18 @@ def segment(
         logits: Tensor = network(torch.cat([windows_KCDHW] * 2) if alone else windows_KCDHW)
         return logits[:1] if alone else logits
 
+    def probabilities_of(image_KCDHW: Tensor) -> Tensor:
+        logits_RDHW: Tensor = inferer(image_KCDHW, logits_of)[0]
+        return torch.sigmoid(logits_RDHW)
+
+    was_training = network.training
+    network.to(device).eval()
     try:
         with torch.no_grad():
-            logits_RDHW: Tensor = inferer(image, logits_of)[0]
+            probabilities_RDHW = probabilities_of(image)
+            if mirrored:
+                mirror_RDHW = probabilities_of(image.flip(1 + _RIGHT_AXIS)).flip(_RIGHT_AXIS)
+                probabilities_RDHW = (probabilities_RDHW + mirror_RDHW) / 2
     finally:
         network.train(was_training)
-    return torch.sigmoid(logits_RDHW)
+    return probabilities_RDHW

@@ -16,9 +16,9 @@ from medfl.config.site import Modality, Region
 from medfl.config.study import Size, Spacing, StudyInput, StudyNetwork
 from medfl.errors import ModelError
 from medfl.segmentation.networks import build_network, load_trainable
+from medfl.segmentation.notice import NOTICE
 
 FORMAT = "medfl model 1"
-NOTICE = "Research use only; not a medical device."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from medfl.data.labels import labels_from_regions
 from medfl.data.transforms import PreparedCase
 from medfl.durable import written_aside
 from medfl.segmentation.inference import segment
-from medfl.segmentation.model_file import NOTICE, read_model
+from medfl.segmentation.model_file import read_model
+from medfl.segmentation.notice import NOTICE
 from medfl.study.pretraining import synthetic_patients
 
 # Beyond every patient of a pretraining: nobody has trained on these.

@@ -15,14 +15,10 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from medfl.data import transforms
 from medfl.data.cohort import Case
+from medfl.data.framing import restore_probabilities
 from medfl.data.intensity import normalise_scan
 from medfl.data.labels import labels_from_regions
-from medfl.data.transforms import (
-    Frame,
-    prepare_case,
-    prepare_image,
-    restore_probabilities,
-)
+from medfl.data.transforms import Frame, prepare_case, prepare_image
 from medfl.errors import DataError
 
 REGIONS = ("TC", "WT", "ET")

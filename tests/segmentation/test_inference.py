@@ -52,6 +52,23 @@ def test_every_window_has_the_crop_size_and_company(size: tuple[int, int, int]) 
     assert all(shape[0] >= 2 and tuple(shape[2:]) == CROP for shape in shapes)
 
 
+def test_a_mirrored_image_is_turned_back_before_both_are_averaged() -> None:
+    class FirstHalf(nn.Module):
+        """Says yes where the first axis begins, whatever it sees."""
+
+        def forward(self, crops: Tensor) -> Tensor:
+            inside = torch.full_like(crops[:, :1], -20.0)
+            inside[:, :, : CROP[0] // 2] = 20.0
+            return inside
+
+    plain, both = (
+        segment(FirstHalf(), image(*CROP), window_size=CROP, device="cpu", mirrored=mirrored)
+        for mirrored in (False, True)
+    )
+    torch.testing.assert_close(plain[0, :, 0, 0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    torch.testing.assert_close(both, torch.full_like(both, 0.5))
+
+
 def test_network_is_asked_in_evaluation_mode_and_given_back_in_training_mode() -> None:
     network = VoxelwiseNetwork().train()
     segment(network, image(8, 8, 8), window_size=CROP, device="cpu")

@@ -15,7 +15,6 @@ from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 from numpy.typing import NDArray
 
-from medfl.config.site import Modality
 from medfl.data.nifti.headers import FileFaults, Header, read_header, read_voxels
 from medfl.errors import DataError
 
@@ -24,7 +23,7 @@ MASK = "mask"
 
 
 def read_scans(
-    paths: Mapping[str, Path], *, channels: Mapping[Modality, int], volumes: int
+    paths: Mapping[str, Path], *, channels: Mapping[str, int], volumes: int
 ) -> dict[str, MetaTensor]:
     """Read all files of a case, each once.
 
@@ -47,10 +46,9 @@ def read_scans(
                 files[path] = read_voxels(path, headers[key])
             except FileFaults as error:
                 raise DataError(f"{path}: {error}") from None
-    numbers = {str(modality): number for modality, number in channels.items()}
     return {
         key: _scan(
-            files[path][..., numbers[key]] if key in numbers else files[path],
+            files[path][..., channels[key]] if key in channels else files[path],
             affine=headers[key].affine,
         )
         for key, path in paths.items()
