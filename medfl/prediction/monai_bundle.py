@@ -1,13 +1,14 @@
 """A finished run as a MONAI bundle: a folder that `monai.bundle run` segments with, without medfl.
 
-The bundle holds the weights, its preparation of images (as a copy of medfl's own function), and a
-model card that says what the patients behind it were promised.
+The bundle holds the weights, a copy of the code that reads, segments and writes images, and a model
+card that says what the patients behind it were promised.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,65 +16,19 @@ from typing import Any
 
 import torch
 
-from medfl.data import intensity
+from medfl.data.label_schemes import SCHEMES
 from medfl.durable import write_atomically, written_aside
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction import bundle_script
-from medfl.segmentation.model_file import ModelSpec, read_model, read_provenance
+from medfl.prediction.carried_code import SCRIPTS, carried_code
+from medfl.prediction.model_card import FILES, NOISY, PRIVATE, REGIONS, model_card
+from medfl.segmentation.model_file import ModelSpec, fills_missing, read_model, read_provenance
 from medfl.segmentation.networks import constructor_arguments
 from medfl.segmentation.notice import NOTICE
 from medfl.version import __version__
 
 MODEL = Path("checkpoints") / "final.safetensors"
-_FILES = {"t1n": "T1", "t1c": "T1 with contrast", "t2w": "T2", "t2f": "T2-FLAIR"}
-_REGIONS = {"TC": "tumour core", "WT": "whole tumour", "ET": "enhancing tumour"}
-
-_CARD = """\
-# {study}: brain-tumour segmentation, trained {how}
-
-{notice}
-
-A MONAI {network} with {parameters:,} parameters, trained by {sites} site(s) over {rounds}
-rounds with medfl {medfl}. It takes {channels} and gives {regions}.
-
-## What the patients were promised
-
-Each site clipped the contribution of every **patient** (all crops of all scans of a person
-together), drew patients at random, added noise before anything left the site, and charged the
-cost to its own ledger first. {promise}
-
-| site | epsilon | delta | budget for life |
-|---|---|---|---|
-{privacy}
-
-Epsilon counts the training of this run; sites that took part in other studies have spent more
-in all. It does not cover hyper-parameters that were chosen by looking at private results.
-{pretraining}
-
-## How to use it
-
-    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --datalist \\
-        "[{{'image': [{files}]}}]"
-
-in this folder, with the files of one patient in this order, all on one grid. MONAI's command line
-needs the package `fire`; from Python it is `monai.bundle.run(config_file=..., bundle_root='.',
-datalist=[...])`. The masks land in `eval`, with one channel for each of: {names}.
-
-## What it was not made for
-
-Other diseases, other modalities, scanners unlike those of its sites, or any clinical use.
-"""
-
-_PRIVATE = "with patient-level differential privacy"
-_PROMISE = """\
-Whoever sees this model, and every update of a site on the way,
-learns about any one patient no more than the epsilon of the site says (add or remove one):"""
-
-_NOISY = "with the noise of medfl 0.1"
-_WITHDRAWN = """\
-**The epsilon that medfl 0.1 stated was
-too small:** one patient changed what others contributed, and the low bits of an update can betray
-who was drawn. Do not rely on it. What was stated:"""
+_STEPS = bundle_script.__name__.replace("medfl", SCRIPTS, 1)
 
 
 def export_bundle(run_dir: Path, out: Path) -> Path:
@@ -96,100 +51,74 @@ def export_bundle(run_dir: Path, out: Path) -> Path:
     study, privacy = (_read(run_dir / name) for name in ("study.json", "privacy.json"))
     spec, network = read_model(run_dir / MODEL)
     provenance = read_provenance(run_dir / MODEL)
-    for name in ("configs", "docs", "models", "scripts"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+    (out / "models").mkdir(parents=True, exist_ok=True)
     with written_aside(out / "models" / "model.pt") as draft:
         torch.save(network.state_dict(), draft)
-    write_atomically(out / "scripts" / "__init__.py", b"")
-    for name, module in (("intensity", intensity), ("segmentation", bundle_script)):
-        source = inspect.getsource(module)
-        write_atomically(out / "scripts" / f"{name}.py", source.encode())
+    for path, source in carried_code(bundle_script.__name__).items():
+        write_atomically(out / path, source.encode())
     kept = all(entry.get("revision", 1) > 1 for entry in privacy)  # medfl 0.1 wrote none
-    card = _card(study, privacy, provenance, spec, parameters=_count(network), kept=kept)
+    packages = _packages(network)
+    inference = _inference(spec, fills=fills_missing(run_dir / MODEL))
+    card = model_card(
+        study,
+        privacy,
+        provenance,
+        spec,
+        parameters=_count(network),
+        packages=tuple(packages),
+        schemes=tuple(inference["label_schemes"]),
+        kept=kept,
+    )
     write_atomically(out / "docs" / "README.md", card.encode())
-    _write_json(out / "configs" / "metadata.json", _metadata(study, spec, provenance, kept=kept))
-    _write_json(out / "configs" / "inference.json", _inference(spec))
+    metadata = _metadata(study, spec, provenance, packages=packages, kept=kept)
+    _write_json(out / "configs" / "metadata.json", metadata)
+    _write_json(out / "configs" / "inference.json", inference)
     return out
 
 
-def _inference(spec: ModelSpec) -> dict[str, Any]:
-    prepare: list[dict[str, Any]] = [
-        # Channels are read as they are listed; a list of files becomes the channels.
-        {"_target_": "LoadImaged", "keys": "image", "image_only": True},
-        {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
-        {
-            "_target_": "Lambdad",
-            "keys": "image",
-            "func": "$lambda image: type(image)(torch.stack([torch.from_numpy("
-            "normalise_scan(numpy.asarray(channel, numpy.float32))) "
-            "for channel in image]), meta=image.meta, applied_operations="
-            "image.applied_operations)",
-        },
-    ]
-    if spec.spacing != "native":
-        prepare.append(
-            {
-                "_target_": "Spacingd",
-                "keys": "image",
-                "pixdim": list(spec.spacing),
-                "mode": "bilinear",
-                "padding_mode": "border",
-            }
-        )
+def _inference(spec: ModelSpec, *, fills: bool) -> dict[str, Any]:
     return {
-        "imports": [
-            "$import numpy",
-            "$import torch",
-            "$from scripts.intensity import normalise_scan",
-            "$from scripts.segmentation import segment",
-        ],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/eval'",
         "datalist": [],
+        "label_scheme": "brats",
+        "label_schemes": {
+            name: [list(pair) for pair in scheme.written]
+            for name, scheme in SCHEMES.items()
+            if set(spec.regions) <= scheme.regions.keys()
+        },
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": {"_target_": spec.network, **_keywords(spec)},
         "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": prepare},
+        "preprocessing": {
+            "_target_": f"{_STEPS}.Preparation",
+            "modalities": list(spec.modalities),
+            "spacing": spec.spacing if spec.spacing == "native" else list(spec.spacing),
+            "may_lack": fills,
+        },
         "dataset": {
-            "_target_": "Dataset",
-            "data": "$@datalist",
-            "transform": "@preprocessing",
+            "_target_": f"{_STEPS}.Cases",
+            "entries": "$@datalist",
+            "preparation": "@preprocessing",
         },
         "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(spec.window_size),
-            "sw_batch_size": 4,
-            "overlap": 0.5,
-            "mode": "gaussian",
+            "_target_": f"{_STEPS}.Windows",
+            "window_size": list(spec.window_size),
+            "device": "@device",
+            "tta": False,
         },
         "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "transform": "@preprocessing",
-                    "orig_keys": "image",
-                    "nearest_interp": False,
-                    "to_tensor": True,
-                },
-                {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "seg",
-                    "output_dtype": "$numpy.uint8",
-                    "resample": False,
-                },
-            ],
+            "_target_": f"{_STEPS}.MaskWriter",
+            "regions": list(spec.regions),
+            "label_scheme": "@label_scheme",
+            "label_schemes": "@label_schemes",
+            "output_dir": "@output_dir",
         },
         "checkpoint": "$@bundle_root + '/models/model.pt'",
         # A few lines of its own, so that the bundle needs no further package such as ignite.
+        "imports": ["$import torch", f"$from {_STEPS} import segment_cases"],
         "run": [
-            "$segment(@dataset, network=@network, checkpoint=@checkpoint, "
+            "$segment_cases(@dataset, network=@network, checkpoint=@checkpoint, "
             "inferer=@inferer, postprocessing=@postprocessing, device=@device)"
         ],
     }
@@ -209,7 +138,12 @@ def _keywords(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _metadata(
-    study: dict[str, Any], spec: ModelSpec, provenance: dict[str, Any], *, kept: bool
+    study: dict[str, Any],
+    spec: ModelSpec,
+    provenance: dict[str, Any],
+    *,
+    packages: dict[str, str],
+    kept: bool,
 ) -> dict[str, Any]:
     def image(names: dict[int, str], *, kind: str) -> dict[str, Any]:
         return {
@@ -230,11 +164,11 @@ def _metadata(
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {"nibabel": version("nibabel")},
+        "required_packages_version": packages,
         "task": "brain-tumour segmentation",
         "name": study["id"],
         "description": f"Trained by medfl {provenance.get('medfl', __version__)} "
-        f"{_PRIVATE if kept else _NOISY}.",
+        f"{PRIVATE if kept else NOISY}.",
         "authors": "the sites of the study",
         "copyright": "the sites of the study",
         "intended_use": NOTICE,
@@ -242,52 +176,25 @@ def _metadata(
         "network_data_format": {
             "inputs": {
                 "image": image(
-                    {n: _FILES[name] for n, name in enumerate(spec.modalities)}, kind="input"
+                    {n: FILES[name] for n, name in enumerate(spec.modalities)}, kind="input"
                 )
             },
             "outputs": {
                 "pred": image(
-                    {n: _REGIONS[name] for n, name in enumerate(spec.regions)}, kind="output"
+                    {n: REGIONS[name] for n, name in enumerate(spec.regions)}, kind="output"
                 )
             },
         },
     }
 
 
-def _card(
-    study: dict[str, Any],
-    privacy: list[dict[str, Any]],
-    provenance: dict[str, Any],
-    spec: ModelSpec,
-    *,
-    parameters: int,
-    kept: bool,
-) -> str:
-    rows = [
-        f"| {entry['site']} | {float(entry['epsilon_pld']):.2f} | {float(entry['delta']):g} | "
-        f"{float(entry['budget']):g} |"
-        for entry in privacy
-    ]
-    steps = provenance.get("pretraining_steps", 0)
-    return _CARD.format(
-        study=study["id"],
-        how=_PRIVATE if kept else _NOISY,
-        promise=_PROMISE if kept else _WITHDRAWN,
-        notice=NOTICE,
-        network=spec.network,
-        parameters=parameters,
-        sites=len(privacy),
-        rounds=study["training"]["rounds"],
-        medfl=provenance.get("medfl", __version__),
-        channels=", ".join(_FILES[name] for name in spec.modalities),
-        regions=", ".join(_REGIONS[name] for name in spec.regions),
-        privacy="\n".join(rows),
-        pretraining=f"It began from {steps} steps on synthetic patients, who cost nothing."
-        if steps
-        else "It began from random weights.",
-        files=", ".join(f"'{name}.nii.gz'" for name in spec.modalities),
-        names=", ".join(spec.regions),
-    )
+def _packages(network: torch.nn.Module) -> dict[str, str]:
+    """What the bundle imports beside MONAI, torch and numpy -> the version of it here."""
+    modules = {sys.modules[type(part).__module__] for part in network.modules()}
+    needed = any("einops" in inspect.getsource(module) for module in modules)
+    # UNETR and its kin: MONAI itself does without.
+    wanted = ("nibabel", "einops") if needed else ("nibabel",)
+    return {name: version(name) for name in wanted}
 
 
 def _count(network: torch.nn.Module) -> int:

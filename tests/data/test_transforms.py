@@ -241,6 +241,13 @@ def test_a_resampled_segmentation_returns_to_the_source_s_grid(
     assert dice(labels > 0, source > 0) > 0.95
 
 
+def test_what_fills_the_frame_fills_the_image_to_its_edges(hospital: Any) -> None:
+    hospital.add()
+    image = prepare_image(hospital.case(), frame(spacing=(2.9, 2.9, 2.9)))
+    restored = restore_probabilities(torch.ones(1, *image.shape[1:]), image=image)
+    assert torch.equal(restored, torch.ones(1, *hospital.shape))
+
+
 def test_an_oblique_scan_returns_voxel_for_voxel(hospital: Any) -> None:
     angle = np.deg2rad(12)
     turn = np.eye(4)

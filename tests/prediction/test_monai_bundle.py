@@ -1,48 +1,67 @@
-"""A bundle runs under MONAI alone, and gives the masks that medfl gives."""
+"""A bundle runs under MONAI alone, and does with a case what medfl does."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser
+from monai.bundle import verify_net_in_out
 
 from medfl.config.site import SiteData
 from medfl.errors import ConfigError, FederationError
-from medfl.prediction.cohort import predict_case
+from medfl.prediction.cohort import predict_case, predict_cohort
 from medfl.prediction.monai_bundle import MODEL, export_bundle
 from medfl.prediction.predictor import Predictor
-from tests.prediction.conftest import SPEC, write_model
+from tests.prediction.bundles import content, finished_run, run_bundle
+from tests.prediction.conftest import SPEC
 
-CASE = "BraTS2021_00001"
+CASES = ("BraTS2021_00000", "BraTS2021_00001", "BraTS2021_00002")
+ENDINGS = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}
 PROGRAM = """
 import json, sys
 from monai.bundle import run
 config = "configs/inference.json"
 run(config_file=config, bundle_root=".", datalist=json.loads(sys.argv[1]))
 """
-PRIVACY = [
-    {"site": "north", "epsilon_pld": 7.9954, "delta": 1e-5, "budget": 10.0, "revision": 2},
-    {"site": "west", "epsilon_pld": 3.2, "delta": 1e-6, "budget": 4.0, "revision": 2},
-]
 
 
 @pytest.fixture
-def run_dir(model: Path, tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path) -> Path:
     """A finished run, as far as a bundle looks at it."""
-    folder = tmp_path / "run"
-    (folder / MODEL).parent.mkdir(parents=True)
-    (folder / MODEL).write_bytes(model.read_bytes())
-    (folder / "study.json").write_text(json.dumps({"id": "first", "training": {"rounds": 30}}))
-    (folder / "privacy.json").write_text(json.dumps(PRIVACY))
-    return folder
+    return finished_run(tmp_path / "run")
+
+
+@pytest.fixture
+def bundle(run_dir: Path, tmp_path: Path) -> Path:
+    return export_bundle(run_dir, tmp_path / "bundle")
+
+
+def files(patients: Path, case: str, modalities: tuple[str, ...] = ("t1c", "t2f")) -> list[str]:
+    return [str(patients / case / f"{case}_{ENDINGS[name]}.nii.gz") for name in modalities]
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Name -> content of all masks below a folder."""
+    return {path.name: content(path) for path in folder.rglob("*.nii.gz")}
+
+
+def our_mask(
+    run_dir: Path, patients: Path, data: SiteData, *, case: str = CASES[0], mirrored: bool = False
+) -> bytes:
+    """What `medfl predict` writes."""
+    out = run_dir.parent / "ours" / "mask.nii.gz"
+    shutil.rmtree(out.parent, ignore_errors=True)
+    predict_case(Predictor(run_dir / MODEL, mirrored=mirrored), patients / case, data=data, out=out)
+    return content(out)
 
 
 def test_the_card_says_what_every_site_promised(run_dir: Path, tmp_path: Path) -> None:
@@ -83,11 +102,13 @@ def test_nothing_is_overwritten_and_an_unfinished_run_is_refused(
 
 
 @pytest.mark.slow
-def test_monai_alone_gives_the_same_masks(
-    run_dir: Path, patients: Path, data: SiteData, tmp_path: Path
+def test_monai_alone_gives_the_same_masks_and_says_which_case_failed(
+    run_dir: Path, bundle: Path, patients: Path, data: SiteData, tmp_path: Path
 ) -> None:
-    out = export_bundle(run_dir, tmp_path / "bundle")
-    files = [str(patients / CASE / f"{CASE}_{ending}.nii.gz") for ending in ("t1ce", "flair")]
+    root = tmp_path / "images"
+    shutil.copytree(patients, root)
+    broken = Path(files(root, CASES[1])[1])
+    broken.write_bytes(broken.read_bytes()[:5000])
     # No medfl in sight: an import of it would fail.
     hide = tmp_path / "hide" / "medfl"
     hide.mkdir(parents=True)
@@ -95,31 +116,169 @@ def test_monai_alone_gives_the_same_masks(
     ended = subprocess.run(
         [
             *(sys.executable, "-c", PROGRAM),
-            json.dumps([{"image": files}]),
+            json.dumps([{"image": files(root, case)} for case in CASES]),
         ],
-        cwd=out,
+        cwd=bundle,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(hide.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr[:3000]
-    (saved,) = (out / "eval").rglob("*.nii.gz")
-    theirs = np.asarray(nibabel.load(saved).dataobj)
-    predict_case(
-        Predictor(run_dir / MODEL, device="cpu"),
-        patients / CASE,
-        data=data,
-        out=tmp_path / "mask.nii.gz",
-        probabilities=True,
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert f"2 of 3: failed: {broken}: expected intact gzip data" in ended.stderr
+    assert "error: expected a mask of every case, 1 of 3 failed." in ended.stderr
+    here = data.model_copy(update={"root": root})
+    (failed,) = predict_cohort(Predictor(run_dir / MODEL), here, out=tmp_path / "ours")
+    assert failed.reason in ended.stderr
+    ours = written(tmp_path / "ours")
+    assert len(ours) == 2
+    assert list(ours.values()) == list(written(bundle / "eval").values())
+
+
+def test_a_file_of_several_volumes_is_taken_apart_by_their_names(
+    run_dir: Path, bundle: Path, patients: Path, data: SiteData, tmp_path: Path
+) -> None:
+    order = ("t2f", "t1n", "t1c", "t2w")  # as the Decathlon has them
+    images = [nibabel.load(path) for path in files(patients, CASES[0], order)]
+    stacked = np.stack([image.get_fdata(dtype=np.float32) for image in images], axis=-1)
+    path = tmp_path / "msd" / "imagesTr" / "BRATS_001.nii.gz"
+    path.parent.mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(stacked, images[0].affine), path)
+    msd = SiteData(
+        root=path.parents[1], layout="msd", label_scheme="msd", modalities=data.modalities
     )
-    ours = np.asarray(nibabel.load(tmp_path / "mask_probabilities.nii.gz").dataobj) > 0.5
-    theirs = theirs.reshape(ours.shape)
-    assert ours.any(axis=(0, 1, 2)).all()
-    assert np.count_nonzero(ours != theirs) <= 1e-3 * np.count_nonzero(ours)
-    image = nibabel.load(patients / CASE / f"{CASE}_t1.nii.gz")
-    assert np.allclose(nibabel.load(saved).affine, image.affine, atol=1e-4)
+    assert predict_cohort(Predictor(run_dir / MODEL), msd, out=tmp_path / "ours") == []
+    case = {"image": str(path), "volumes": list(order), "name": "one"}
+    assert run_bundle(bundle, [case], out=tmp_path / "theirs", label_scheme="msd") == ""
+    assert written(tmp_path / "theirs") == {
+        "one_seg.nii.gz": written(tmp_path / "ours")["BRATS_001.nii.gz"]
+    }
+    # Another number of volumes is no file of these modalities.
+    case = {"image": str(path), "volumes": ["t2f", "t1c"], "name": "two"}
+    assert "1 of 1 failed" in run_bundle(bundle, [case], out=tmp_path / "theirs")
+
+
+def test_a_missing_scan_is_air_if_the_model_knows_that(
+    bundle: Path, patients: Path, data: SiteData, tmp_path: Path
+) -> None:
+    run_dir = finished_run(tmp_path / "filling", missing="zero-fill")
+    filling = export_bundle(run_dir, tmp_path / "filling-bundle")
+    case = {"image": [None, files(patients, CASES[0])[1]]}
+    assert run_bundle(filling, [case], out=tmp_path / "theirs") == ""
+    flair = data.model_copy(update={"modalities": ("t2f",)})
+    assert written(tmp_path / "theirs") == {
+        f"{CASES[0]}_flair_seg.nii.gz": our_mask(run_dir, patients, flair)
+    }
+    assert "`None` in place of a file" in (filling / "docs" / "README.md").read_text()
+    assert "1 of 1 failed" in run_bundle(bundle, [case], out=tmp_path / "refused")
+    assert "`None`" not in (bundle / "docs" / "README.md").read_text()
+
+
+def test_the_mirror_image_helps_as_it_does_in_medfl(
+    run_dir: Path, bundle: Path, patients: Path, data: SiteData, tmp_path: Path
+) -> None:
+    case = {"image": files(patients, CASES[0])}
+    assert run_bundle(bundle, [case], out=tmp_path / "theirs", **{"inferer#tta": True}) == ""
+    (mask,) = written(tmp_path / "theirs").values()
+    assert mask == our_mask(run_dir, patients, data, mirrored=True)
+    assert mask != our_mask(run_dir, patients, data)
+
+
+def test_masks_are_written_in_the_labels_that_were_asked_for(
+    run_dir: Path, bundle: Path, patients: Path, data: SiteData, tmp_path: Path
+) -> None:
+    case = {"image": files(patients, CASES[0])}
+    assert run_bundle(bundle, [case], out=tmp_path / "out", label_scheme="brats2023") == ""
+    (mask,) = written(tmp_path / "out").values()
+    other = data.model_copy(update={"label_scheme": "brats2023"})
+    assert mask == our_mask(run_dir, patients, other)
+    # WT alone: the model also shows ET.
+    ended = run_bundle(bundle, [case], out=tmp_path / "no", label_scheme="lgg")
+    assert ended.startswith("error: label_scheme: expected one of ['brats',")
+    ended = run_bundle(
+        bundle,
+        [case],
+        out=tmp_path / "no",
+        label_scheme="own",
+        label_schemes={"own": [["WT", 7]]},
+    )
+    assert ended.startswith("error: label_scheme 'own': expected a label for each of ['WT', 'ET']")
+    assert not (tmp_path / "no").exists()
+
+
+def test_cases_with_files_of_one_name_need_names_of_their_own(
+    bundle: Path, patients: Path, tmp_path: Path
+) -> None:
+    cases: list[dict[str, Any]] = []
+    for case in CASES[:2]:
+        folder = tmp_path / case
+        folder.mkdir()
+        for path, name in zip(files(patients, case), ("t1c", "t2f"), strict=True):
+            shutil.copy(path, folder / f"{name}.nii.gz")
+        cases.append({"image": [str(folder / f"{name}.nii.gz") for name in ("t1c", "t2f")]})
+    ended = run_bundle(bundle, cases, out=tmp_path / "out")
+    assert ended.startswith("error: datalist: expected a path of its own for every mask")
+    assert not (tmp_path / "out").exists()
+    named = [{**case, "name": name} for case, name in zip(cases, ("a", "b"), strict=True)]
+    assert run_bundle(bundle, named, out=tmp_path / "out") == ""
+    assert sorted(written(tmp_path / "out")) == ["a_seg.nii.gz", "b_seg.nii.gz"]
+
+
+def test_a_mask_that_is_there_is_kept(bundle: Path, patients: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out" / "one" / "one_seg.nii.gz"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"kept")
+    cases = [{"image": files(patients, CASES[0]), "name": name} for name in ("one", "two")]
+    assert run_bundle(bundle, cases, out=tmp_path / "out") == ""
+    assert place.read_bytes() == b"kept"
+    assert (tmp_path / "out" / "two" / "two_seg.nii.gz").exists()
+
+
+# What is wrong with an entry, the entry, and what is said of it; A and B are files that are there.
+BAD_ENTRIES: dict[str, tuple[Any, str]] = {
+    "no table": (["A", "B"], "'image' with the files of ['t1c', 't2f']"),
+    "no image": ({"t1c": "A"}, "'image' with the files of"),
+    "too few files": ({"image": ["A"]}, "'image' with the files of"),
+    "no names of files": ({"image": [1, 2]}, "names of files in 'image'"),
+    "no such file": ({"image": ["/nowhere/a.nii.gz", "B"]}, "a readable file"),
+    "a folder": ({"image": ["/", "B"], "name": "a"}, "a readable file"),
+    "volumes of two files": ({"image": ["A", "B"], "volumes": ["t1c", "t2f"]}, "its 'volumes'"),
+    "volumes without names": ({"image": "A", "volumes": 2}, "a name of its own for each volume"),
+    "a volume twice": ({"image": "A", "volumes": ["t1c", "t1c", "t2f"]}, "a name of its own"),
+    "other volumes": ({"image": "A", "volumes": ["adc", "dwi"]}, "the model's modalities"),
+    "two volumes of one": ({"image": "A"}, "4 dimensions with 2 volumes"),
+    "a missing scan": ({"image": ["A", None]}, "the model's modalities"),
+    "a name with folders": ({"image": ["A", "B"], "name": "a/b"}, "a plain file name as 'name'"),
+    "a hidden name": ({"image": ["A", "B"], "name": ".a"}, "a plain file name as 'name'"),
+    "an empty name": ({"image": ["A", "B"], "name": ""}, "a plain file name as 'name'"),
+    "no name": ({"image": ["A", "B"], "name": 3}, "a plain file name as 'name'"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ENTRIES)
+def test_an_entry_that_cannot_be_used_is_one_sentence_and_does_not_stop_the_others(
+    bad: str, bundle: Path, patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry, expected = BAD_ENTRIES[bad]
+    there = dict(zip(("A", "B"), files(patients, CASES[1]), strict=True))
+    named = json.dumps(entry)
+    for name, path in there.items():
+        named = named.replace(f'"{name}"', json.dumps(path))
+    cases = [json.loads(named), {"image": files(patients, CASES[0])}]
+    ended = run_bundle(bundle, cases, out=tmp_path / "out")
+    assert ended == "error: expected a mask of every case, 1 of 2 failed."
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert said.startswith("1 of 2: failed: ")
+    assert expected in said
+    assert list(written(tmp_path / "out")) == [f"{CASES[0]}_t1ce_seg.nii.gz"]
+
+
+@pytest.mark.parametrize("datalist", [[], {"image": ["a.nii.gz", "b.nii.gz"]}, "a.nii.gz"])
+def test_what_is_no_list_of_cases_is_refused(datalist: Any, bundle: Path, tmp_path: Path) -> None:
+    ended = run_bundle(bundle, datalist, out=tmp_path / "out")
+    assert ended == f"error: datalist: expected a list of cases, found {datalist!r}."
 
 
 def test_its_metadata_has_what_monai_asks_for(run_dir: Path, tmp_path: Path) -> None:
@@ -129,13 +288,26 @@ def test_its_metadata_has_what_monai_asks_for(run_dir: Path, tmp_path: Path) -> 
         assert metadata[key]
 
 
-def test_a_network_that_wants_the_size_of_its_images_is_told(run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["SegResNet", "UNETR"])
+def test_networks_go_through_monai_s_own_check_and_give_medfl_s_mask(
+    network: str, patients: Path, data: SiteData, tmp_path: Path
+) -> None:
     arguments = {"feature_size": 2, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}
-    spec = replace(SPEC, network="UNETR", arguments=arguments, crop_size=(16, 16, 16))
-    write_model(run_dir / MODEL, spec=replace(spec, window_size=(16, 16, 16)))
+    spec = SPEC if network == "SegResNet" else replace(SPEC, network=network, arguments=arguments)
+    run_dir = finished_run(tmp_path / "run", spec=spec)
     out = export_bundle(run_dir, tmp_path / "bundle")
-    parser = ConfigParser()
-    parser.read_config(out / "configs" / "inference.json")
-    network = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(out / "models" / "model.pt", weights_only=True))
-    assert network(torch.zeros(1, len(spec.modalities), 16, 16, 16)).shape[-1] == 16
+    configs = out / "configs"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="parsing config_file")
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(configs / "metadata.json"),
+            config_file=str(configs / "inference.json"),
+            device="cpu",
+        )
+    assert run_bundle(out, [{"image": files(patients, CASES[0])}], out=tmp_path / "theirs") == ""
+    (mask,) = written(tmp_path / "theirs").values()
+    assert mask == our_mask(run_dir, patients, data)
+    packages = json.loads((configs / "metadata.json").read_text())["required_packages_version"]
+    assert ("einops" in packages) == (network == "UNETR")
+    assert ("einops" in (out / "docs" / "README.md").read_text()) == (network == "UNETR")

@@ -53,20 +53,19 @@ def test_every_window_has_the_crop_size_and_company(size: tuple[int, int, int]) 
 
 
 def test_a_mirrored_image_is_turned_back_before_both_are_averaged() -> None:
-    class FirstHalf(nn.Module):
-        """Says yes where the first axis begins, whatever it sees."""
+    class Ramp(nn.Module):
+        """Believes in the brightness more, the further right it is."""
 
         def forward(self, crops: Tensor) -> Tensor:
-            inside = torch.full_like(crops[:, :1], -20.0)
-            inside[:, :, : CROP[0] // 2] = 20.0
-            return inside
+            return crops * torch.arange(CROP[0])[:, None, None]
 
-    plain, both = (
-        segment(FirstHalf(), image(*CROP), window_size=CROP, device="cpu", mirrored=mirrored)
-        for mirrored in (False, True)
+    seen = image(*CROP)
+    right, left = (
+        segment(Ramp(), one, window_size=CROP, device="cpu") for one in (seen, seen.flip(1))
     )
-    torch.testing.assert_close(plain[0, :, 0, 0], torch.tensor([1.0] * 4 + [0.0] * 4))
-    torch.testing.assert_close(both, torch.full_like(both, 0.5))
+    both = segment(Ramp(), seen, window_size=CROP, device="cpu", mirrored=True)
+    assert not torch.equal(right, left.flip(1))
+    torch.testing.assert_close(both, (right + left.flip(1)) / 2)
 
 
 def test_network_is_asked_in_evaluation_mode_and_given_back_in_training_mode() -> None:
