@@ -28,6 +28,7 @@ MAX_BYTES = 60 * 10**9
 _SUFFIX = ".case"
 _KNOWN = ".known"
 _DIGEST = ".sha256"
+_PART = ".part"
 _CHECKSUM_BYTES = 4
 _DIGEST_LENGTH = 64
 
@@ -157,7 +158,7 @@ class TensorCache:
 
     def _replace(self, path: Path, *content: bytes) -> None:
         # mkstemp creates the file with mode 0600.
-        handle, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=self._folder, suffix=_PART)
         partial = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -174,6 +175,8 @@ class TensorCache:
         for path, size, _ in entries:
             if total + wanted <= self._max_bytes:
                 break
+            if path.suffix == _PART:  # another thread or process is writing it
+                continue
             path.unlink(missing_ok=True)
             total -= size
 
@@ -187,7 +190,7 @@ class TensorCache:
         for path in self._folder.iterdir():
             # Another process may delete the same entry at the same time.
             with contextlib.suppress(FileNotFoundError):
-                if path.suffix in (_SUFFIX, _KNOWN, _DIGEST, ".part"):
+                if path.suffix in (_SUFFIX, _KNOWN, _DIGEST, _PART):
                     status = path.stat()
                     entries.append((path, status.st_size, status.st_mtime))
         return entries

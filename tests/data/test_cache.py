@@ -123,6 +123,23 @@ def test_beyond_its_size_the_longest_unread_entries_go(tmp_path: Path) -> None:
     assert cache.nbytes <= 3 * one
 
 
+def test_an_entry_that_is_being_written_does_not_make_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that fill a small cache must not take each other's drafts for old entries."""
+    one, other = (TensorCache(tmp_path / "cache", max_bytes=1) for _ in range(2))
+    replace, waiting = Path.replace, ["b"]
+
+    def after_another_write(draft: Path, target: Path) -> Path:
+        if waiting:
+            other.write(waiting.pop(), TENSORS)
+        return replace(draft, target)
+
+    monkeypatch.setattr(Path, "replace", after_another_write)
+    one.write("a", TENSORS)
+    assert one.read("a") is not None
+
+
 def test_a_cache_can_be_emptied(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path / "cache")
     for key in ("a", "b"):
