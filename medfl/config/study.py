@@ -48,10 +48,10 @@ class StudyInput(Section):
         missing_modality: What a site does that lacks a modality: ``refuse`` to take part, or
             ``zero-fill`` its channel, so that sites with different modalities train together.
         modality_dropout: Probability that training empties a channel of a crop, so that the network
-            learns to do without; only with ``zero-fill``.
+            learns to do without; only with ``zero-fill`` and several modalities.
     """
 
-    modalities: tuple[Modality, ...] = Field(min_length=2)
+    modalities: tuple[Modality, ...] = Field(min_length=1)
     regions: tuple[Region, ...] = Field(min_length=1)
     spacing: Spacing | Literal["native"] = "native"
     crop_size: Size
@@ -77,6 +77,11 @@ class StudyInput(Section):
             raise ValueError(
                 "expected modality_dropout = 0 with missing_modality = 'refuse', found "
                 f"{self.modality_dropout:g}: every site then has all modalities"
+            )
+        if self.modality_dropout and len(self.modalities) == 1:
+            raise ValueError(
+                f"expected modality_dropout = 0 with one modality, found "
+                f"{self.modality_dropout:g}: a crop without it shows nothing"
             )
         return self
 

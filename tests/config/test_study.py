@@ -76,7 +76,12 @@ def test_the_digest_names_the_content_and_not_the_writing(tmp_path: Path) -> Non
     ("old", "new", "expected"),
     [
         ('["t1c", "t2f"]', '["t2f", "t1c"]', "key input: expected distinct modalities in the ord"),
-        ('["t1c", "t2f"]', '["t2f"]', "key input.modalities: .* at least 2 items"),
+        ('["t1c", "t2f"]', "[]", "key input.modalities: .* at least 1 item"),
+        (
+            'modalities = ["t1c", "t2f"]',
+            'modalities = ["t2f"]\nmissing_modality = "zero-fill"\nmodality_dropout = 0.2',
+            "key input: expected modality_dropout = 0 with one modality, found 0.2",
+        ),
         ('["TC", "WT", "ET"]', '["WT", "TC"]', "key input: expected distinct regions in the order"),
         ('["TC", "WT", "ET"]', '["core"]', "key input.regions.0: .* found 'core'"),
         ("[32, 32, 32]", "[32, 32]", "key input.crop_size.2: required, but missing"),
@@ -134,6 +139,10 @@ def test_a_mistake_is_named(old: str, new: str, expected: str, tmp_path: Path) -
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, changed(old, new))
     assert re.search(expected, str(caught.value))
+
+
+def test_one_modality_is_enough(tmp_path: Path) -> None:
+    assert loaded(tmp_path, changed('["t1c", "t2f"]', '["t2f"]')).input.modalities == ("t2f",)
 
 
 def test_several_groups_of_sites_may_share_patients(tmp_path: Path) -> None:
