@@ -30,6 +30,7 @@ from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError, FederationError, ModelError, PolicyRefused
 from medfl.privacy.accounting.tradeoff import Distinguishability
 from medfl.protocol.study_model import model_spec
+from medfl.segmentation.heads import main_head
 from medfl.segmentation.losses import patient_loss
 from medfl.segmentation.model_file import read_model
 from medfl.site.state import SiteState, simulated_state
@@ -302,7 +303,10 @@ def _losses(
             generator=torch.Generator().manual_seed(int(name[:15], 16)),
         )
         with torch.no_grad():
-            parts = [network(part.to(device)) for part in images.split(_CROPS_AT_ONCE)]
+            parts = [
+                main_head(network, network(part.to(device)))
+                for part in images.split(_CROPS_AT_ONCE)
+            ]
             losses.append(float(patient_loss(torch.cat(parts), regions.to(device))))
     return losses
 

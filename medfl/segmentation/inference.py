@@ -10,6 +10,8 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+from medfl.segmentation.heads import main_head
+
 _WINDOWS_AT_ONCE = 4
 _RIGHT_AXIS = 1  # of a CDHW tensor: the only axis that training mirrors
 
@@ -29,7 +31,7 @@ def segment(
     padded with zeros, and the result is cut back.
 
     Args:
-        network: Gives logits of shape KRDHW; it is moved to `device`.
+        network: Its main head gives logits of shape KRDHW; it is moved to `device`.
         image_CDHW: Prepared image, of any size and on any device.
         window_size: Voxels of one window.
         device: Where the network runs.
@@ -57,7 +59,8 @@ def segment(
     def logits_of(windows_KCDHW: Tensor) -> Tensor:
         # A lone window goes in twice: at batch size 1 torch's CPU convolution is four times slower.
         alone = len(windows_KCDHW) == 1
-        logits: Tensor = network(torch.cat([windows_KCDHW] * 2) if alone else windows_KCDHW)
+        output = network(torch.cat([windows_KCDHW] * 2) if alone else windows_KCDHW)
+        logits = main_head(network, output)
         return logits[:1] if alone else logits
 
     def probabilities_of(image_KCDHW: Tensor) -> Tensor:

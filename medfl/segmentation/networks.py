@@ -19,6 +19,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from medfl.errors import ModelError
+from medfl.segmentation.heads import heads_of
 
 Size = tuple[int, int, int]
 
@@ -68,7 +69,7 @@ def build_network(
     Raises:
         ModelError: If the name is unknown, an argument is wrong, the network keeps statistics of
             the training data, or it does not map crops and windows of these sizes to one logit per
-            region.
+            region. Under deep supervision every head does, the main one at full resolution.
     """
     network_class = _class_of(name)
     keywords = constructor_arguments(
@@ -266,7 +267,9 @@ def _refuse_by_forward(
     before = {key: buffer.clone() for key, buffer in probe.named_buffers()}
     try:
         with torch.no_grad():
-            output = probe(torch.randn(crops))
+            outputs = {"training": probe(torch.randn(crops))}
+            # Some networks give another output when they segment.
+            outputs["inference"] = probe.eval()(torch.randn(crops))
     except _REFUSALS as error:
         _refuse_without_package(error, name=name)
         raise ModelError(
@@ -284,12 +287,35 @@ def _refuse_by_forward(
             f"network {name}: expected no buffer that changes in training, since it would leave "
             f"the site without noise, found {changed[:5]}"
         )
+    for mode, output in outputs.items():
+        _expect_heads(network, output, name=name, crops=crops, regions=regions, mode=mode)
+
+
+def _expect_heads(
+    network: nn.Module,
+    output: Any,
+    *,
+    name: str,
+    crops: tuple[int, ...],
+    regions: int,
+    mode: str,
+) -> None:
     expected = (crops[0], regions, *crops[2:])
-    found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    if found != expected:
+    try:
+        shapes = [tuple(head.shape) for head in heads_of(network, output)]
+    except TypeError as error:
+        raise ModelError(f"network {name} in {mode}: {error}") from None
+    fitting = all(
+        len(shape) == len(expected)
+        and shape[:2] == expected[:2]
+        and all(0 < size <= full for size, full in zip(shape[2:], crops[2:], strict=True))
+        for shape in shapes
+    )
+    if shapes[0] != expected or not fitting:
         raise ModelError(
-            f"network {name}: expected logits as one tensor of shape {expected} from "
-            f"{crops[0]} crops of {crops[2:]} voxels (no deep supervision), found {found}"
+            f"network {name} in {mode}: expected logits of shape {expected} from {crops[0]} crops "
+            f"of {crops[2:]} voxels, and further heads, if any, with as many crops and regions and "
+            f"no more voxels, found {shapes[0] if len(shapes) == 1 else shapes[:8]}"
         )
 
 

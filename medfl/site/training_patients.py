@@ -12,7 +12,8 @@ from medfl.config import StudyConfig
 from medfl.data.crops import draw_crops
 from medfl.data.patient_store import PatientStore
 from medfl.privacy.patients import Patients
-from medfl.segmentation.losses import patient_loss
+from medfl.segmentation.heads import heads_of
+from medfl.segmentation.losses import supervised_loss
 
 
 def training_patients(
@@ -47,7 +48,8 @@ def training_patients(
             absent=absent,
             dropout=study.input.modality_dropout,
         )
-        return patient_loss(network(image_KCDHW.to(device)), regions_KRDHW.to(device))
+        heads = heads_of(network, network(image_KCDHW.to(device)))
+        return supervised_loss(heads, regions_KRDHW.to(device))
 
     return Patients(
         names=tuple(names),

@@ -23,7 +23,8 @@ from medfl.data.transforms import Frame
 from medfl.phantom.patient import public_look, write_hospital
 from medfl.protocol.messages import Weights
 from medfl.protocol.study_model import model_spec
-from medfl.segmentation.losses import patient_loss
+from medfl.segmentation.heads import heads_of
+from medfl.segmentation.losses import supervised_loss
 from medfl.segmentation.networks import trainable_state
 
 BATCH_PATIENTS = 4
@@ -134,11 +135,11 @@ def _pretrain(
             for index in torch.randint(len(store), (BATCH_PATIENTS,), generator=generator).tolist()
         ]
         # All in one pass: alone, a crop takes torch's convolution several times as long on the CPU.
-        logits = network(torch.cat([images for images, _ in drawn]))
-        per_patient = logits.split(study.input.crops_per_patient)
+        heads = heads_of(network, network(torch.cat([images for images, _ in drawn])))
+        by_head = [head.split(study.input.crops_per_patient) for head in heads]
         losses = [
-            patient_loss(of_one, regions)
-            for of_one, (_, regions) in zip(per_patient, drawn, strict=True)
+            supervised_loss(of_one, regions)
+            for of_one, (_, regions) in zip(zip(*by_head, strict=True), drawn, strict=True)
         ]
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from monai.bundle import verify_net_in_out
 
-from medfl.config.site import SiteData
+from medfl.config.site import Modality, SiteData
 from medfl.errors import ConfigError, FederationError
 from medfl.prediction.cohort import predict_case, predict_cohort
 from medfl.prediction.monai_bundle import MODEL, export_bundle
 from medfl.prediction.predictor import Predictor
+from medfl.segmentation.model_file import ModelSpec
 from tests.prediction.bundles import content, finished_run, run_bundle
 from tests.prediction.conftest import SPEC
 
@@ -135,6 +136,39 @@ def test_monai_alone_gives_the_same_masks_and_says_which_case_failed(
     ours = written(tmp_path / "ours")
     assert len(ours) == 2
     assert list(ours.values()) == list(written(bundle / "eval").values())
+
+
+@pytest.mark.parametrize(
+    ("spec", "modalities"),
+    [
+        (replace(SPEC, modalities=("t2f",)), ("t2f",)),
+        (
+            replace(
+                SPEC,
+                network="BasicUNetPlusPlus",
+                arguments={"features": [4] * 6, "deep_supervision": True},
+                crop_size=(32, 32, 32),
+                window_size=(32, 32, 32),
+            ),
+            ("t1c", "t2f"),
+        ),
+    ],
+    ids=["one modality", "many heads"],
+)
+def test_whatever_a_model_takes_and_gives_its_bundle_gives_the_same_mask(
+    spec: ModelSpec,
+    modalities: tuple[Modality, ...],
+    patients: Path,
+    data: SiteData,
+    tmp_path: Path,
+) -> None:
+    run_dir = finished_run(tmp_path / "run", spec=spec)
+    bundle = export_bundle(run_dir, tmp_path / "bundle")
+    datalist = [{"image": files(patients, CASES[0], modalities)}]
+    assert run_bundle(bundle, datalist, out=tmp_path / "theirs") == ""
+    here = data.model_copy(update={"modalities": modalities})
+    (theirs,) = written(tmp_path / "theirs").values()
+    assert theirs == our_mask(run_dir, patients, here)
 
 
 def test_a_file_of_several_volumes_is_taken_apart_by_their_names(

@@ -126,3 +126,18 @@ def test_gpu_gives_the_same_probabilities_on_the_cpu() -> None:
     probabilities = segment(network, image(13, 9, 21), window_size=CROP, device="cuda")
     assert probabilities.device.type == "cpu"
     torch.testing.assert_close(probabilities, wanted, rtol=1e-3, atol=1e-4)
+
+
+class ManyHeads(VoxelwiseNetwork):
+    """Its main head and two that must not be asked."""
+
+    def forward(self, crops: Tensor) -> list[Tensor]:  # type: ignore[override]
+        logits = super().forward(crops)
+        return [logits, -logits, logits[..., ::2, ::2, ::2]]
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (13, 9, 21)])
+def test_the_main_head_segments(size: tuple[int, int, int]) -> None:
+    network = ManyHeads()
+    probabilities = segment(network, image(*size), window_size=CROP, device="cpu")
+    torch.testing.assert_close(probabilities, expected(network, image(*size)))

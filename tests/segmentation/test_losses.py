@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfl.segmentation.losses import patient_loss
+from medfl.segmentation.losses import patient_loss, supervised_loss
 
 SMOOTHING = 1e-5
 
@@ -68,3 +68,35 @@ def test_gradient_is_finite_where_every_region_is_absent() -> None:
 def test_truth_of_another_shape_is_refused_instead_of_broadcast() -> None:
     with pytest.raises(ValueError, match="size"):
         patient_loss(torch.zeros(2, 3, 4, 4, 4), torch.zeros(1, 3, 4, 4, 4))
+
+
+def test_a_single_head_has_exactly_the_loss_of_the_patient() -> None:
+    logits = torch.randn(2, 3, 4, 4, 4)
+    truth = torch.randint(0, 2, logits.shape)
+    assert float(supervised_loss([logits], truth)) == float(patient_loss(logits, truth))
+
+
+def test_every_head_weighs_the_same() -> None:
+    heads = [scale * torch.randn(2, 3, 4, 4, 4) for scale in (0.1, 1.0, 10.0)]
+    truth = torch.randint(0, 2, heads[0].shape)
+    expected = sum(float(patient_loss(head, truth)) for head in heads) / 3
+    assert float(supervised_loss(heads, truth)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_smaller_head_is_told_of_regions_that_its_voxels_could_not_show() -> None:
+    """One voxel of 64 in a mask of 4 x 4 x 4 has no nearest voxel among 2 x 2 x 2."""
+    truth = torch.zeros(1, 1, 4, 4, 4)
+    truth[..., 1, 1, 1] = 1
+    coarse = torch.full((1, 1, 2, 2, 2), -5.0, requires_grad=True)
+    loss = supervised_loss([coarse], truth)
+    loss.backward()
+    assert coarse.grad is not None
+    assert coarse.grad[0, 0, 0, 0, 0] < 0
+    assert coarse.grad[0, 0, 0, 0, 0] < 5 * coarse.grad[0, 0, 1, 1, 1]
+    constant = patient_loss(torch.full((1, 1, 4, 4, 4), -5.0), truth)
+    assert float(loss.detach()) == pytest.approx(float(constant), rel=1e-6)
+
+
+def test_a_head_of_other_crops_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Target size .* must be the same"):
+        supervised_loss([torch.zeros(1, 3, 2, 2, 2)], torch.zeros(2, 3, 4, 4, 4))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from monai.networks import nets
 from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
 from medfl.errors import ModelError
 from medfl.segmentation import networks
+from medfl.segmentation.heads import heads_of, main_head
 from medfl.segmentation.networks import build_network, load_trainable, trainable_state
 
 SMALL_SEGRESNET = {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}
@@ -181,34 +184,146 @@ def test_any_other_buffer_that_changes_in_training_is_refused() -> None:
         )
 
 
+# Networks under deep supervision, with the shapes of their heads in voxels along each axis.
+DEEP: dict[str, tuple[int, dict[str, Any], list[int]]] = {
+    "SegResNetDS": (
+        16,
+        {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": "INSTANCE", "dsdepth": 2},
+        [16, 8],
+    ),
+    "DynUNet": (
+        16,
+        {
+            "kernel_size": [3, 3, 3],
+            "strides": [1, 2, 2],
+            "upsample_kernel_size": [2, 2],
+            "filters": [4, 8, 8],
+            "deep_supervision": True,
+            "deep_supr_num": 1,
+        },
+        [16, 16],
+    ),
+    "BasicUNetPlusPlus": (32, {"features": [4] * 6, "deep_supervision": True}, [32] * 4),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_every_head_maps_crops_to_one_logit_per_region(name: str) -> None:
+    crop, arguments, sizes = DEEP[name]
+    network = build(name, crop=crop, **arguments)
+    crops = torch.randn(2, 4, crop, crop, crop)
+    heads = heads_of(network, network(crops))
+    assert [head.shape for head in heads] == [(2, 3, size, size, size) for size in sizes]
+    network.eval()
+    assert main_head(network, network(crops)).shape == (2, 3, crop, crop, crop)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_main_head_is_the_same_in_training_and_in_use(name: str) -> None:
+    crop, arguments, _ = DEEP[name]
+    network = build(name, crop=crop, **arguments)
+    crops = torch.randn(2, 4, crop, crop, crop)
+    with torch.no_grad():
+        trained = main_head(network.train(), network(crops))
+        used = main_head(network.eval(), network(crops))
+    torch.testing.assert_close(trained, used)
+
+
+def test_the_main_head_of_a_nested_unet_is_its_whole_decoder() -> None:
+    """Its first head is a U-Net of one level: what the deeper nodes compute must reach the main."""
+    crop, arguments, _ = DEEP["BasicUNetPlusPlus"]
+    network = build("BasicUNetPlusPlus", crop=crop, **arguments).eval()
+    heads = heads_of(network, network(torch.randn(1, 4, crop, crop, crop)))
+    deepest = next(network.conv_4_0.parameters())
+    reached = [
+        torch.autograd.grad(head.sum(), deepest, allow_unused=True, retain_graph=True)[0]
+        is not None
+        for head in heads
+    ]
+    assert reached == [True, False, False, False]
+
+
+class Saying(nn.Module):
+    """Gives what it was made to give."""
+
+    def __init__(self, in_channels: int, out_channels: int, output: str) -> None:
+        del in_channels, out_channels
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.output = SAID[output]
+
+    def forward(self, crops: Tensor) -> Any:
+        return self.output(crops)
+
+
+class SayingLess(Saying):
+    """Gives fewer regions once it is no longer trained."""
+
+    def forward(self, crops: Tensor) -> Any:
+        return super().forward(crops) if self.training else logits(crops, regions=1)
+
+
+def logits(crops: Tensor, *, regions: int = 3, size: int = 16, number: int = 0) -> Tensor:
+    return crops.new_zeros((number or len(crops), regions, size, size, size))
+
+
+SAID: dict[str, Callable[[Tensor], Any]] = {
+    "one head of a list": lambda crops: [logits(crops)],
+    "smaller heads of a tuple": lambda crops: (logits(crops), logits(crops, size=4)),
+    "too many regions": lambda crops: logits(crops, regions=8),
+    "a smaller main head": lambda crops: [logits(crops, size=8), logits(crops)],
+    "a larger head": lambda crops: [logits(crops), logits(crops, size=32)],
+    "another head's regions": lambda crops: [logits(crops), logits(crops, regions=1)],
+    "another head's crops": lambda crops: [logits(crops), logits(crops, number=1)],
+    "a flat head": lambda crops: [logits(crops), logits(crops)[..., 0]],
+    "an empty head": lambda crops: [logits(crops), logits(crops, size=0)],
+    "an empty list": lambda _: [],
+    "a dictionary": lambda crops: {"logits": logits(crops)},
+    "a list in a list": lambda crops: [logits(crops), [logits(crops)]],
+    "nothing": lambda _: None,
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "found"),
+    ("said", "found"),
     [
-        (
-            "SegResNetDS",
-            {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": "INSTANCE", "dsdepth": 2},
-            "a list",
-        ),
-        (
-            "DynUNet",
-            {
-                "kernel_size": [3, 3, 3],
-                "strides": [1, 2, 2],
-                "upsample_kernel_size": [2, 2],
-                "filters": [4, 8, 8],
-                "deep_supervision": True,
-                "deep_supr_num": 1,
-            },
-            r"\(2, 2, 3, 16, 16, 16\)",
-        ),
-        ("SegResNet", {**SMALL_SEGRESNET, "use_conv_final": False}, r"\(2, 8, 16, 16, 16\)"),
+        ("too many regions", r"expected logits of shape .*, found \(2, 8, 16, 16, 16\)"),
+        ("a smaller main head", r"expected logits of shape .*, found \[\(2, 3, 8, 8, 8\), "),
+        ("a larger head", r"no more voxels, found .*\(2, 3, 32, 32, 32\)"),
+        ("another head's regions", r"as many crops and regions.*\(2, 1, 16, 16, 16\)"),
+        ("another head's crops", r"as many crops and regions.*\(1, 3, 16, 16, 16\)"),
+        ("a flat head", r"found .*\(2, 3, 16, 16\)"),
+        ("an empty head", r"found .*\(2, 3, 0, 0, 0\)"),
+        ("an empty list", "expected a tensor or a list of tensors, found an empty list"),
+        ("a dictionary", "expected a tensor or a list of tensors, found a dict"),
+        ("a list in a list", "expected a list of tensors, found a list in it"),
+        ("nothing", "expected a tensor or a list of tensors, found a NoneType"),
     ],
 )
 def test_output_that_is_not_one_logit_per_region_is_refused(
-    name: str, arguments: dict[str, Any], found: str
+    said: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match=f"logits as one tensor.*found {found}"):
-        build(name, **arguments)
+    monkeypatch.setattr(nets, "Saying", Saying, raising=False)
+    with pytest.raises(ModelError, match=f"network Saying in training: .*{found}") as caught:
+        build("Saying", output=said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ["one head of a list", "smaller heads of a tuple"])
+def test_a_list_of_fitting_heads_is_taken(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nets, "Saying", Saying, raising=False)
+    assert build("Saying", output=said).training
+
+
+def test_output_that_changes_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nets, "Saying", SayingLess, raising=False)
+    with pytest.raises(ModelError, match=r"network Saying in inference: .*\(2, 1, 16, 16, 16\)"):
+        build("Saying", output="one head of a list")
+
+
+def test_a_real_network_without_its_last_layer_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"found \(2, 8, 16, 16, 16\)"):
+        build("SegResNet", **SMALL_SEGRESNET, use_conv_final=False)
 
 
 @pytest.mark.parametrize(
