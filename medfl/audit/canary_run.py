@@ -222,7 +222,7 @@ class _Attack:
         update = {name: weights[name].double() - start[name].double() for name in start}
         way = moved(update, self._canaries[site], round_number=task.round)
         per_clip_norm = task.mechanism.divisor / task.mechanism.clip_norm
-        self.scores[site] += way.numpy() * per_clip_norm / task.study.training.learning_rate
+        self.scores[site] += way.numpy() * per_clip_norm / task.study.learning_rate(task.round)
 
 
 class _ListeningGrid(InProcessGrid):
@@ -313,10 +313,12 @@ def _check(study: StudyConfig, sites: Sequence[SiteConfig], *, canaries: int, gu
             f"Expected sites with purpose 'open-data' for an audit, which charges a ledger and "
             f"spoils a model, found the hospitals {private}."
         )
-    if study.training.rounds % 2 or study.training.optimizer != "sgd":
+    training = study.training
+    if training.rounds % 2 or training.optimizer != "sgd" or training.weight_decay:
         raise ConfigError(
-            f"Expected an even number of rounds with training.optimizer = 'sgd' for an audit, "
-            f"found {study.training.rounds} with {study.training.optimizer!r}."
+            "Expected an even number of rounds with training.optimizer = 'sgd' and no weight_decay "
+            f"for an audit, found {training.rounds} with {training.optimizer!r} and "
+            f"{training.weight_decay:g}."
         )
     if not 0 < guessed <= canaries or canaries % len(sites):
         raise ConfigError(

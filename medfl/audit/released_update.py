@@ -80,7 +80,8 @@ def look_at_update(study: StudyConfig, site: SiteConfig, *, scratch: Path) -> Re
             f"{site.purpose!r}."
         )
     site_state = simulated_state(site, run_folder=scratch)
-    mechanism = declare(site_state, Proposal(study=study, run=_RUN, private=True)).mechanism
+    declared = declare(site_state, Proposal(study=study, run=_RUN, private=True))
+    mechanism = declared.mechanism.in_round(1)
     zeros = {
         name: torch.zeros_like(value, device="cpu")
         for name, value in trainable_state(site_state.network(study)).items()
@@ -92,7 +93,7 @@ def look_at_update(study: StudyConfig, site: SiteConfig, *, scratch: Path) -> Re
         site_state, task, zeros, expires=time.time() + 600, on_step=lambda *_: None
     )
     values = torch.cat([released[name].flatten() for name in sorted(released)]).numpy()
-    read = read_integers(values, mechanism=mechanism, learning_rate=training.learning_rate)
+    read = read_integers(values, mechanism=mechanism, learning_rate=study.learning_rate(1))
     units = read.integers * (mechanism.grid / mechanism.noise_std)
     number = len(values)
     return ReleasedUpdate(

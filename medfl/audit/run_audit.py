@@ -172,7 +172,7 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
         path_of_run = _path_of_run(study, sites, advance=advance)
     installation = audit_installation(clipping=weakest.mechanism.clipping, advance=advance)
     inversion = invert_update(
-        mechanism=weakest.mechanism,
+        mechanism=weakest.mechanism.in_round(1),
         steps=study.total_steps,
         delta=weakest.delta,
         seed=_PATIENT_SEED,

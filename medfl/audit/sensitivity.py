@@ -24,6 +24,7 @@ import numpy as np
 from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingState
 from medfl.audit.released_integers import Int64Array
 from medfl.config import SiteConfig, StudyConfig
+from medfl.config.study import MIN_CLIP_NORM
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.site.state import CACHE, SiteState, simulated_state
@@ -150,7 +151,7 @@ def sensitivity_on_path(
         sites: Their files.
         scratch: Private folder for what is prepared a second time.
         draws: Rounds a site, of `STEPS` steps each. They alternate, from site to site as well,
-            between the study's clip norm and a thousandth, under which every gradient is clipped.
+            between the round's clip norm and a thousandth, under which every gradient is clipped.
         patients: Most patients that a draw chooses from, picked anew each time.
         advance: Progress.
 
@@ -189,12 +190,9 @@ class _Site:
             return found
         coins = _toss(names)
         batches = _drawn(coins)
-        mechanism = self._mechanism(clip_factor)
-        observer = PathObserver(
-            study=self._study,
-            mechanism=mechanism,
-            round_number=self._random.randint(1, self._study.training.rounds),
-        )
+        number = self._random.randint(1, self._study.training.rounds)
+        mechanism = self._mechanism(self._study.clip_norm(number) * clip_factor)
+        observer = PathObserver(study=self._study, mechanism=mechanism, round_number=number)
         own = self._own_terms(observer, coins)
         tight = self._with_little_memory(frozenset(names))
         with_all = observer.sums(self._site_state, coins)
@@ -271,12 +269,12 @@ class _Site:
             memory_bytes=memory_bytes,
         )
 
-    def _mechanism(self, clip_factor: float) -> Mechanism:
+    def _mechanism(self, clip_norm: float) -> Mechanism:
         """The study's, with draws of a few, and a grid on which sums stay small."""
         return Mechanism(
             sampling_prob=_SAMPLING_PROB,
             noise_multiplier=1.0,
-            clip_norm=max(self._study.privacy.clip_norm * clip_factor, 1e-6),
+            clip_norm=max(clip_norm, MIN_CLIP_NORM),
             clipping=self._study.privacy.clipping,
             local_steps=STEPS,
             declared_patients=_DECLARED,

@@ -52,8 +52,8 @@ VERDICTS = {
 RULE_OF_THUMB = (
     "Noise / C is that of one step, per coordinate. Noise / signal is the norm of the noise of all "
     "steps over the largest norm that their signal can have: noise / C x sqrt({parameters:,} "
-    "trainable parameters / {steps:,} steps). The verdicts are a rule of thumb from two measured "
-    "studies of tumour segmentation: usable below {usable:g}, no benefit from {none:g}."
+    "trainable parameters / {steps:,} steps{scheduled}). The verdicts are a rule of thumb from two "
+    "measured studies of tumour segmentation: usable below {usable:g}, no benefit from {none:g}."
 )
 _PLOTTED_ROUNDS = 30
 _NAME_WIDTH = 14  # of a site's name in a table, before it is folded
@@ -143,13 +143,16 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
 
 
 def _rule_of_thumb(planned: StudyPlan) -> str:
-    from medfl.privacy.accounting.planner import NO_BENEFIT_FROM, USABLE_BELOW
+    from medfl.privacy.accounting.planner import NO_BENEFIT_FROM, USABLE_BELOW, equal_steps
 
+    steps = equal_steps(planned.study)
+    changing = steps != planned.study.total_steps
     return RULE_OF_THUMB.format(
         usable=USABLE_BELOW,
         none=NO_BENEFIT_FROM,
         parameters=planned.parameters,
-        steps=planned.study.total_steps,
+        steps=round(steps),
+        scheduled=" of one size, like the study's under its schedules" if changing else "",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from medfl.config.files import Section, load
+from medfl.config.schedule import MAX_ROUNDS, RoundSchedule, StudySchedule
 from medfl.config.site import (
     MODALITY_ORDER,
     REGION_ORDER,
@@ -32,6 +33,10 @@ Millimetres = Annotated[float, Field(ge=0.1, le=20)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Baseline = Literal["non-private", "local-only", "initial-only", "threshold"]
 Variety = Literal["narrow", "wide"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+
+MIN_CLIP_NORM = 1e-6
+"""What float32 can honour; see `medfl.privacy.mechanism`."""
 
 _LARGEST_ARGUMENT, _LONGEST_ARGUMENT = 10**4, 64
 
@@ -127,36 +132,84 @@ class StudyPrivacy(Section):
     """The mechanism that is proposed; sigma follows from epsilon, the steps and delta.
 
     Sampling probability and clip norm have bounds, which float32 can honour with room to spare.
+
+    Attributes:
+        clip_norm_schedule: Of the clip norm. The noise follows it, so that epsilon does not change.
     """
 
     epsilon: Positive
     sampling_prob: Annotated[float, Field(ge=1e-6, le=1)]
-    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    clip_norm: Annotated[float, Field(ge=MIN_CLIP_NORM, le=1e6)] = 1.0
+    clip_norm_schedule: StudySchedule = StudySchedule()
     clipping: Literal["fixed", "normalised"] = "normalised"
     noise: Literal["operating-system", "seeded"] = "operating-system"
 
 
 class StudyTraining(Section):
-    """Rounds, and the local steps of each; no study that anybody runs has a million."""
+    """Rounds, and the local steps of each; no study that anybody runs has a million.
 
-    rounds: Annotated[int, Field(ge=1, le=10**6)]
+    Attributes:
+        optimizer: Of a site, new in every round. ``adamw`` is Adam with a weight decay.
+        learning_rate: Of the site's optimizer; the largest of all rounds.
+        learning_rate_schedule: Of the site's learning rate.
+        weight_decay: With ``sgd`` or ``adamw``: each step takes this share of the weights, times
+            the learning rate, off the weights. It comes after the noise and costs no privacy.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
     local_steps: Annotated[int, Field(ge=1, le=10**6)]
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Optimizer
     learning_rate: Positive
+    learning_rate_schedule: StudySchedule = StudySchedule()
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+    @model_validator(mode="after")
+    def _decay_has_an_optimizer(self) -> Self:
+        if self.optimizer == "adamw" and not self.weight_decay:
+            raise ValueError(
+                "expected weight_decay > 0 with optimizer = 'adamw', found 0: that is 'adam'"
+            )
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError(
+                f"expected weight_decay = 0 with optimizer = 'adam', found {self.weight_decay:g}; "
+                "use 'adamw', which decays weights beside Adam's step and not through it"
+            )
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                "expected learning_rate x weight_decay < 1, the share of the weights that a step "
+                f"takes away, found {self.learning_rate * self.weight_decay:g}"
+            )
+        return self
 
 
 class StudyAggregation(Section):
-    """How the server turns site updates into the next global model."""
+    """How the server turns site updates into the next global model.
+
+    Attributes:
+        server_learning_rate: Of ``fedavgm`` and ``fedadam``; the largest of all rounds.
+        server_learning_rate_schedule: Of the server's learning rate.
+    """
 
     strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam"]
     server_learning_rate: Positive = 1.0
+    server_learning_rate_schedule: StudySchedule = StudySchedule()
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     adaptivity: Positive = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     min_sites: Count
     round_timeout_seconds: Positive = 3600.0
+
+    @model_validator(mode="after")
+    def _schedule_has_a_use(self) -> Self:
+        averages = self.strategy in ("fedavg", "fedprox")
+        if averages and not self.server_learning_rate_schedule.is_constant:
+            raise ValueError(
+                "expected strategy = 'fedavgm' or 'fedadam' with a server_learning_rate_schedule, "
+                f"found {self.strategy!r}, which has no learning rate"
+            )
+        return self
 
 
 class StudyStart(Section):
@@ -270,6 +323,29 @@ class StudyConfig(Section):
         """T, all local steps of all rounds."""
         return self.training.rounds * self.training.local_steps
 
+    def learning_rate(self, round_number: int) -> float:
+        """The sites' learning rate in a round, from 1."""
+        training = self.training
+        schedule = training.learning_rate_schedule.over(training.rounds)
+        return training.learning_rate * schedule.factor(round_number)
+
+    def server_learning_rate(self, round_number: int) -> float:
+        """The server's learning rate in a round, from 1."""
+        aggregation = self.aggregation
+        schedule = aggregation.server_learning_rate_schedule.over(self.training.rounds)
+        return aggregation.server_learning_rate * schedule.factor(round_number)
+
+    def clip_norm(self, round_number: int) -> float:
+        """The clip norm in a round, from 1."""
+        schedule = self.privacy.clip_norm_schedule.over(self.training.rounds)
+        return self.privacy.clip_norm * schedule.factor(round_number)
+
+    @property
+    def clip_norm_schedule(self) -> RoundSchedule | None:
+        """How the clip norm changes; None where it does not."""
+        schedule = self.privacy.clip_norm_schedule
+        return None if schedule.is_constant else schedule.over(self.training.rounds)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of this study, as hexadecimal text."""
@@ -281,6 +357,28 @@ class StudyConfig(Section):
             raise ValueError(
                 "expected aggregation.strategy = 'fedprox' where training.proximal_mu > 0, "
                 f"found {self.aggregation.strategy!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> Self:
+        for key, schedule in (
+            ("privacy.clip_norm_schedule", self.privacy.clip_norm_schedule),
+            ("training.learning_rate_schedule", self.training.learning_rate_schedule),
+            (
+                "aggregation.server_learning_rate_schedule",
+                self.aggregation.server_learning_rate_schedule,
+            ),
+        ):
+            try:
+                schedule.over(self.training.rounds)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+        clip_norm, course = self.privacy.clip_norm, self.clip_norm_schedule
+        if course is not None and clip_norm * course.least < MIN_CLIP_NORM:
+            raise ValueError(
+                f"privacy.clip_norm_schedule: expected a clip norm >= {MIN_CLIP_NORM:g} in every "
+                f"round, found {clip_norm * course.least:g}"
             )
         return self
 

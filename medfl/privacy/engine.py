@@ -32,7 +32,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from medfl.config.study import Optimizer
 from medfl.errors import PrivacyError
 from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import REVISION, Mechanism, NoiseOrigin
@@ -95,13 +96,18 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
 
     Args:
         optimizer: The optimizer of the network's trainable parameters.
-        mechanism: Clip norm, noise, grid and divisor.
+        mechanism: Clip norm, noise, grid and divisor of one round.
         source: The noise.
+
+    Raises:
+        PrivacyError: If the mechanism is that of a whole run, whose clip norm changes.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, *, mechanism: Mechanism, source: NoiseSource
     ) -> None:
+        if mechanism.clip_norm_schedule is not None:
+            raise PrivacyError("Expected the mechanism of one round, found that of a whole run.")
         super().__init__(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
@@ -208,13 +214,37 @@ def _norm(gradients: Sequence[Tensor]) -> float:
 
 
 def local_optimizer(
-    network: nn.Module, *, kind: Literal["sgd", "adam"], learning_rate: float
+    network: nn.Module, *, kind: Optimizer, learning_rate: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """A fresh optimizer of the trainable parameters; its state never outlives a round."""
+    """A fresh optimizer of the trainable parameters; its state never outlives a round.
+
+    A weight decay of l takes h l w off the weights w in a step of learning rate h, beside the step
+    that the noisy gradient asks for (Loshchilov and Hutter, "Decoupled Weight Decay
+    Regularization", arXiv 1711.05101, algorithms 1 and 2). It is a function of weights that were
+    released already, and so post-processing: no privacy is paid for it. As a penalty l |w|^2 / 2 in
+    a patient's loss it would add l w to every patient's gradient before that is clipped: it would
+    eat up the clip norm, and pull at the weights only in steps that draw somebody.
+
+    Args:
+        network: The network.
+        kind: ``sgd``, ``adam`` or ``adamw``.
+        learning_rate: h, of this round.
+        weight_decay: l; with ``sgd`` and ``adamw`` only.
+
+    Raises:
+        ValueError: If there is a weight decay with ``adam``, which would send it through its
+            moments.
+    """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if kind == "adam":
-        return torch.optim.Adam(trainable, lr=learning_rate)
-    return torch.optim.SGD(trainable, lr=learning_rate)
+    if kind == "adamw":
+        return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
+    if kind == "sgd":
+        # torch adds l w to the gradient that it is given, which is noisy by then. Without momentum
+        # that is the decoupled decay.
+        return torch.optim.SGD(trainable, lr=learning_rate, weight_decay=weight_decay)
+    if weight_decay:
+        raise ValueError(f"Expected no weight decay with 'adam', found {weight_decay:g}.")
+    return torch.optim.Adam(trainable, lr=learning_rate)
 
 
 def train_round(
@@ -236,7 +266,7 @@ def train_round(
 
     Args:
         network: The network; only parameters of `optimizer` change.
-        mechanism: Public parameters of every step.
+        mechanism: Public parameters of every step of this round.
         permit: One charge a step, taken before the step touches data.
         patients: Those who can be drawn; nobody at all is a normal case.
         optimizer: Fresh optimizer of the trainable parameters.
@@ -251,7 +281,7 @@ def train_round(
     Raises:
         PermitExhausted: If the permit covers fewer steps; nothing was computed for that step.
         PrivacyError: If the noise does not come from where the mechanism says, or the mechanism is
-            one of another engine.
+            one of another engine or of a whole run.
     """
     if source.origin != mechanism.noise_origin:
         raise PrivacyError(

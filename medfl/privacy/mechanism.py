@@ -8,10 +8,13 @@ that pass as arguments elsewhere.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 import dp_accounting
+
+from medfl.config.schedule import RoundSchedule
+from medfl.config.study import MIN_CLIP_NORM
 
 Clipping = Literal["fixed", "normalised"]
 NoiseOrigin = Literal["operating-system", "seeded"]
@@ -25,7 +28,7 @@ FIRST_REVISION = 1
 
 # What float32 can honour. Far inside of these bounds no product of two of them, and no step of the
 # grid over the divisor, leaves float32's normal numbers.
-MIN_CLIP_NORM, MAX_CLIP_NORM = 1e-6, 1e6
+MAX_CLIP_NORM = 1e6
 MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-3, 1e6
 MIN_SAMPLING_PROB = 1e-6
 MAX_COUNT = 10**7
@@ -35,16 +38,25 @@ _GRID_BITS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
-    """The Poisson-subsampled Gaussian mechanism of DP-SGD over patients, for one round at one site.
+    """The Poisson-subsampled Gaussian mechanism of DP-SGD over patients, at one site.
 
     Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1, with the patient
     as the example and a constant divisor.
+
+    What a site agrees to may have a clip norm that changes from round to round; what a round runs,
+    and what is charged for it, is the mechanism `in_round`, whose clip norm is a plain number. The
+    schedule costs nothing: C_r of round r is public and fixed before the run, the noise of its
+    steps has the standard deviation sigma C_r, and dividing a step's release by the constant C_r
+    gives the mechanism with clip norm 1 and noise sigma. So every step has the same privacy loss,
+    and T steps compose, adaptively, as they do under one clip norm. A clip norm that followed from
+    patients' gradients would be a release of its own; there is none.
 
     Attributes:
         sampling_prob: q, the probability that a patient takes part in a step, at least 1e-6.
         noise_multiplier: sigma; the noise on a step's sum has standard deviation sigma * clip_norm.
             Zero marks a baseline without privacy, whose epsilon is infinite; otherwise 1e-3 to 1e6.
-        clip_norm: C, the largest Euclidean norm of one patient's gradient, 1e-6 to 1e6.
+        clip_norm: C, the largest Euclidean norm of one patient's gradient, 1e-6 to 1e6; with a
+            schedule the largest of all rounds.
         clipping: ``fixed`` scales down to C; ``normalised`` first maps g to C g / (|g| + 0.01)
             (Bu et al., arXiv 2206.07136).
         local_steps: Noisy steps of one round, empty batches included; at most 10^7.
@@ -52,6 +64,7 @@ class Mechanism:
         noise_origin: ``seeded`` exists for simulation and tests and is written into the event.
         adjacency: ``zero-out``: a patient's gradient is replaced by nothing, n is public.
         revision: Of the engine that runs it; values without one come from the first.
+        clip_norm_schedule: Of C in a whole run; None for one round, or where C stays as it is.
 
     Raises:
         ValueError: If a parameter is outside its range.
@@ -66,6 +79,7 @@ class Mechanism:
     noise_origin: NoiseOrigin = "operating-system"
     adjacency: Adjacency = "zero-out"
     revision: int = REVISION
+    clip_norm_schedule: RoundSchedule | None = None
 
     def __post_init__(self) -> None:
         for name in ("sampling_prob", "noise_multiplier", "clip_norm"):
@@ -88,6 +102,10 @@ class Mechanism:
             self.noise_origin in ("operating-system", "seeded"),
         )
         _expect("adjacency 'zero-out'", self.adjacency, self.adjacency == "zero-out")
+        course = self.clip_norm_schedule
+        if course is not None:
+            least = self.clip_norm * course.least
+            _expect(f"clip_norm >= {MIN_CLIP_NORM:g} in all rounds", least, least >= MIN_CLIP_NORM)
 
     def _check_what_float32_can_honour(self) -> None:
         bounds = {
@@ -101,6 +119,20 @@ class Mechanism:
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             _expect(f"{name} in [{least:g}, {most:g}]", value, least <= value <= most)
+
+    def in_round(self, round_number: int) -> Self:
+        """The mechanism of one round, with the clip norm that the schedule gives it.
+
+        Args:
+            round_number: From 1.
+
+        Raises:
+            ValueError: If the schedule has no such round.
+        """
+        if self.clip_norm_schedule is None:
+            return self
+        factor = self.clip_norm_schedule.factor(round_number)
+        return replace(self, clip_norm=self.clip_norm * factor, clip_norm_schedule=None)
 
     @property
     def divisor(self) -> float:
@@ -145,8 +177,12 @@ class Mechanism:
         return dp_accounting.SelfComposedDpEvent(step, steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The parameters as JSON types."""
-        return asdict(self)
+        """The parameters as JSON types; without a schedule where there is none."""
+        values = asdict(self)
+        if self.clip_norm_schedule is None:
+            # As it always was: hashes and signatures of old entries cover these very words.
+            del values["clip_norm_schedule"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -155,13 +191,22 @@ class Mechanism:
         Raises:
             ValueError: If a key is missing or unknown, or a value is outside its range.
         """
-        values = {"revision": FIRST_REVISION, **values}
+        values = {"revision": FIRST_REVISION, "clip_norm_schedule": None, **values}
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
             raise ValueError(
                 f"Expected the mechanism's keys {sorted(expected)}, found {sorted(values)}."
             )
+        if values["clip_norm_schedule"] is not None:
+            values["clip_norm_schedule"] = _schedule(values["clip_norm_schedule"])
         return cls(**values)
+
+
+def _schedule(values: object) -> RoundSchedule:
+    expected = set(RoundSchedule.__dataclass_fields__)
+    if not isinstance(values, dict) or set(values) != expected:
+        raise ValueError(f"Expected the schedule's keys {sorted(expected)}, found {values!r}.")
+    return RoundSchedule(**values)
 
 
 def _expect(rule: str, value: object, holds: bool) -> None:

@@ -36,6 +36,7 @@ def check_study(study: StudyConfig, site: SiteConfig, *, private: bool = True) -
         local_steps=study.training.local_steps,
         declared_patients=site.declared_patients,
         noise_origin=study.privacy.noise,
+        clip_norm_schedule=study.clip_norm_schedule,
     )
     check_proposal(proposed, rounds=study.training.rounds, site=site)
 

@@ -18,7 +18,14 @@ from typing import Annotated, Self, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from medfl.config import StudyConfig
 from medfl.config.files import Section
@@ -58,7 +65,16 @@ def _mechanism(value: object) -> object:
         raise ValueError("expected numbers") from None
 
 
-WireMechanism = Annotated[Mechanism, BeforeValidator(_mechanism)]
+def _of_one_round(mechanism: Mechanism) -> Mechanism:
+    if mechanism.clip_norm_schedule is not None:
+        raise ValueError("expected the mechanism of one round, found that of a whole run")
+    return mechanism
+
+
+WireMechanism = Annotated[
+    Mechanism, BeforeValidator(_mechanism), PlainSerializer(Mechanism.to_dict)
+]
+RoundMechanism = Annotated[WireMechanism, AfterValidator(_of_one_round)]
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -154,7 +170,7 @@ class TrainTask(Body):
     run: Identifier
     round: Count
     message_id: Identifier
-    mechanism: WireMechanism
+    mechanism: RoundMechanism
 
 
 class SiteUpdate(Statement):
@@ -166,7 +182,7 @@ class SiteUpdate(Statement):
 
     round: Count
     message_id: Identifier
-    mechanism: WireMechanism
+    mechanism: RoundMechanism
     steps: Count
     weights_digest: Digest
 

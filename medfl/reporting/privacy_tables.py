@@ -120,6 +120,7 @@ def several_sites(run: RunResults) -> Table:
 def mechanisms(run: RunResults) -> Table:
     """Per site: the parameters of the mechanism that was charged."""
     plans = [run.plans[loss.site] for loss in _in_order(run)]
+    changing = wording.schedule(run.study.privacy.clip_norm_schedule)
     return Table(
         caption="The noise mechanism by site",
         head=(
@@ -138,7 +139,7 @@ def mechanisms(run: RunResults) -> Table:
                 f"{plan.declared_patients:,}",
                 wording.plain(plan.sampling_prob),
                 wording.plain(plan.noise_multiplier),
-                f"{wording.plain(plan.clip_norm)} ({plan.clipping})",
+                f"{wording.plain(plan.clip_norm)}{changing} ({plan.clipping})",
                 wording.plain(plan.divisor),
                 f"{plan.rounds} × {plan.local_steps}",
                 wording.power(plan.delta),

@@ -77,6 +77,7 @@ def render(run: RunResults, images: dict[str, Image]) -> str:
         wording.percent_at_most,
         wording.plain,
         wording.power,
+        wording.schedule,
     )
     environment.filters |= {function.__name__: function for function in shown}
     return environment.get_template("report.html.j2").render(

@@ -9,6 +9,7 @@ import math
 from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
+from medfl.config.schedule import StudySchedule
 from medfl.reporting.estimates import Estimate
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import Guarantee
@@ -72,6 +73,17 @@ def at_least(value: float) -> str:
 def plain(value: float) -> str:
     """A configured number as a person would type it."""
     return f"{value:.6g}"
+
+
+def schedule(value: StudySchedule) -> str:
+    """How a number changes from round to round, to stand behind it; empty where it does not."""
+    warmup = (
+        f" after {counted(value.warmup_rounds, 'round')} of warm-up" if value.warmup_rounds else ""
+    )
+    if value.shape == "constant":
+        return warmup
+    way = "linearly" if value.shape == "linear" else "as a cosine"
+    return f"{warmup}, falling {way} to {plain(value.final_fraction)} of it in the last round"
 
 
 def power(value: float) -> str:

@@ -310,14 +310,16 @@ def _check_mechanisms(run: RunResults) -> None:
         rule = f"divisor = sampling_prob * declared_patients = {expected:.6g} at {plan.site!r}"
         same = math.isclose(plan.divisor, expected, rel_tol=1e-6)
         _expect(run.folder / "plan.json", rule, plan.divisor, same)
-    path = run.folder / "federation_ledger.jsonl"
+    path, rounds = run.folder / "federation_ledger.jsonl", run.study.training.rounds
     for event in (event for event in run.events if event.admitted):
+        rule = f"an admitted event {event.sequence} of one of the study's {rounds} rounds"
+        _expect(path, rule, event.round, 1 <= event.round <= rounds)
         # An event without noise is no contradiction but a fact: it takes the guarantee away.
         if event.mechanism.noise_multiplier > 0:
-            agreed, found = run.plans[event.site], event.mechanism
+            agreed, found = run.plans[event.site].model_dump(), event.mechanism
+            agreed["clip_norm"] *= run.study.clip_norm(event.round) / run.study.privacy.clip_norm
             same = all(
-                math.isclose(getattr(agreed, name), getattr(found, name), rel_tol=1e-9)
-                for name in _AGREED
+                math.isclose(agreed[name], getattr(found, name), rel_tol=1e-9) for name in _AGREED
             )
             rule = f"the planned mechanism in the admitted event {event.sequence}"
             _expect(path, rule, found, same)

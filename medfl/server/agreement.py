@@ -111,6 +111,7 @@ def check_declaration(
     agreed = (
         mechanism.sampling_prob == study.privacy.sampling_prob
         and mechanism.clip_norm == study.privacy.clip_norm
+        and mechanism.clip_norm_schedule == study.clip_norm_schedule
         and mechanism.clipping == study.privacy.clipping
         and mechanism.local_steps == study.training.local_steps
         and mechanism.noise_origin == study.privacy.noise

@@ -165,7 +165,7 @@ class FederationLedger:
         Whether its ledger was charged is unknown until the site speaks again, so it is taken to
         have been, unless the site refused with a code that comes before the charge.
         """
-        mechanism = self._accounts[site].declaration.mechanism
+        mechanism = self._accounts[site].declaration.mechanism.in_round(round_number)
         if code.split("-")[0] not in BEFORE_CHARGE:
             self._append(
                 Event(
@@ -237,8 +237,7 @@ class FederationLedger:
             return
         self._seen.add((event.site, event.message_id, event.ledger_sequence))
         agreed = account.declaration.mechanism
-        reported = Mechanism.from_dict(event.mechanism.model_dump())
-        if reported != agreed or event.steps != agreed.local_steps:
+        if not _keeps_to(agreed, event):
             # Not composed as reported: an absurd report could keep an accountant busy for hours.
             agreed = replace(agreed, noise_multiplier=0.0)
         account.charges.append(Charge(mechanism=agreed, steps=agreed.local_steps))
@@ -250,3 +249,19 @@ class FederationLedger:
             # An old ledger does not tell what was charged since.
             if newer and statement.run_steps >= account.released:
                 account.last, account.presumed = statement, 0
+
+
+def _keeps_to(agreed: Mechanism, event: Event) -> bool:
+    """Whether an update reports the mechanism that was agreed to, in the round that it speaks of.
+
+    An answer that comes a round too late is one to its own round, whose clip norm may be another.
+    """
+    spoken_of = event.round
+    if event.statement:
+        spoken_of = SiteUpdate.model_validate_json(event.statement).round
+    reported = Mechanism.from_dict(event.mechanism.model_dump())
+    try:
+        expected = agreed.in_round(spoken_of)
+    except ValueError:  # a round that the study does not have
+        return False
+    return reported == expected and event.steps == agreed.local_steps

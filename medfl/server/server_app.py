@@ -234,7 +234,7 @@ class _Server:
             run=self._run.run,
             round=number,
             message_id=f"{self._run.run}/{number}/{site}",
-            mechanism=self._declarations[site].mechanism,
+            mechanism=self._declarations[site].mechanism.in_round(number),
         )
 
     def _answers(

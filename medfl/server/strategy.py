@@ -71,39 +71,43 @@ def admit(
         expect(value.shape == start[name].shape, "update-shape", "the model's shapes")
         expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
     expect(update.weights_digest == weights_digest(weights), "update-digest", "the signed weights")
-    distance = torch.stack([(weights[name] - start[name]).norm() for name in start]).norm()
-    largest = largest_update_norm(
-        task.study, task.mechanism, parameters=sum(value.numel() for value in start.values())
-    )
-    expect(float(distance) <= largest, "update-norm", f"a norm <= {largest:g}")
+    distance = _norm({name: weights[name] - start[name] for name in start})
+    largest = largest_update_norm(task.study, task.mechanism, round_number=task.round, start=start)
+    expect(distance <= largest, "update-norm", f"a norm <= {largest:g}")
 
 
-def largest_update_norm(study: StudyConfig, mechanism: Mechanism, *, parameters: int) -> float:
-    """The largest change of weights that an honest site can send.
+def largest_update_norm(
+    study: StudyConfig, mechanism: Mechanism, *, round_number: int, start: Weights
+) -> float:
+    """The largest change of weights that an honest site can send in a round.
 
-    With SGD, T steps of learning rate h move weights by at most T h C / q through clipped gradients
-    (n of them, over the divisor q n), and through independent noise by h sigma C / (q n) times the
-    norm of a Gaussian of d T dimensions. A proximal term pulls back, unless h mu > 2, when each
-    step multiplies the way so far by h mu - 1. Adam moves each weight by at most `_ADAM_REACH` h a
-    step.
+    With SGD, T steps of the round's learning rate h move weights by at most T h C / q through
+    clipped gradients (n of them, over the divisor q n), and through independent noise by
+    h sigma C / (q n) times the norm of a Gaussian of d T dimensions. Adam and AdamW move each
+    weight by at most `_ADAM_REACH` h a step. A weight decay l takes h l w = h l w0 + h l (w - w0)
+    off in a step, where w0 are the weights that were sent: the first part adds h l |w0|, the second
+    pulls back, as a proximal term does. Only where h (mu + l) > 2 do these overshoot, when each
+    step multiplies the way so far by h (mu + l) - 1.
 
     Args:
-        study: Its local optimizer and proximal term.
-        mechanism: That of the site.
-        parameters: d, the trainable parameters.
+        study: Its local optimizer, learning rates, weight decay and proximal term.
+        mechanism: That of the site in this round.
+        round_number: From 1.
+        start: The global model that was sent.
 
     Returns:
         A bound that fails with probability exp(-50), whatever the data.
     """
     training, steps = study.training, mechanism.local_steps
-    rate = training.learning_rate
-    if training.optimizer == "adam":
+    rate, parameters = study.learning_rate(round_number), sum(w.numel() for w in start.values())
+    if training.optimizer in ("adam", "adamw"):
         moved = steps * rate * _ADAM_REACH * math.sqrt(parameters)
     else:
         signal = steps * mechanism.clip_norm / mechanism.sampling_prob
         reach = math.sqrt(parameters * steps) + _NOISE_REACH
         moved = rate * (signal + mechanism.noise_std / mechanism.divisor * reach)
-    growth = max(1.0, abs(1 - rate * training.proximal_mu))
+    moved += steps * rate * training.weight_decay * _norm(start)
+    growth = max(1.0, abs(1 - rate * (training.proximal_mu + training.weight_decay)))
     return _ROUNDING * moved * growth ** (steps - 1)
 
 
@@ -115,6 +119,7 @@ class Aggregator:
     """
 
     def __init__(self, study: StudyConfig) -> None:
+        self._study = study
         self._strategy = _strategy(study)
 
     def aggregate(
@@ -141,7 +146,7 @@ class Aggregator:
         """
         if not updates:
             raise QuorumError("Expected at least one admitted update, found none.")
-        self._begin(start)
+        self._begin(start, rate=self._study.server_learning_rate(round_number))
         # Sorted, so that floating-point sums do not depend on who answered first.
         replies = [
             self._reply(updates[site], weight=site_weights[site]) for site in sorted(updates)
@@ -183,11 +188,16 @@ class Aggregator:
         content = RecordDict({self._strategy.arrayrecord_key: arrays, "metrics": metrics})
         return Message(content, _NO_NODE, "train")
 
-    def _begin(self, start: Weights) -> None:
-        # What the strategies' own `configure_train` would note before it draws nodes.
+    def _begin(self, start: Weights, *, rate: float) -> None:
+        # What the strategies' own `configure_train` would note before it draws nodes, and the
+        # learning rate, which they know one of only.
         if isinstance(self._strategy, FedAdam):
+            self._strategy.eta = rate
             self._strategy.current_arrays = {name: start[name].numpy() for name in sorted(start)}
         if isinstance(self._strategy, FedAvgM):
+            self._strategy.server_learning_rate = rate
+            # What its constructor derives from the two; without it the rate would be ignored.
+            self._strategy.server_opt = self._strategy.server_momentum != 0 or rate != 1
             self._strategy.current_arrays = to_arrays(start)
 
 
@@ -218,6 +228,10 @@ def _strategy(study: StudyConfig) -> FedAvg:
         )
     # FedProx aggregates as FedAvg does; its term is applied at the sites.
     return FedAvg()
+
+
+def _norm(weights: Weights) -> float:
+    return float(torch.stack([value.norm() for value in weights.values()]).norm())
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, np.ndarray]:

@@ -166,13 +166,18 @@ def train_update(
     keys = site_state.keys
     with site_state.open_ledger() as ledger:
         agreement = ledger.agreement(task.run)
-        if agreement is None or agreement.mechanism != task.mechanism:
+        if agreement is None:
             raise PolicyRefused(
-                "Expected the mechanism that this site agreed to for the run, found "
-                f"{'another' if agreement else 'no agreement'}.",
+                "Expected a run that this site agreed to, found no agreement.",
                 code="policy-not-agreed",
             )
         _require_agreed(agreement, task.study)
+        if agreement.mechanism.in_round(task.round) != task.mechanism:
+            raise PolicyRefused(
+                "Expected the mechanism that this site agreed to for this round of the run, found "
+                "another.",
+                code="policy-not-agreed",
+            )
         patients = site_state.training_patients(
             task.study, network, round_number=task.round, members=agreement.members
         )
@@ -319,7 +324,10 @@ def _train(
         permit=permit,
         patients=patients,
         optimizer=local_optimizer(
-            network, kind=study.training.optimizer, learning_rate=study.training.learning_rate
+            network,
+            kind=study.training.optimizer,
+            learning_rate=study.learning_rate(task.round),
+            weight_decay=study.training.weight_decay,
         ),
         source=_noise_source(task, site.name),
         proximal_mu=study.training.proximal_mu,

@@ -14,6 +14,7 @@ from medfl.privacy.accounting.planner import (
     Benefit,
     SitePlan,
     averaged_noise,
+    equal_steps,
     expected_benefit,
     noise_to_signal,
     plan_site,
@@ -94,6 +95,7 @@ class StudyPlan:
             "sampling_prob": mechanism.sampling_prob,
             "noise_multiplier": mechanism.noise_multiplier,
             "clip_norm": mechanism.clip_norm,
+            "clip_norm_schedule": mechanism.to_dict().get("clip_norm_schedule"),
             "divisor": mechanism.divisor,
             "rounds": plan.rounds,
             "local_steps": mechanism.local_steps,
@@ -108,7 +110,7 @@ class StudyPlan:
 
     def _noise(self, per_coordinate: float) -> PlannedNoise:
         ratio = noise_to_signal(
-            per_coordinate, steps=self.study.total_steps, parameters=self.parameters
+            per_coordinate, steps=equal_steps(self.study), parameters=self.parameters
         )
         return PlannedNoise(
             noise_per_coordinate=per_coordinate,

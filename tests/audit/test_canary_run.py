@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from medfl.audit.canaries import GRADIENT, AuditedState, Canaries, draw_canaries, moved
+from medfl.audit.canaries import (
+    GRADIENT,
+    AuditedState,
+    Canaries,
+    direction,
+    draw_canaries,
+    moved,
+)
 from medfl.audit.canary_run import (
     CANARIES,
     GUESSED,
     CanaryAudit,
+    _Attack,
     audit_study,
     guess,
     small_federation,
@@ -25,6 +33,7 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError, QuorumError
 from medfl.privacy.accounting.accountant import Charge, epsilon
 from medfl.privacy.mechanism import Mechanism
+from medfl.protocol.messages import TrainTask
 from medfl.segmentation.networks import trainable_state
 from medfl.server.run_folder import RunFolder
 
@@ -51,11 +60,13 @@ def audit(federation: Any, tmp_path: Path) -> Audit:
         canaries: int = CANARIES,
         guessed: int = GUESSED,
         training: dict[str, Any] | None = None,
+        privacy: dict[str, Any] | None = None,
         site: dict[str, Any] | None = None,
         advance: Callable[[int, int], None] = lambda *_: None,
     ) -> CanaryAudit:
         values = study.model_dump(mode="json")
         values["training"] |= training or {}
+        values["privacy"] |= privacy or {}
         return audit_study(
             StudyConfig.model_validate_json(json.dumps(values)),
             [one.model_copy(update=site or {}) for one in sites],
@@ -176,6 +187,7 @@ def test_an_audit_runs_the_real_code(audit: Audit, tmp_path: Path) -> None:
         ({"site": {"purpose": "hospital"}}, "purpose 'open-data'"),
         ({"training": {"rounds": 3}}, "even number of rounds"),
         ({"training": {"optimizer": "adam"}}, "training.optimizer = 'sgd'"),
+        ({"training": {"weight_decay": 0.1}}, "no weight_decay for an audit"),
         ({"canaries": 3}, "as many canaries at each"),
         ({"canaries": 4, "guessed": 5}, "at most one a canary"),
         ({"guessed": 0}, "at least one guess"),
@@ -200,6 +212,44 @@ def test_the_real_code_is_consistent_with_its_claim(audit: Audit) -> None:
     assert found.largest_showable.epsilon > 1.2 * found.claimed_epsilon
     assert found.largest_showable.mu > 1.5 * found.claimed_mu
     # Nor does the code add more noise than it needs.
+    assert 0.5 * found.claimed_mu < found.estimate.mu_low
+    assert found.estimate.mu_high < 1.1 * found.claimed_mu
+
+
+def test_a_whole_clip_norm_scores_one_in_every_round(federation: Any) -> None:
+    falling = {"shape": "linear", "warmup_rounds": 1, "final_fraction": 0.01}
+    values = federation[0].model_dump(mode="json")
+    values["training"] |= {"learning_rate_schedule": falling}
+    values["privacy"] |= {"clip_norm_schedule": falling}
+    study = StudyConfig.model_validate_json(json.dumps(values))
+    whole = Mechanism(
+        sampling_prob=0.5,
+        noise_multiplier=1.0,
+        clip_norm=1.0,
+        clipping="fixed",
+        local_steps=1,
+        declared_patients=8,
+        clip_norm_schedule=study.clip_norm_schedule,
+    )
+    attack = _Attack({"north": Canaries(weights=(("a", 0),), included=np.array([True]))})
+    for number in range(1, study.training.rounds + 1):
+        mechanism = whole.in_round(number)
+        task = TrainTask(
+            study=study, run="r", round=number, message_id="r/1/north", mechanism=mechanism
+        )
+        step = -direction(number) * study.learning_rate(number) * mechanism.clip_norm
+        update = {"a": torch.tensor([step / mechanism.divisor], dtype=torch.float64)}
+        attack.see("north", task, {"a": torch.zeros(1)}, update)
+        assert attack.scores["north"] == pytest.approx(number)
+
+
+@pytest.mark.slow
+def test_canaries_show_as_much_where_clip_norm_and_learning_rate_change(audit: Audit) -> None:
+    falling = {"shape": "linear", "warmup_rounds": 1, "final_fraction": 0.01}
+    found = audit(
+        training={"learning_rate_schedule": falling}, privacy={"clip_norm_schedule": falling}
+    )
+    assert found.consistent
     assert 0.5 * found.claimed_mu < found.estimate.mu_low
     assert found.estimate.mu_high < 1.1 * found.claimed_mu
 

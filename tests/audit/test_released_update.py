@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def test_an_update_consists_of_noisy_integers_and_is_charged_in_the_scratch_fold
     assert found.noise_std == pytest.approx(1, abs=0.03)
     with Ledger.open(tmp_path / "sites" / "north" / "ledger") as ledger:
         assert ledger.steps(run="audit") == 1
+
+
+@pytest.mark.slow
+def test_an_update_of_a_warm_up_is_read_by_the_numbers_of_its_round(
+    federation: Federation, tmp_path: Path
+) -> None:
+    study, sites = federation
+    values = study.model_dump(mode="json")
+    values["privacy"]["clip_norm_schedule"] = {"warmup_rounds": 2}
+    values["training"]["learning_rate_schedule"] = {"warmup_rounds": 4}
+    found = look((StudyConfig.model_validate_json(json.dumps(values)), sites), tmp_path)
+    assert found.keeps_promise
+    assert found.noise_std == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.slow

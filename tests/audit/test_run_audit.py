@@ -11,7 +11,7 @@ import pytest
 from medfl.audit.canary_run import small_federation
 from medfl.audit.run_audit import audit_run
 from medfl.cli import main
-from medfl.config import SiteConfig
+from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError, PolicyRefused
 from medfl.server.progress import Silent
 from medfl.study.run import run_study
@@ -22,6 +22,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SiteConfig
     """A finished run of the small federation, and its sites."""
     folder = tmp_path_factory.mktemp("audited")
     study, sites = small_federation(folder / "hospitals")
+    # Everything that may change from round to round, and a decay, which no canary's run may have.
+    values = study.model_dump(mode="json")
+    values["privacy"]["clip_norm_schedule"] = {"shape": "linear", "final_fraction": 0.1}
+    values["training"] |= {"learning_rate_schedule": {"warmup_rounds": 2}, "weight_decay": 0.01}
+    study = StudyConfig.model_validate_json(json.dumps(values))
     run_study(study, sites, out=folder / "run", engine="inprocess", resume=False, progress=Silent())
     return folder / "run", sites
 

@@ -92,6 +92,46 @@ def test_the_digest_names_the_content_and_not_the_writing(tmp_path: Path) -> Non
         ("0.25", '0.25\nclipping = "per-layer"', "key privacy.clipping: .* found 'per-layer'"),
         ("epsilon = 6.0", "epsilon = inf", "key privacy.epsilon: .* found inf"),
         ("rounds = 10", "rounds = 0", "key training.rounds: .* found 0"),
+        ('"sgd"', '"adamw"', "key training: expected weight_decay > 0 with optimizer = 'adamw'"),
+        (
+            '"sgd"',
+            '"adam"\nweight_decay = 0.1',
+            "key training: expected weight_decay = 0 with optimizer = 'adam', found 0.1; use 'adam",
+        ),
+        ("0.5\n", "0.5\nweight_decay = -0.1\n", "key training.weight_decay: .* found -0.1"),
+        ("0.5\n", "0.5\nweight_decay = nan\n", "key training.weight_decay: .* found nan"),
+        ("0.5\n", "0.5\nweight_decay = 2.0\n", "learning_rate x weight_decay < 1.*found 1"),
+        (
+            "0.5\n",
+            '0.5\nlearning_rate_schedule = { shape = "cosine" }\n',
+            "training.learning_rate_schedule: expected final_fraction < 1 exactly where",
+        ),
+        (
+            "0.5\n",
+            '0.5\nlearning_rate_schedule = "cosine"\n',
+            "key training.learning_rate_schedule: .* found 'cosine'",
+        ),
+        (
+            "0.5\n",
+            "0.5\nlearning_rate_schedule = { warmup_rounds = 10 }\n",
+            r"training.learning_rate_schedule: expected warmup_rounds in \[0, 9\].*found 10",
+        ),
+        (
+            "0.5\n",
+            "0.5\nlearning_rate_schedule = { warmup_rounds = 1, factor = 2 }\n",
+            "key training.learning_rate_schedule.factor: unknown key",
+        ),
+        (
+            "min_sites = 3",
+            "min_sites = 3\nserver_learning_rate_schedule = { warmup_rounds = 2 }",
+            "expected strategy = 'fedavgm' or 'fedadam' with a server_learning_rate_sch.*'fedavg'",
+        ),
+        (
+            "0.25",
+            '0.25\nclip_norm = 1e-5\n[privacy.clip_norm_schedule]\nshape = "linear"\n'
+            "final_fraction = 0.01",
+            "privacy.clip_norm_schedule: expected a clip norm >= 1e-06 in every round, found 1e-07",
+        ),
         ('"sgd"', '"lamb"', "key training.optimizer: .* found 'lamb'"),
         ("0.5\n", "0.5\nproximal_mu = 0.1\n", "expected aggregation.strategy = 'fedprox'"),
         ('"fedavg"', '"median"', "key aggregation.strategy: .* found 'median'"),
@@ -139,6 +179,22 @@ def test_a_mistake_is_named(old: str, new: str, expected: str, tmp_path: Path) -
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, changed(old, new))
     assert re.search(expected, str(caught.value))
+
+
+def test_each_schedule_gives_the_number_of_its_round(tmp_path: Path) -> None:
+    text = changed("0.25", '0.25\nclip_norm_schedule = { shape = "linear", final_fraction = 0.1 }')
+    text = text.replace("0.5\n", "0.5\nlearning_rate_schedule = { warmup_rounds = 1 }\n")
+    text = text.replace('"fedavg"', '"fedadam"\nserver_learning_rate = 0.4')
+    study = loaded(
+        tmp_path, text + 'server_learning_rate_schedule = { shape = "cosine", final_fraction = 0.5}'
+    )
+    assert [study.learning_rate(number) for number in (1, 2, 10)] == [0.25, 0.5, 0.5]
+    assert [study.server_learning_rate(number) for number in (1, 10)] == [0.4, 0.2]
+    assert [study.clip_norm(number) for number in (1, 10)] == [1.0, 0.1]
+    assert study.clip_norm(4) == pytest.approx(0.7)
+    assert study.clip_norm_schedule is not None
+    assert loaded(tmp_path).clip_norm_schedule is None
+    assert study.digest != loaded(tmp_path, text).digest
 
 
 def test_one_modality_is_enough(tmp_path: Path) -> None:

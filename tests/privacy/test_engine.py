@@ -15,6 +15,7 @@ import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
+from medfl.config.schedule import RoundSchedule
 from medfl.errors import PermitExhausted, PrivacyError
 from medfl.privacy import engine
 from medfl.privacy.accounting.accountant import Charge
@@ -538,7 +539,7 @@ def test_patients_are_drawn_independently_with_the_mechanisms_probability() -> N
     assert float(table.sum(dim=1).var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / steps))
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 def test_only_trainable_parameters_change(kind: Any) -> None:
     network = nn.Linear(3, 2)
     network.bias.requires_grad_(False)
@@ -569,6 +570,67 @@ def test_adam_is_given_the_noisy_average_and_nothing_else() -> None:
     twin.value.grad = noisy
     adam.step()
     torch.testing.assert_close(weights.value, twin.value)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_weights_decay_after_the_noise_and_beside_the_gradient(kind: Any) -> None:
+    """Algorithms 1 and 2 of arXiv 1711.05101: what the decay takes depends on the weights alone."""
+    rate, decay, start = 0.1, 0.5, torch.linspace(-3, 3, 40)
+    ways = []
+    for of_decay in (0.0, decay):
+        weights = Weights(40)
+        weights.value.data.copy_(start)
+        run(
+            weights,
+            weights.losses([1e3 * random_vectors(1)[0]]),
+            mechanism=mechanism(noise_multiplier=1.0, clip_norm=0.5),
+            optimizer=local_optimizer(
+                weights, kind=kind, learning_rate=rate, weight_decay=of_decay
+            ),
+        )
+        ways.append(weights.value.detach() - start)
+    torch.testing.assert_close(ways[1], ways[0] - rate * decay * start)
+
+
+def test_a_decay_leaves_the_clip_norm_to_the_patients() -> None:
+    """Inside a patient's loss huge weights would eat it up: the sum is the same without."""
+    used, gradients = mechanism(clip_norm=0.5), random_vectors(2)
+    sums = []
+    for start in (0.0, 1e4):
+        weights = Weights(40)
+        weights.value.data.fill_(start)
+        before = weights.value.detach().clone()
+        optimizer = local_optimizer(weights, kind="sgd", learning_rate=1.0, weight_decay=0.25)
+        run(weights, weights.losses(gradients), mechanism=used, population=2, optimizer=optimizer)
+        sums.append(weights.value.detach() - 0.75 * before)
+    torch.testing.assert_close(sums[1], sums[0], rtol=0, atol=2e-3)
+
+
+def test_adam_takes_no_decay_through_its_moments() -> None:
+    with pytest.raises(ValueError, match="Expected no weight decay with 'adam'"):
+        local_optimizer(Weights(2), kind="adam", learning_rate=0.1, weight_decay=0.1)
+
+
+def test_noise_and_clipping_follow_the_clip_norm_of_the_round() -> None:
+    course = RoundSchedule(shape="linear", warmup_rounds=1, final_fraction=0.01, rounds=12)
+    whole = mechanism(noise_multiplier=2.0, clip_norm=8.0, clip_norm_schedule=course)
+    silent = mechanism(noise_multiplier=0.0, clip_norm=8.0, clip_norm_schedule=course)
+    for number in (1, 2, 7, 12):
+        clip_norm = 8.0 * course.factor(number)
+        noise = released([torch.zeros(20_000)], mechanism=whole.in_round(number))
+        assert float(noise.std()) == pytest.approx(2.0 * clip_norm, rel=0.03)
+        # Multiples of this round's grid: no low bits of another round's.
+        grid = whole.in_round(number).grid
+        assert grid <= 2.0 * clip_norm / 2**20 < 2 * grid
+        (gradient,) = random_vectors(1, scale=1e3)
+        moved = released([gradient], mechanism=silent.in_round(number))
+        assert float(moved.norm()) == pytest.approx(clip_norm, rel=1e-4)
+
+
+def test_the_mechanism_of_a_whole_run_is_no_mechanism_of_a_round() -> None:
+    course = RoundSchedule(shape="linear", warmup_rounds=0, final_fraction=0.5, rounds=2)
+    with pytest.raises(PrivacyError, match="the mechanism of one round"):
+        released([vector(1.0)], mechanism=mechanism(clip_norm_schedule=course))
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("CUDA out of memory"), MemoryError(), OSError(5)])

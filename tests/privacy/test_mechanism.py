@@ -7,6 +7,7 @@ import dp_accounting
 import numpy as np
 import pytest
 
+from medfl.config.schedule import RoundSchedule
 from medfl.privacy.mechanism import Mechanism
 
 VALUES: dict[str, Any] = {
@@ -17,6 +18,8 @@ VALUES: dict[str, Any] = {
     "local_steps": 4,
     "declared_patients": 20,
 }
+
+FALLING = RoundSchedule(shape="linear", warmup_rounds=1, final_fraction=0.1, rounds=11)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +125,48 @@ def test_a_dictionary_with_other_keys_is_refused(change: str) -> None:
         values["secure"] = True
     with pytest.raises(ValueError, match="Expected the mechanism's keys"):
         Mechanism.from_dict(values)
+
+
+def test_a_round_has_its_own_clip_norm_noise_and_grid_and_the_same_privacy_loss() -> None:
+    whole = Mechanism(**VALUES, clip_norm_schedule=FALLING)
+    assert [whole.in_round(number).clip_norm for number in (1, 2, 11)] == [0.75, 1.5, 1.5 * 0.1]
+    for number in range(1, 12):
+        of_round = whole.in_round(number)
+        assert of_round.clip_norm_schedule is None
+        assert of_round.noise_std == 2.0 * of_round.clip_norm
+        assert 2**20 * of_round.grid <= of_round.noise_std < 2**21 * of_round.grid
+        assert of_round.event(steps=3) == whole.event(steps=3)
+        assert dataclasses.replace(of_round, clip_norm=1.5, clip_norm_schedule=FALLING) == whole
+    for number in (0, 12):
+        with pytest.raises(ValueError, match="a round in"):
+            whole.in_round(number)
+
+
+def test_without_a_schedule_every_round_is_alike_and_written_as_ever() -> None:
+    plain = Mechanism(**VALUES)
+    assert plain.in_round(1) is plain.in_round(10**6) is plain
+    assert "clip_norm_schedule" not in plain.to_dict()
+
+
+def test_a_schedule_survives_json_and_a_damaged_one_is_refused() -> None:
+    whole = Mechanism(**VALUES, clip_norm_schedule=FALLING)
+    values = json.loads(json.dumps(whole.to_dict()))
+    assert Mechanism.from_dict(values) == whole
+    assert hash(Mechanism.from_dict(values)) == hash(whole)
+    course = values["clip_norm_schedule"]
+    for wrong in (
+        {**course, "rounds": 0},
+        {**course, "final_fraction": 1.5},
+        {**course, "warmup_rounds": "1"},
+        {**course, "power": 2},
+        {"shape": "linear"},
+        "linear",
+        7,
+    ):
+        with pytest.raises(ValueError, match=r"(?i)expected"):
+            Mechanism.from_dict({**values, "clip_norm_schedule": wrong})
+
+
+def test_no_round_may_have_a_clip_norm_that_float32_cannot_honour() -> None:
+    with pytest.raises(ValueError, match=r"clip_norm >= 1e-06 in all rounds"):
+        Mechanism(**{**VALUES, "clip_norm": 5e-6}, clip_norm_schedule=FALLING)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from medfl.config.schedule import RoundSchedule
 from medfl.errors import MessageError
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.keys import Rotation, SiteKeys
@@ -367,6 +369,26 @@ def test_a_changed_field_breaks_the_signature(
     new = (DECLARED if name == "declaration" else UPDATED)[field]
     assert new != getattr(signed, field)
     assert not signed.model_copy(update={field: new}).is_signed_by(keys.event_key)
+
+
+def test_a_schedule_is_signed_and_stands_in_no_statement_without_one(
+    federation: Any, keys: SiteKeys
+) -> None:
+    plain = bodies(federation)["declaration"]
+    assert isinstance(plain, Declaration)
+    # Signatures of statements from before there were schedules cover these words.
+    assert "clip_norm_schedule" not in plain.model_dump_json()
+    courses = [
+        RoundSchedule(shape="linear", warmup_rounds=0, final_fraction=final, rounds=9)
+        for final in (0.5, 0.25)
+    ]
+    whole, other = (replace(MECHANISM, clip_norm_schedule=course) for course in courses)
+    signed = plain.model_copy(update={"mechanism": whole}).signed(keys)
+    assert read_body(to_record(signed), Declaration) == signed
+    assert signed.is_signed_by(keys.event_key)
+    for changed in (other, MECHANISM):
+        forged = signed.model_copy(update={"mechanism": changed})
+        assert not forged.is_signed_by(keys.event_key)
 
 
 def test_every_field_of_a_statement_is_signed() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message
 
+from medfl.config.schedule import RoundSchedule
 from medfl.errors import MessageError, QuorumError
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import Declaration
@@ -75,12 +76,31 @@ def test_a_declaration_that_keeps_the_studys_promise_is_accepted(federation: Any
         {"declared_patients": 19},
         {"noise_multiplier": 0.0},
         {"revision": 1},
+        {
+            "clip_norm_schedule": RoundSchedule(
+                shape="linear", warmup_rounds=0, final_fraction=0.5, rounds=2
+            )
+        },
     ],
 )
 def test_another_mechanism_than_the_studys_is_refused(
     changes: dict[str, Any], federation: Any
 ) -> None:
     assert refused(federation, with_mechanism(**changes)) == "declaration-mechanism"
+
+
+@pytest.mark.parametrize("course", [None, {"rounds": 3}, {"final_fraction": 0.4}], ids=str)
+def test_another_schedule_of_the_clip_norm_than_the_studys_is_refused(
+    course: dict[str, Any] | None, federation: Any
+) -> None:
+    asked = {"shape": "linear", "warmup_rounds": 0, "final_fraction": 0.5}
+    study = federation.study(privacy={"clip_norm_schedule": asked})
+    sound = RoundSchedule(**asked, rounds=2)
+    right = with_mechanism(clip_norm_schedule=sound)
+    check_declaration(right, study=study, private=True, known={})
+    other = course and RoundSchedule(**{**asked, "rounds": 2, **course})
+    found = with_mechanism(clip_norm_schedule=other)
+    assert refused(federation, found, study=study) == "declaration-mechanism"
 
 
 def test_noise_in_a_baseline_without_noise_is_refused(federation: Any) -> None:

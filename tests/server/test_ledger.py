@@ -15,6 +15,7 @@ import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
 
+from medfl.config.schedule import RoundSchedule
 from medfl.errors import MessageError
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.keys import Rotation
@@ -472,3 +473,61 @@ def test_an_update_of_another_run_says_nothing_of_this_ones_charges(
     # It counts as released, but its 200 steps are not this run's.
     assert ledger.epsilon("DU") == pytest.approx(expected(STEPS))
     assert ledger.newest("DU") == du.declaration()
+
+
+# --- a clip norm that changes from round to round
+
+COURSE = RoundSchedule(shape="linear", warmup_rounds=0, final_fraction=0.1, rounds=10)
+WHOLE = Mechanism(**MECHANISM.to_dict(), clip_norm_schedule=COURSE)
+
+
+@pytest.fixture
+def scheduled(folder: RunFolder, voice_of: Callable[..., Voice]) -> tuple[FederationLedger, Voice]:
+    """A run whose clip norm falls, with one site."""
+    voice = voice_of("DU", mechanism=WHOLE)
+    opened = FederationLedger(folder)
+    opened.declare(voice.declaration())
+    return opened, voice
+
+
+def test_each_round_reports_the_clip_norm_of_its_own(
+    scheduled: tuple[FederationLedger, Voice], folder: RunFolder
+) -> None:
+    ledger, du = scheduled
+    for number in (1, 2, 3):
+        update = du.update(number, mechanism=WHOLE.in_round(number))
+        assert count(ledger, update, number) == pytest.approx(expected(STEPS * number))
+    assert FederationLedger(folder).epsilon("DU") == ledger.epsilon("DU")
+
+
+def test_the_clip_norm_of_another_round_is_not_what_was_agreed(
+    scheduled: tuple[FederationLedger, Voice],
+) -> None:
+    ledger, du = scheduled
+    assert count(ledger, du.update(2, mechanism=WHOLE.in_round(1)), 2) == math.inf
+
+
+def test_a_round_that_the_study_does_not_have_is_not_what_was_agreed(
+    scheduled: tuple[FederationLedger, Voice],
+) -> None:
+    ledger, du = scheduled
+    assert count(ledger, du.update(11, mechanism=WHOLE.in_round(10)), 3) == math.inf
+
+
+def test_an_answer_that_comes_a_round_too_late_is_one_to_its_own_round(
+    scheduled: tuple[FederationLedger, Voice], folder: RunFolder
+) -> None:
+    ledger, du = scheduled
+    late = du.update(1, mechanism=WHOLE.in_round(1))
+    found = ledger.record(late, site="DU", round_number=2, admitted=False)
+    assert found == pytest.approx(expected(STEPS))
+    assert FederationLedger(folder).epsilon("DU") == found
+
+
+def test_silence_is_presumed_to_have_cost_a_round_with_its_clip_norm(
+    scheduled: tuple[FederationLedger, Voice], folder: RunFolder
+) -> None:
+    ledger, _ = scheduled
+    assert ledger.presume("DU", round_number=6, code="silent") == pytest.approx(expected(STEPS))
+    (event,) = folder.events()
+    assert event.mechanism.clip_norm == pytest.approx(0.5)

@@ -42,7 +42,7 @@ def aggregator(federation: Any, strategy: str) -> Aggregator:
         "second_momentum": SECOND,
         "adaptivity": TAU,
     }
-    return Aggregator(federation.study(aggregation=settings))
+    return Aggregator(federation.study(aggregation=settings, training={"rounds": 4}))
 
 
 def aggregate(
@@ -280,8 +280,16 @@ def near() -> dict[str, torch.Tensor]:
     return tensors({name: np.float32(start[name] + 0.1 * moved[name]) for name in SHAPES})
 
 
-def cap(federation: Any, mechanism: Mechanism = MECHANISM, *, parameters: int = 17) -> float:
-    return largest_update_norm(federation.study(), mechanism, parameters=parameters)
+def cap(
+    study: Any,
+    mechanism: Mechanism = MECHANISM,
+    *,
+    number: int = 1,
+    start: dict[str, torch.Tensor] | None = None,
+) -> float:
+    return largest_update_norm(
+        study, mechanism, round_number=number, start=start or tensors(random_arrays(0))
+    )
 
 
 def test_an_honest_update_is_admitted(federation: Any) -> None:
@@ -293,7 +301,7 @@ def test_an_update_at_the_norm_cap_is_admitted_and_one_beyond_it_is_not(federati
     start["bias"] = start["bias"].double()
     for factor, refused in ((0.999, False), (1.001, True)):
         moved = tensors(random_arrays(0))
-        moved["bias"] = (start["bias"] + factor * cap(federation) / 2).float()
+        moved["bias"] = (start["bias"] + factor * cap(federation.study()) / 2).float()
         if refused:
             with pytest.raises(MessageError) as caught:
                 admitted(federation, moved)
@@ -315,7 +323,7 @@ def test_noise_alone_is_never_too_large_and_ten_times_the_noise_is(federation: A
         np.linalg.norm(sum(generator.normal(0, std, parameters) for _ in range(steps)))
         for _ in range(20)
     ]
-    largest = cap(federation, mechanism, parameters=parameters)
+    largest = cap(federation.study(), mechanism, start={"w": torch.zeros(parameters)})
     assert 1e5 < max(norms) < largest < 1.1 * max(norms)
 
 
@@ -324,7 +332,65 @@ def test_a_clipped_gradient_in_every_step_is_within_the_cap(federation: Any) -> 
     mechanism = Mechanism(**{**MECHANISM.to_dict(), "noise_multiplier": 0.0})
     rate = federation.study().training.learning_rate
     farthest = mechanism.local_steps * rate * 20 * mechanism.clip_norm / mechanism.divisor
-    assert farthest <= cap(federation, mechanism) <= 1.02 * farthest
+    assert farthest <= cap(federation.study(), mechanism) <= 1.02 * farthest
+
+
+FALLING = {"warmup_rounds": 1, "shape": "cosine", "final_fraction": 0.1}
+
+
+def test_the_cap_is_that_of_the_rounds_learning_rate_and_clip_norm(federation: Any) -> None:
+    flat = federation.study(training={"rounds": 5})
+    study = federation.study(training={"rounds": 5, "learning_rate_schedule": FALLING})
+    for number, share in ((1, 0.5), (2, 1.0), (5, 0.1)):
+        assert cap(study, number=number) == pytest.approx(share * cap(flat), rel=1e-12)
+        smaller = Mechanism(**{**MECHANISM.to_dict(), "clip_norm": share})
+        assert cap(flat, smaller) == pytest.approx(share * cap(flat), rel=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("mu", [0.0, 3.0])
+def test_weights_that_decay_are_within_the_cap(optimizer: str, mu: float, federation: Any) -> None:
+    """No gradient and no noise, the largest weights: all of the way is the decay's."""
+    training = {
+        "optimizer": optimizer,
+        "learning_rate": 1e-3,
+        "weight_decay": 400.0,
+        "proximal_mu": mu,
+        "local_steps": 2,
+    }
+    strategy = {"strategy": "fedprox"} if mu else {}
+    study = federation.study(training=training, aggregation=strategy)
+    start = {"w": torch.full((10**4,), 50.0)}
+    plain = federation.study(training={**training, "weight_decay": 1e-9}, aggregation=strategy)
+    quiet = Mechanism(**{**MECHANISM.to_dict(), "noise_multiplier": 0.0, "clip_norm": 1e-6})
+    farthest = 5000.0 * (1 - (1 - 1e-3 * 400.0) ** 2)
+    assert cap(plain, quiet, start=start) < farthest < cap(study, quiet, start=start)
+    assert cap(study, quiet, start=start) < 2 * farthest
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam"])
+@pytest.mark.parametrize("momentum", [MOMENTUM, 0.0])
+def test_the_servers_learning_rate_is_that_of_the_round(
+    strategy: str, momentum: float, federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At full rate 1 and without momentum Flower's FedAvgM would not ask for the rate any more.
+    monkeypatch.setitem(globals(), "MOMENTUM", momentum)
+    settings = {
+        "strategy": strategy,
+        "server_learning_rate": 1.0,
+        "server_learning_rate_schedule": FALLING,
+        "momentum": momentum,
+        "second_momentum": SECOND,
+        "adaptivity": TAU,
+    }
+    server, kept = Aggregator(federation.study(aggregation=settings, training={"rounds": 3})), {}
+    start = random_arrays(0)
+    for number, rate in ((1, 0.5), (2, 1.0), (3, 0.1)):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        updates = site_updates(number)
+        expected = FORMULAS[strategy](start, updates, kept, number)
+        start = aggregate(server, updates, start=start, number=number)
+        assert_close(start, expected)
 
 
 @pytest.mark.parametrize(

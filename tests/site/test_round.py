@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import shutil
@@ -319,6 +320,57 @@ def test_a_task_that_differs_from_what_was_agreed_to_is_refused_and_touches_noth
     assert refusal_code(train(federation, hospital, asked)) == "policy-not-agreed"
     assert state(hospital, asked.study) == before
     assert refusal_code(train(federation, hospital, sound)) == ""
+
+
+SCHEDULED: dict[str, Any] = {
+    "privacy": {
+        "noise": "operating-system",
+        "clip_norm_schedule": {"shape": "linear", "final_fraction": 0.1},
+    },
+    "training": {"rounds": 3},
+}
+
+
+def test_a_server_that_asks_for_the_clip_norm_of_another_round_is_refused(
+    federation: Any, hospital: Any
+) -> None:
+    study = federation.study(**SCHEDULED)
+    whole = agreed(federation, hospital, study=study).mechanism
+    before = state(hospital, study)
+
+    def asked(number: int, mechanism: Mechanism) -> Any:
+        return TrainTask(
+            study=study,
+            run="first",
+            round=number,
+            message_id=f"first/{number}/east",
+            mechanism=mechanism,
+        )
+
+    for number, of_round in ((1, 2), (2, 1), (3, 2)):
+        question = asked(number, whole.in_round(of_round))
+        assert refusal_code(train(federation, hospital, question)) == "policy-not-agreed"
+    flat = dataclasses.replace(whole, clip_norm_schedule=None, clip_norm=0.5)
+    assert refusal_code(train(federation, hospital, asked(2, flat))) == "policy-not-agreed"
+    unscheduled = federation.study(**{**SCHEDULED, "privacy": STUDY["privacy"]})
+    question = asked(2, whole.in_round(1)).model_copy(update={"study": unscheduled})
+    assert refusal_code(train(federation, hospital, question)) == "policy-not-agreed"
+    body = asked(1, whole.in_round(1)).model_copy(update={"mechanism": whole})
+    assert refusal_code(train(federation, hospital, body)) == "message-body"
+    assert state(hospital, study) == before
+    update = read_body(train(federation, hospital, asked(2, whole.in_round(2))), SiteUpdate)
+    assert update.mechanism.clip_norm == pytest.approx(0.55)
+
+
+def test_the_policy_limits_the_largest_clip_norm_of_all_rounds(
+    federation: Any, hospital: Any
+) -> None:
+    study = federation.study(
+        **{**SCHEDULED, "privacy": {**SCHEDULED["privacy"], "clip_norm": 1.01}}
+    )
+    proposal = Proposal(study=study, run="first", private=True)
+    reply = federation.ask(hospital, to_record(proposal), kind="query")
+    assert refusal_code(reply) == "policy-clip-norm"
 
 
 def test_an_agreement_is_of_one_study_and_mechanism_for_its_run(

@@ -26,10 +26,18 @@ pytestmark = pytest.mark.slow
 Answer = Callable[[], Message]
 Finished = Any  # of this folder's conftest
 
-# Every kind of state that a resumed run needs: moments, an average, scores of every round.
+FALLING = {"shape": "cosine", "warmup_rounds": 1, "final_fraction": 0.3}
+# Every kind of state that a resumed run needs: moments, an average, scores of every round, and
+# numbers that are others in each round.
 STUDY: dict[str, Any] = {
-    "training": {"rounds": 3},
-    "aggregation": {"strategy": "fedadam", "server_learning_rate": 1e-3, "ema_decay": 0.9},
+    "privacy": {"clip_norm_schedule": FALLING},
+    "training": {"rounds": 3, "learning_rate_schedule": FALLING, "weight_decay": 0.1},
+    "aggregation": {
+        "strategy": "fedadam",
+        "server_learning_rate": 1e-3,
+        "server_learning_rate_schedule": FALLING,
+        "ema_decay": 0.9,
+    },
     "evaluation": {"every": 1},
 }
 SITES = ("east", "south")
@@ -338,7 +346,7 @@ def test_a_damaged_line_of_the_federation_ledger_is_named(federation: Any) -> No
 def test_no_table_is_lost_when_a_resumed_run_is_stopped_while_it_cuts_them(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = federation.study(**{**STUDY, "training": {"rounds": 1}})
+    study = federation.study(training={"rounds": 1}, evaluation=STUDY["evaluation"])
     finished = federation.run(study, sites(federation))
     before = {name: rows(finished, name) for name in ("rounds.csv", "metrics.csv")}
     replace, calls = Path.replace, 0

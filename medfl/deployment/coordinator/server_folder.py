@@ -63,6 +63,7 @@ learning_rate = 1.0
 [aggregation]
 strategy = "fedadam"
 server_learning_rate = 4e-3
+# server_learning_rate_schedule = { shape = "cosine", warmup_rounds = 3, final_fraction = 0.1 }
 ema_decay = 0.9
 min_sites = 3
 round_timeout_seconds = 3600.0

@@ -37,7 +37,7 @@ class SitePlan:
 
     Attributes:
         site: Name of the site.
-        mechanism: The mechanism of each round.
+        mechanism: The mechanism of the run; see `Mechanism.in_round`.
         rounds: Rounds of the study.
         weight: Public weight of the site's update.
         delta: Delta at which every epsilon here is read.
@@ -135,6 +135,7 @@ def plan_site(
         local_steps=study.training.local_steps,
         declared_patients=site.declared_patients,
         noise_origin=study.privacy.noise,
+        clip_norm_schedule=study.clip_norm_schedule,
     )
     return SitePlan(
         site=site.name,
@@ -164,7 +165,37 @@ def averaged_noise(plans: Sequence[SitePlan]) -> float:
     return math.hypot(*(plan.weight * plan.noise_per_coordinate for plan in plans)) / total
 
 
-def noise_to_signal(noise_per_coordinate: float, *, steps: int, parameters: int) -> float:
+def equal_steps(study: StudyConfig) -> float:
+    """So many steps of one size have the noise-to-signal ratio of this study's.
+
+    With schedules a step of round r moves the model by at most a_r = C_r times both learning rates
+    of the round. Signals add up to the sum of all a_r at most, noise to the root of the sum of
+    their squares: the ratio of (sum a_r)^2 / sum a_r^2 equal rounds, which are fewer. An Adam at
+    the server undoes part of what changes slowly, so that this is again pessimistic.
+
+    Returns:
+        T, the local steps of all rounds, where nothing changes; else less.
+    """
+    schedules = [
+        schedule.over(study.training.rounds)
+        for schedule in (
+            study.privacy.clip_norm_schedule,
+            study.training.learning_rate_schedule,
+            study.aggregation.server_learning_rate_schedule,
+        )
+        if not schedule.is_constant
+    ]
+    if not schedules:
+        return study.total_steps
+    sizes = [
+        math.prod(schedule.factor(number) for schedule in schedules)
+        for number in range(1, study.training.rounds + 1)
+    ]
+    rounds = math.fsum(sizes) ** 2 / math.fsum(size * size for size in sizes)
+    return rounds * study.training.local_steps
+
+
+def noise_to_signal(noise_per_coordinate: float, *, steps: float, parameters: int) -> float:
     """Norm of a study's noise over the largest norm that its signal can have: nu sqrt(d / T).
 
     A step's mean of clipped gradients has a norm of at most C, so T steps move a model by at most
@@ -174,7 +205,7 @@ def noise_to_signal(noise_per_coordinate: float, *, steps: int, parameters: int)
 
     Args:
         noise_per_coordinate: nu, of one step and in units of C: of one site, or `averaged_noise`.
-        steps: T, the noisy steps of the study.
+        steps: T, the noisy steps of the study; with schedules its `equal_steps`.
         parameters: d, trainable parameters of the network.
 
     Returns:
@@ -209,7 +240,9 @@ def _lifetime(
 ) -> float:
     # Clip norm, patients and the steps of a round do not enter epsilon: made equal here, sites
     # that differ in nothing else share what the accountant has computed.
-    alike = replace(mechanism, clip_norm=1.0, local_steps=1, declared_patients=1)
+    alike = replace(
+        mechanism, clip_norm=1.0, clip_norm_schedule=None, local_steps=1, declared_patients=1
+    )
     study = [Charge(mechanism=alike, steps=steps)] if steps else []
     return lifetime_epsilon([*history, study], delta=delta, budget=budget)
 

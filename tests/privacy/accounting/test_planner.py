@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from medfl.privacy.accounting.accountant import Charge, epsilon
 from medfl.privacy.accounting.planner import (
     MOST_STEPS,
     averaged_noise,
+    equal_steps,
     expected_benefit,
     noise_to_signal,
     plan_site,
@@ -292,6 +294,60 @@ def test_noise_to_signal_is_the_ratio_of_norms_of_sums_over_the_study() -> None:
 )  # fmt: skip
 def test_more_noise_promises_less(ratio: float, benefit: str) -> None:
     assert expected_benefit(ratio) == benefit
+
+
+def scheduled(**schedules: Any) -> StudyConfig:
+    values = study(rounds=2, steps=2).model_dump(mode="json")
+    values["aggregation"]["strategy"] = "fedavgm"
+    for key, schedule in schedules.items():
+        section = "privacy" if key.startswith("clip") else "training"
+        values["aggregation" if key.startswith("server") else section][key] = schedule
+    return StudyConfig.model_validate_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["clip_norm_schedule"],
+        ["learning_rate_schedule"],
+        ["server_learning_rate_schedule"],
+        ["clip_norm_schedule", "server_learning_rate_schedule"],
+    ],
+    ids=str,
+)
+def test_steps_of_falling_size_are_fewer_equal_ones(keys: list[str]) -> None:
+    falling = {"shape": "linear", "final_fraction": 0.5}
+    last = 0.5 ** len(keys)
+    found = equal_steps(scheduled(**dict.fromkeys(keys, falling)))
+    # 2 steps of size 1 and 2 of size `last`: the norms of their sums by hand.
+    signal, noise = 2 * (1 + last), math.sqrt(2 * (1 + last**2))
+    assert noise_to_signal(0.3, steps=found, parameters=100) == pytest.approx(
+        0.3 * math.sqrt(100) * noise / signal
+    )
+    assert found < 4
+
+
+def test_steps_of_one_size_are_those_of_the_study() -> None:
+    assert equal_steps(study()) == 20
+    assert equal_steps(scheduled()) == 4
+
+
+def test_a_clip_norm_that_changes_costs_the_same_noise_and_epsilon() -> None:
+    falling = {"shape": "cosine", "warmup_rounds": 1, "final_fraction": 0.5}
+    changing = study(rounds=10).model_dump(mode="json")
+    changing["privacy"]["clip_norm_schedule"] = falling
+    plans = [
+        plan_site(each, site())
+        for each in (study(rounds=10), StudyConfig.model_validate_json(json.dumps(changing)))
+    ]
+    flat, plan = plans
+    assert plan.epsilon == flat.epsilon
+    assert plan.mechanism.clip_norm_schedule is not None
+    assert plan.mechanism == replace(
+        flat.mechanism, clip_norm_schedule=plan.mechanism.clip_norm_schedule
+    )
+    assert plan.mechanism.in_round(10).clip_norm == 0.25
+    assert plan.steps_until_spent() == flat.steps_until_spent()
 
 
 def test_a_target_that_no_noise_meets_names_the_site() -> None:
