@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +16,9 @@ from medfl.cli.numbers import finite
 from medfl.config import load_site
 from medfl.config.site import MODALITY_ORDER, REGION_ORDER, LabelScheme, Layout, SiteData
 from medfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medfl.prediction.evaluation import Evaluation
 
 ModelOption = Annotated[Path, typer.Option("--model", help="A model file of a run.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Layout of a folder.")]
@@ -112,16 +116,43 @@ def evaluate(
         float,
         typer.Option(min=0.0, max=1000.0, callback=finite, help="Tolerance of the surface Dice."),
     ] = 1.0,
+    lesion_dilation: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            metavar="VOXELS",
+            help="By which lesions are told apart. BraTS 2023: 3 for gliomas, 1 for meningiomas "
+            "and metastases.",
+        ),
+    ] = 3,
+    lesions_above_mm3: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="MM3",
+            help="Smaller lesions are left out. BraTS 2023: 50 for gliomas and meningiomas, 2 for "
+            "metastases.",
+        ),
+    ] = 50.0,
 ) -> None:
     """Score segmentations against the masks of a cohort: Dice, HD95, surface Dice, volumes.
 
     A region that both lack scores 1 (distance 0); one that only one has scores 0 (distance: the
-    image's diagonal). A patient with several cases counts once. The tables name patients: they are
-    for the site's own use.
+    image's diagonal). Lesion-wise scores follow BraTS 2023: a lesion that was missed or made up
+    counts as Dice 0 and 374 mm. A patient with several cases counts once. The tables name patients:
+    they are for the site's own use.
     """
     from medfl.prediction.evaluation import evaluate as score
     from medfl.prediction.evaluation import write_evaluation
+    from medfl.segmentation.lesions import LesionRule
 
+    for option, value in (
+        ("--tolerance-mm", tolerance_mm),
+        ("--lesions-above-mm3", lesions_above_mm3),
+    ):
+        if not math.isfinite(value):
+            raise ConfigError(f"{option}: expected a finite number, found {value}.")
     data = _data(truth, layout=layout, label_scheme=label_scheme, modalities=modality)
     with shown_advance() as advance:
         found = score(
@@ -131,21 +162,11 @@ def evaluate(
                 name for name in REGION_ORDER if name in _known(region, REGION_ORDER, "region")
             ],
             tolerance_mm=tolerance_mm,
+            lesion_rule=LesionRule(dilation_voxels=lesion_dilation, above_mm3=lesions_above_mm3),
             on_case=lambda done, total: advance("scoring", done, total),
         )
-    table = Table(title=f"mean over patients; surface Dice at {tolerance_mm:g} mm")
-    for name in ("region", "patients", "Dice", "median", "HD95 mm", "surface", "ml drawn", "ml"):
-        table.add_column(name, justify="left" if name == "region" else "right")
-    for row in found.summary():
-        table.add_row(
-            str(row["region"]),
-            str(row["patients"]),
-            *(f"{row[key]:.3f}" for key in ("dice", "median_dice")),
-            f"{row['hd95_mm']:.1f}",
-            f"{row['surface_dice']:.3f}",
-            *(f"{row[key]:.1f}" for key in ("truth_ml", "predicted_ml")),
-        )
-    Console().print(table)
+    for table in _tables(found):
+        Console().print(table)
     if out is not None:
         write_evaluation(found, out)
         typer.echo(f"Tables and picture: {out}")
@@ -153,6 +174,39 @@ def evaluate(
         typer.echo(f"left out: {case_id}: {reason}", err=True)
     if found.left_out:
         raise typer.Exit(2)
+
+
+def _tables(found: Evaluation) -> tuple[Table, Table]:
+    """Means over patients: of whole regions, and lesion by lesion."""
+    from medfl.reporting.wording import counted
+
+    whole = Table(title=f"mean over patients; surface Dice at {found.tolerance_mm:g} mm")
+    for name in ("region", "patients", "Dice", "median", "HD95 mm", "surface", "ml drawn", "ml"):
+        whole.add_column(name, justify="left" if name == "region" else "right")
+    rule = found.lesion_rule
+    lesions = Table(
+        title="lesion-wise as BraTS 2023, mean over patients; "
+        f"dilation {counted(rule.dilation_voxels, 'voxel')}, lesions above {rule.above_mm3:g} mm³"
+    )
+    for name in ("region", "patients", "Dice", "HD95 mm", "found", "missed", "false"):
+        lesions.add_column(name, justify="left" if name == "region" else "right")
+    for row in found.summary():
+        whole.add_row(
+            str(row["region"]),
+            str(row["patients"]),
+            *(f"{row[key]:.3f}" for key in ("dice", "median_dice")),
+            f"{row['hd95_mm']:.1f}",
+            f"{row['surface_dice']:.3f}",
+            *(f"{row[key]:.1f}" for key in ("truth_ml", "predicted_ml")),
+        )
+        lesions.add_row(
+            str(row["region"]),
+            str(row["patients"]),
+            f"{row['lesion_dice']:.3f}",
+            f"{row['lesion_hd95_mm']:.1f}",
+            *(f"{row[f'lesions_{key}']:.1f}" for key in ("found", "missed", "false")),
+        )
+    return whole, lesions
 
 
 def bundle(

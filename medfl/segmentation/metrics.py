@@ -1,8 +1,11 @@
-"""Dice and the 95th percentile of the Hausdorff distance, region by region.
+"""Dice, surface Dice and the 95th percentile of the Hausdorff distance, region by region.
 
 A region may be absent from truth, prediction or both. Both absent is a perfect answer: Dice 1 and
 distance 0. One absent is the worst answer: Dice 0 and the diagonal of the image, a distance that no
-two voxels of it exceed. BraTS scores absent regions the same way.
+two voxels of it exceed. BraTS scores absent regions alike, with 374 mm for its images of 373 mm.
+
+The classic distance counts every voxel of a surface once, as MONAI does; the lesion-wise one and
+the surface Dice weigh surface elements by their area, as their authors do.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medfl.config.site import Region
+from medfl.segmentation.surfaces import surface_dice, surface_of
 
 _PERCENTILE = 95
 
@@ -37,6 +41,35 @@ class RegionScore:
     region: Region
     dice: float
     hd95_mm: float | None
+
+
+def expect_masks(
+    predicted_RDHW: Tensor,
+    truth_RDHW: Tensor,
+    *,
+    regions: Sequence[Region],
+    spacing_mm: Sequence[float],
+) -> None:
+    """Refuse what cannot be compared.
+
+    Args:
+        predicted_RDHW: Multi-hot segmentation, one channel a region.
+        truth_RDHW: Truth of the same shape.
+        regions: Names of the channels.
+        spacing_mm: Millimetres per voxel along D, H and W.
+
+    Raises:
+        ValueError: If shapes differ, a channel has no name, a value is neither 0 nor 1, or the
+            spacing is none.
+    """
+    expected = (len(regions), *truth_RDHW.shape[-3:])
+    for mask in (predicted_RDHW, truth_RDHW):
+        if mask.ndim != 4 or tuple(mask.shape) != expected:
+            raise ValueError(f"Expected masks of shape {expected}, found {tuple(mask.shape)}.")
+        if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("Expected masks of zeros and ones, found other values.")
+    if len(spacing_mm) != 3 or not all(0 < millimetres < math.inf for millimetres in spacing_mm):
+        raise ValueError(f"Expected three positive spacings, found {list(spacing_mm)}.")
 
 
 def score(
@@ -62,14 +95,7 @@ def score(
     Raises:
         ValueError: If shapes differ, a channel has no name, or a value is neither 0 nor 1.
     """
-    expected = (len(regions), *truth_RDHW.shape[-3:])
-    for mask in (predicted_RDHW, truth_RDHW):
-        if mask.ndim != 4 or tuple(mask.shape) != expected:
-            raise ValueError(f"Expected masks of shape {expected}, found {tuple(mask.shape)}.")
-        if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
-            raise ValueError("Expected masks of zeros and ones, found other values.")
-    if len(spacing_mm) != 3 or not all(millimetres > 0 for millimetres in spacing_mm):
-        raise ValueError(f"Expected three positive spacings, found {list(spacing_mm)}.")
+    expect_masks(predicted_RDHW, truth_RDHW, regions=regions, spacing_mm=spacing_mm)
     predicted, truth = predicted_RDHW.detach().bool(), truth_RDHW.detach().bool()
     dice = compute_dice(predicted[None], truth[None], ignore_empty=False)[0]
     return tuple(
@@ -82,17 +108,17 @@ def score(
     )
 
 
-def surface_dice(
+def surface_dices(
     predicted_RDHW: Tensor,
     truth_RDHW: Tensor,
     *,
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> tuple[float, ...]:
-    """Part of both surfaces that lies within a tolerance of the other, region by region.
+    """Part of the area of both surfaces that lies within a tolerance of the other, by region.
 
-    Nikolov et al., Journal of Medical Internet Research 2021. Absent regions as everywhere here:
-    both absent is 1, one absent is 0.
+    See `medfl.segmentation.surfaces.surface_dice`. Absent regions as everywhere here: both absent
+    is 1, one absent is 0.
 
     Args:
         predicted_RDHW: Multi-hot segmentation.
@@ -109,16 +135,10 @@ def surface_dice(
         if present != (True, True):
             values.append(float(present == (False, False)))
             continue
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-            value = compute_surface_dice(
-                predicted[None, None],
-                truth[None, None],
-                class_thresholds=[tolerance_mm],
-                include_background=True,
-                spacing=list(spacing_mm),
-            )
-        values.append(float(value))
+        both = (
+            surface_of(mask.cpu().numpy(), spacing_mm=spacing_mm) for mask in (predicted, truth)
+        )
+        values.append(surface_dice(*both, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm))
     return tuple(values)
 
 
