@@ -17,6 +17,7 @@ import pytest
 from medfl.config import StudyConfig
 from medfl.config.site import Purpose
 from medfl.runs import files
+from medfl.runs.metrics_table import COLUMNS
 from medfl.runs.records import (
     COMPOSED,
     DISJOINT,
@@ -100,6 +101,18 @@ def write_run(
     for number in range(pictures):
         write_prediction(folder / "predictions" / f"synthetic-{number + 1}", seed=number)
     return folder
+
+
+def without_lesions(folder: Path) -> None:
+    """Leave the scores of a run as medfl 0.1 wrote them."""
+    path = folder / "metrics.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    earlier = [name for name in COLUMNS if not name.startswith("lesion_")]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, earlier, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_prediction(case: Path, *, seed: int) -> None:
@@ -311,7 +324,7 @@ def _write_metrics(path: Path, sites: Sequence[str], patients: int) -> None:
     generator = np.random.default_rng(3)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["variant", "round", "site", "patient", "region", "dice", "hd95_mm"])
+        writer.writerow(COLUMNS)
         for variant, number, level in _scored():
             regions = ("WT",) if variant == "threshold" else REGIONS
             for site in sites:
@@ -321,8 +334,9 @@ def _write_metrics(path: Path, sites: Sequence[str], patients: int) -> None:
                         score = level + offset + generator.normal(0, 0.06)
                         score = float(np.clip(score, 0, 1))
                         measured = number in (0, ROUNDS) and variant != "threshold"
-                        hd95 = f"{40 * (1 - score):.3f}" if measured else ""
-                        row = [variant, number, site, f"{patient:016x}", region, score, hd95]
+                        measures = (40 * (1 - score), score**2, 374 * (1 - score))
+                        others = [f"{value:.3f}" if measured else "" for value in measures]
+                        row = [variant, number, site, f"{patient:016x}", region, score, *others]
                         writer.writerow(row)
 
 

@@ -188,7 +188,11 @@ class SiteUpdate(Statement):
 
 
 class EvaluateTask(Body):
-    """Server to site: score the weights beside it on held-out patients."""
+    """Server to site: score the weights beside it on held-out patients.
+
+    Attributes:
+        distances: Whether to answer with distances and lesion-wise scores, which take their time.
+    """
 
     study: StudyConfig
     round: Annotated[int, Field(ge=0)]
@@ -196,12 +200,18 @@ class EvaluateTask(Body):
 
 
 class PatientScore(Body):
-    """One region of one held-out patient, under the patient's pseudonym."""
+    """One region of one held-out patient, under the patient's pseudonym.
+
+    Attributes:
+        hd95_mm: None where it was not asked for, like the lesion-wise scores.
+    """
 
     patient: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     region: Region
     dice: Annotated[float, Field(ge=0, le=1)]
     hd95_mm: Annotated[float, Field(ge=0)] | None
+    lesion_dice: Annotated[float, Field(ge=0, le=1)] | None = None
+    lesion_hd95_mm: Annotated[float, Field(ge=0)] | None = None
 
 
 class Scores(Body):

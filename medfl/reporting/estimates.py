@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from medfl.runs.records import Region, Score
 
-Measure = Literal["dice", "hd95_mm"]
+Measure = Literal["dice", "hd95_mm", "lesion_dice", "lesion_hd95_mm"]
 Statistic = Literal["mean", "median"]
 PatientKey = tuple[str, str]
 
@@ -52,7 +52,7 @@ def by_patient(scores: Iterable[Score], *, measure: Measure) -> dict[PatientKey,
     """
     values: defaultdict[PatientKey, list[float]] = defaultdict(list)
     for score in scores:
-        value = score.dice if measure == "dice" else score.hd95_mm
+        value: float | None = getattr(score, measure)
         if value is not None:
             values[(score.site, score.patient)].append(value)
     return {patient: float(np.mean(cases)) for patient, cases in sorted(values.items())}

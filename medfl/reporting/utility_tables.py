@@ -40,6 +40,42 @@ def distances(run: RunResults) -> Table:
     )
 
 
+def lesion_table(run: RunResults) -> Table | None:
+    """Classic Dice beside lesion-wise Dice and distance; None where no lesions were scored."""
+    measures: tuple[tuple[Measure, Statistic, Callable[[Estimate], str]], ...] = (
+        ("dice", "mean", wording.dice_estimate),
+        ("lesion_dice", "mean", wording.dice_estimate),
+        ("lesion_hd95_mm", "median", wording.millimetre_estimate),
+    )
+    rows = []
+    for variant in run.variants:
+        scores = run.scores_of(variant)
+        if all(score.lesion_dice is None for score in scores):
+            continue
+        name = wording.variant_name(variant, guarantee=run.guarantee)
+        for region in run.study.input.regions:
+            if not any(score.region == region for score in scores):
+                continue
+            cells = (
+                _shown(in_region(scores, region, measure=measure, statistic=statistic), show)
+                for measure, statistic, show in measures
+            )
+            rows.append((f"{name}, {region}", *cells))
+    if not rows:
+        return None
+    return Table(
+        caption="Final models on held-out patients, tumour as a whole and lesion by lesion "
+        "(95 % interval)",
+        head=(
+            "Model and region",
+            "Dice, mean",
+            "Lesion-wise Dice, mean",
+            "Lesion-wise 95 % Hausdorff distance in mm, median",
+        ),
+        rows=tuple(rows),
+    )
+
+
 def difference_table(run: RunResults) -> Table:
     """Federated minus each baseline, on the same patients."""
     federated = wording.variant_name("federated", guarantee=run.guarantee)

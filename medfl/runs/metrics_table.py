@@ -15,17 +15,26 @@ from medfl.runs.records import Score
 
 NAME = "metrics.csv"
 COLUMNS = tuple(Score.model_fields)
+_ADDED = ("lesion_dice", "lesion_hd95_mm")  # medfl 0.1 did not write them
+_HEADINGS = (COLUMNS, tuple(name for name in COLUMNS if name not in _ADDED))
+_OPTIONAL = ("hd95_mm", *_ADDED)
 
 _SCORE = TypeAdapter(Score)
 
 
 def row_of(score: Score) -> dict[str, object]:
-    """A score as a row; a distance that was not measured is an empty cell."""
+    """A score as a row; what was not measured is an empty cell."""
     return {
         **score.model_dump(),
-        "dice": f"{score.dice:.6f}",
-        "hd95_mm": "" if score.hd95_mm is None else f"{score.hd95_mm:.3f}",
+        "dice": _cell(score.dice, digits=6),
+        "hd95_mm": _cell(score.hd95_mm, digits=3),
+        "lesion_dice": _cell(score.lesion_dice, digits=6),
+        "lesion_hd95_mm": _cell(score.lesion_hd95_mm, digits=3),
     }
+
+
+def _cell(value: float | None, *, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def read_scores(folder: Path) -> tuple[Score, ...]:
@@ -56,25 +65,28 @@ def scores_in(text: str, *, where: Path) -> tuple[Score, ...]:
 
 def _rows_as_json(text: str, path: Path) -> Iterator[tuple[int, str]]:
     reader = csv.DictReader(text.splitlines(), strict=True)
-    _expect(path, f"the columns {list(COLUMNS)}", reader.fieldnames, list(COLUMNS))
+    columns = tuple(reader.fieldnames or ())
+    _expect(path, f"the columns {list(COLUMNS)}", list(columns), columns in _HEADINGS)
     try:
         for row in reader:
-            yield reader.line_num, json.dumps(_values(row, path, reader.line_num))
+            where = path.with_name(f"{path.name}: line {reader.line_num}")
+            cells = [cell for cell in row.values() if cell is not None]  # as of a short row
+            whole = len(cells) == len(row) == len(columns)
+            _expect(where, f"{len(columns)} columns", cells, whole)
+            yield reader.line_num, json.dumps(_values(row, where))
     except csv.Error as error:
         raise ReportError(f"{path}: expected comma-separated values, found: {error}") from None
 
 
-def _values(row: Mapping[str, str], path: Path, number: int) -> dict[str, object]:
-    where = path.with_name(f"{path.name}: line {number}")
+def _values(row: Mapping[str, str], where: Path) -> dict[str, object]:
     try:
         numbers = {"round": int(row["round"]), "dice": float(row["dice"])}
-        hd95 = float(row["hd95_mm"]) if row["hd95_mm"] else None
+        measured = {name: float(row[name]) if row.get(name) else None for name in _OPTIONAL}
     except (TypeError, ValueError):
         raise ReportError(f"{where}: expected numbers, found {list(row.values())}") from None
-    _expect(where, f"{len(COLUMNS)} columns", len(row), len(COLUMNS))
-    return {**row, **numbers, "hd95_mm": hd95}
+    return {**row, **numbers, **measured}
 
 
-def _expect(path: Path, rule: str, found: object, expected: object) -> None:
-    if found != expected:
+def _expect(path: Path, rule: str, found: object, holds: bool) -> None:
+    if not holds:
         raise ReportError(f"{path}: expected {rule}, found {str(found)[:200]}")

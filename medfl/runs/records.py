@@ -42,6 +42,7 @@ Loss = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Revision = Annotated[int, Field(ge=1)]
@@ -284,6 +285,8 @@ class Score(Record):
     Attributes:
         patient: Pseudonym.
         hd95_mm: None where it was not computed.
+        lesion_dice: Mean over lesions, as BraTS 2023 scores gliomas; None where not computed.
+        lesion_hd95_mm: The same of the distance.
     """
 
     variant: Variant
@@ -292,7 +295,9 @@ class Score(Record):
     patient: str
     region: Region
     dice: Fraction
-    hd95_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    hd95_mm: Distance | None
+    lesion_dice: Fraction | None = None
+    lesion_hd95_mm: Distance | None = None
 
 
 class RunIdentity(Record):

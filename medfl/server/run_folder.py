@@ -165,11 +165,14 @@ class RunFolder:
                     region=score.region,
                     dice=score.dice,
                     hd95_mm=score.hd95_mm,
+                    lesion_dice=score.lesion_dice,
+                    lesion_hd95_mm=score.lesion_hd95_mm,
                 )
             )
             for of_site in scores
             for score in of_site.scores
         ]
+        self._widen(metrics_table.NAME, metrics_table.COLUMNS)
         self._append_rows(metrics_table.NAME, metrics_table.COLUMNS, rows)
 
     def write_checkpoint(self, name: str, content: bytes) -> Path:
@@ -243,9 +246,10 @@ class RunFolder:
         kept = [line for line in self.rounds() if line.round <= after_round]
         text = "".join(ROUNDS.line(line) for line in kept)
         write_atomically(self.path / ROUNDS.name, text.encode())
-        self._filter_rows(ROUNDS_CSV, lambda row: int(row["round"]) <= after_round)
+        self._filter_rows(ROUNDS_CSV, ROUND_COLUMNS, lambda row: int(row["round"]) <= after_round)
         self._filter_rows(
             metrics_table.NAME,
+            metrics_table.COLUMNS,
             lambda row: row["variant"] != variant or int(row["round"]) <= after_round,
         )
 
@@ -273,14 +277,20 @@ class RunFolder:
                 writer.writeheader()
             writer.writerows(rows)
 
-    def _filter_rows(self, name: str, keep: Any) -> None:
+    def _widen(self, name: str, columns: Sequence[str]) -> None:
+        """Give a table that an earlier version began the columns of this one."""
+        path = self.path / name
+        if path.exists() and _whole_lines(path).partition("\n")[0].strip() != ",".join(columns):
+            self._filter_rows(name, columns, lambda _row: True)
+
+    def _filter_rows(self, name: str, columns: Sequence[str], keep: Any) -> None:
         path = self.path / name
         if not path.exists():
             return
         reader = csv.DictReader(io.StringIO(_whole_lines(path), newline=""))
-        columns, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
+        rows = [row for row in reader if keep(row)]
         kept = io.StringIO(newline="")
-        writer = csv.DictWriter(kept, columns)
+        writer = csv.DictWriter(kept, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(path, kept.getvalue().encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.config.study import Baseline
 from medfl.data.cohort import pseudonym
 from medfl.data.patient_store import PatientStore
+from medfl.data.transforms import PreparedCase
 from medfl.protocol.messages import PatientScore, Scores, Weights
 from medfl.runs.records import Variant
+from medfl.segmentation.lesions import score_lesions
 from medfl.segmentation.metrics import dice_by_level, score
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
@@ -108,11 +111,12 @@ def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Pa
     for site_state in site_states:
         _, store = site_state.stores(study)
         rows = [
-            PatientScore(
+            _score(
+                store.prepared(index),
+                best,
                 patient=pseudonym(patient.patient_id, key=site_state.key),
-                region="WT",
-                dice=_mean_dice(store, index, best, channel=channel, region=region),
-                hd95_mm=None,
+                channel=channel,
+                region=region,
             )
             for index, patient in enumerate(site_state.patients.held_out)
         ]
@@ -120,20 +124,31 @@ def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Pa
     return results
 
 
-def _mean_dice(
-    store: PatientStore, index: int, level: float, *, channel: int, region: int
-) -> float:
-    values = [
-        score(
-            case.image_CDHW[channel : channel + 1] > level,
-            case.regions_RDHW[region : region + 1],
-            regions=("WT",),
-            spacing_mm=case.spacing_mm,
-            with_hd95=False,
-        )[0].dice
-        for case in store.prepared(index)
+def _score(
+    cases: Sequence[PreparedCase], level: float, *, patient: str, channel: int, region: int
+) -> PatientScore:
+    """Means over a patient's cases, without distances: specks all over an image tell little."""
+    by_kind = [
+        [
+            compare(
+                case.image_CDHW[channel : channel + 1] > level,
+                case.regions_RDHW[region : region + 1],
+                regions=("WT",),
+                spacing_mm=case.spacing_mm,
+                with_hd95=False,
+            )[0].dice
+            for case in cases
+        ]
+        for compare in (score, score_lesions)
     ]
-    return sum(values) / len(values)
+    dice, lesion_dice = map(fmean, by_kind)
+    return PatientScore(
+        patient=patient,
+        region="WT",
+        dice=dice,
+        hd95_mm=None,
+        lesion_dice=lesion_dice,
+    )
 
 
 def _dice_by_level(
@@ -176,7 +191,12 @@ def _stored_scores(folder: Path, *, variant: Variant, rounds: int) -> list[Score
     for row in RunFolder(folder).scores():
         if (row.variant, row.round) == (variant, rounds):
             of_patient = PatientScore(
-                patient=row.patient, region=row.region, dice=row.dice, hd95_mm=row.hd95_mm
+                patient=row.patient,
+                region=row.region,
+                dice=row.dice,
+                hd95_mm=row.hd95_mm,
+                lesion_dice=row.lesion_dice,
+                lesion_hd95_mm=row.lesion_hd95_mm,
             )
             scores.setdefault(row.site, []).append(of_patient)
     return [Scores(site=site, scores=tuple(rows)) for site, rows in scores.items()]

@@ -8,11 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medfl.errors import ReportError
+from medfl.reporting import utility_tables
 from medfl.reporting.report import render, write_report
 from medfl.runs.results import read_run
+from medfl.segmentation.lesions import GLIOMA, PENALTY_MM
+from tests.run_folders import without_lesions
 
 RunBuilder = Callable[..., Path]
 
@@ -300,6 +304,45 @@ def test_a_difference_within_chance_is_no_verdict(build_run: RunBuilder) -> None
     kept = [line for line in lines if not line.startswith("local-only")]
     table.write_text("\n".join(kept + copies) + "\n")
     assert re.search(r"trains alone: 0\.\d\d \(no clear difference\)", quick_page_of(folder).text)
+
+
+def test_lesion_wise_scores_stand_beside_the_classic_ones(page: Page, finished_run: Path) -> None:
+    assert "Lesion by lesion" in page.text
+    run = read_run(finished_run)
+    table = utility_tables.lesion_table(run)
+    assert table is not None
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert len(rows) == 4 * 3  # the made-up threshold has no lesion-wise scores
+    final = [score for score in run.scores_of("federated") if score.region == "WT"]
+    dice, lesion_dice, distance = rows["Federated, private, WT"]
+    assert dice.startswith(f"{np.mean([score.dice for score in final]):.2f} (")
+    assert lesion_dice.startswith(f"{np.mean([score.lesion_dice for score in final]):.2f} (")
+    median = np.median([score.lesion_hd95_mm for score in final])
+    assert distance.startswith(f"{median:.0f} (")
+    for row in table.rows:
+        assert all(cell in page.text for cell in row)
+
+
+def test_the_report_names_the_rule_that_lesions_were_scored_by(page: Page) -> None:
+    assert f"the truth is dilated by {GLIOMA.dilation_voxels} voxels" in page.text
+    assert f"at most {GLIOMA.above_mm3:g} mm³" in page.text
+    assert f"a distance of {PENALTY_MM:g} mm" in page.text
+    assert "the study's grid of 2 × 2 × 2 mm" in page.text
+
+
+def test_the_report_says_that_lesions_were_scored_as_scanned(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    edit_json(folder / "study.json", lambda study: study["input"].update(spacing="native"))
+    assert "They were made on each scan's own grid, where" in quick_page_of(folder).text
+
+
+def test_a_run_of_an_earlier_version_is_reported_without_lesions(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    without_lesions(folder)
+    text = quick_page_of(folder).text
+    assert "Mean Dice of the final models" in text
+    assert "esion-wise" not in text
+    assert "Lesion by lesion" not in text
 
 
 def test_text_from_files_is_escaped(build_run: RunBuilder) -> None:

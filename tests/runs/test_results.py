@@ -10,6 +10,7 @@ import pytest
 
 from medfl.errors import ReportError
 from medfl.runs.results import read_run
+from tests.run_folders import without_lesions
 
 RunBuilder = Callable[..., Path]
 Change = Callable[[Any], None]
@@ -93,6 +94,15 @@ def test_metrics_and_pictures_may_be_absent(build_run: RunBuilder) -> None:
     assert run.scores == ()
     assert run.predictions == ()
     assert run.variants == ()
+
+
+def test_a_table_without_lesion_wise_scores_is_read(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    without_lesions(folder)
+    run = read_run(folder)
+    assert run.scores[0].hd95_mm is not None
+    assert {score.lesion_dice for score in run.scores} == {None}
+    assert {score.lesion_hd95_mm for score in run.scores} == {None}
 
 
 def test_table_without_scores_is_read_as_none(build_run: RunBuilder) -> None:
@@ -179,9 +189,24 @@ def test_a_score_that_is_none_is_refused(build_run: RunBuilder, column: str, val
         "",
         "variant,round,site,patient,region,dice,hd95_mm\nfederated,1,North\n",
         "variant,round,site,patient,region,dice,hd95_mm\nfederated,1,North,a,WT,0.5,1,extra\n",
+        "variant,round,site,patient,region,dice,hd95_mm,lesion_dice,lesion_hd95_mm\n"
+        "federated,1,North,a,WT,0.5,1\n",
+        "variant,round,site,patient,region,dice,hd95_mm,lesion_dice,lesion_hd95_mm\n"
+        "federated,1,North,a,WT,0.5,1,1.5,1\n",
+        "variant,round,site,patient,region,dice,hd95_mm,lesion_dice,lesion_hd95_mm\n"
+        "federated,1,North,a,WT,0.5,1,nan,1\n",
         'variant,round,site,patient,region,dice,hd95_mm\nfederated,1,"North,a,WT,0.5,1\n',
     ],
-    ids=["other columns", "empty", "short row", "long row", "open quote"],
+    ids=[
+        "other columns",
+        "empty",
+        "short row",
+        "long row",
+        "row of an earlier version",
+        "lesion-wise Dice above 1",
+        "lesion-wise Dice that is no number",
+        "open quote",
+    ],
 )
 def test_a_damaged_table_is_refused(build_run: RunBuilder, table: str) -> None:
     folder = build_run(pictures=0)

@@ -62,7 +62,14 @@ def scores(dice: float) -> Scores:
     return Scores(
         site="DU",
         scores=(
-            PatientScore(patient=patient, region="WT", dice=dice, hd95_mm=4.0),
+            PatientScore(
+                patient=patient,
+                region="WT",
+                dice=dice,
+                hd95_mm=4.0,
+                lesion_dice=0.125,
+                lesion_hd95_mm=190.5,
+            ),
             PatientScore(patient=patient, region="ET", dice=dice, hd95_mm=None),
         ),
     )
@@ -102,9 +109,31 @@ def test_scores_become_rows_with_a_blank_distance_where_none_was_measured(
         "region": "WT",
         "dice": "0.250000",
         "hd95_mm": "4.000",
+        "lesion_dice": "0.125000",
+        "lesion_hd95_mm": "190.500",
     }
-    assert second["hd95_mm"] == ""
+    assert {second[name] for name in ("hd95_mm", "lesion_dice", "lesion_hd95_mm")} == {""}
+    assert [score.lesion_dice for score in folder.scores()] == [0.125, None]
+    assert [score.lesion_hd95_mm for score in folder.scores()] == [190.5, None]
     assert [(score.dice, score.hd95_mm) for score in folder.scores()] == [(0.25, 4.0), (0.25, None)]
+
+
+def test_a_table_of_an_earlier_version_goes_on_in_the_columns_of_this_one(
+    folder: RunFolder,
+) -> None:
+    old = "variant,round,site,patient,region,dice,hd95_mm\nfederated,1,DU,ab,WT,0.500000,7.000\n"
+    (folder.path / "metrics.csv").write_text(old)
+    folder.append_scores([scores(0.25)], variant="federated", round_number=3)
+    found = folder.scores()
+    assert [(one.round, one.dice, one.lesion_dice) for one in found] == [
+        (1, 0.5, None),
+        (3, 0.25, 0.125),
+        (3, 0.25, None),
+    ]
+    (folder.path / "metrics.csv").write_text(old)
+    folder.truncate_tables(after_round=1, variant="federated")
+    folder.append_scores([scores(0.25)], variant="federated", round_number=3)
+    assert folder.scores() == found
 
 
 def test_an_infinite_epsilon_is_written_as_text_that_reads_back(folder: RunFolder) -> None:

@@ -13,7 +13,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medfl.protocol.messages import EvaluateTask
 from medfl.protocol.study_model import study_model_bytes
+from medfl.segmentation.lesions import score_lesions
 from medfl.segmentation.networks import trainable_state
+from medfl.site import scores
 from medfl.site.scores import evaluate
 from medfl.study import pictures
 
@@ -47,6 +49,42 @@ def test_a_site_scores_its_patients_in_windows(federation: Any, seen: set[tuple[
     seen.clear()  # of what building the network has tried
     evaluate(site_state, EvaluateTask(study=study, round=1, distances=False), weights)
     assert seen == {WINDOW}
+
+
+def test_a_site_scores_lesions_where_distances_are_asked_for(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = federation.study()
+    site_state = federation.site_state(federation.site("east", privacy={"share_metrics": True}))
+    weights = trainable_state(site_state.network(study))
+    quick = evaluate(site_state, EvaluateTask(study=study, round=1, distances=False), weights)
+    assert {(one.hd95_mm, one.lesion_dice, one.lesion_hd95_mm) for one in quick.scores} == {
+        (None, None, None)
+    }
+    _, held_out = site_state.stores(study)
+    cases = [case for index in range(len(held_out)) for case in held_out.prepared(index)]
+    segmented = iter([speckled(case.regions_RDHW) for case in cases])
+    monkeypatch.setattr(scores, "segment", lambda *_arguments, **_options: next(segmented))
+    whole = evaluate(site_state, EvaluateTask(study=study, round=1, distances=True), weights)
+    expected = [
+        (one.dice, one.hd95_mm)
+        for case in cases
+        for one in score_lesions(
+            speckled(case.regions_RDHW),
+            case.regions_RDHW,
+            regions=study.input.regions,
+            spacing_mm=case.spacing_mm,
+        )
+    ]
+    assert [(one.lesion_dice, one.lesion_hd95_mm) for one in whole.scores] == expected
+    assert all(one.lesion_dice < one.dice for one in whole.scores if one.dice > 0)
+
+
+def speckled(regions_RDHW: torch.Tensor) -> torch.Tensor:
+    """A perfect segmentation but for a speck in a corner."""
+    found = regions_RDHW.float().clone()
+    found[:, :2, :2, :2] = 1.0
+    return found
 
 
 def test_the_pictures_of_a_run_are_segmented_in_windows(

@@ -57,6 +57,11 @@ def test_every_baseline_is_scored_on_the_same_patients_once(federation: Any) -> 
             expected = {key for key in expected if key[2] == "WT"}
         assert set(counts) == expected
         assert set(counts.values()) == {1}
+    # Each final model has lesion-wise scores; the threshold's have no distances.
+    for row in RunFolder(out).scores():
+        if row.variant != "federated" or row.round == 1:
+            assert row.lesion_dice is not None
+            assert (row.lesion_hd95_mm is None) == (row.variant == "threshold")
     # All begin with the same model.
     start = load_file(out / "checkpoints" / "initial.safetensors")
     for part in ("non-private", "local-only-east", "local-only-south"):
