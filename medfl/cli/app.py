@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from medfl.cli import (
+    adapt,
     audit,
     dashboard,
     data,
@@ -57,6 +58,7 @@ sources.register(app)
 pretrain.register(app)
 study.register(app)
 model.register(app)
+adapt.register(app)
 audit.register(app)
 dashboard.register(app)
 ledger.register(app)

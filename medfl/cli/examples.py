@@ -15,6 +15,7 @@ EXAMPLES: Mapping[str, str] = {
     "report": "runs/first",
     "predict": "images --model runs/first/checkpoints/final.safetensors --out masks",
     "evaluate": "masks images --out scores",
+    "adapt": "north.toml runs/first/checkpoints/final.safetensors -o state/own.safetensors",
     "audit": "runs/first north.toml south.toml",
     "dashboard": "runs/first",
     "budget": "north.toml",

@@ -22,7 +22,13 @@ from medfl.errors import ConfigError, FederationError
 from medfl.prediction import bundle_script
 from medfl.prediction.carried_code import SCRIPTS, carried_code
 from medfl.prediction.model_card import FILES, NOISY, PRIVATE, REGIONS, model_card
-from medfl.segmentation.model_file import ModelSpec, fills_missing, read_model, read_provenance
+from medfl.segmentation.model_file import (
+    ModelSpec,
+    fills_missing,
+    read_model,
+    read_provenance,
+    require_may_leave,
+)
 from medfl.segmentation.networks import constructor_arguments
 from medfl.segmentation.notice import NOTICE
 from medfl.version import __version__
@@ -45,10 +51,12 @@ def export_bundle(run_dir: Path, out: Path) -> Path:
         ConfigError: If `out` holds files.
         FederationError: If the run is not finished or damaged.
         ModelError: If its model cannot be used.
+        PrivacyError: If its model is one that stays at a hospital.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: expected a new or empty folder, found files.")
     study, privacy = (_read(run_dir / name) for name in ("study.json", "privacy.json"))
+    require_may_leave(run_dir / MODEL)
     spec, network = read_model(run_dir / MODEL)
     provenance = read_provenance(run_dir / MODEL)
     (out / "models").mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from medfl.config.site import Modality, Region
 from medfl.config.study import Size, Spacing, StudyInput, StudyNetwork
-from medfl.errors import ModelError
+from medfl.errors import ModelError, PrivacyError
 from medfl.segmentation.networks import build_network, load_trainable
 from medfl.segmentation.notice import NOTICE
 
 FORMAT = "medfl model 1"
+
+STAYS = "not private: stays at this hospital"
+"""What a model says of itself that was trained on patients without noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,23 @@ def read_provenance(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, KeyError, ValueError):
         raise ModelError(f"{path}: expected a model of medfl, found none.") from None
     return provenance if isinstance(provenance, dict) else {}
+
+
+def require_may_leave(path: Path) -> None:
+    """Refuse a model that a hospital has made for itself: it is as private as its patients' images.
+
+    The file's own word is taken for that: this guards against a mistake, not against who forges it.
+
+    Raises:
+        ModelError: If the file cannot be read.
+        PrivacyError: If it says that it stays.
+    """
+    if read_provenance(path).get("privacy") == STAYS:
+        raise PrivacyError(
+            f"{path}: expected a model whose training kept its promise to the patients, found one "
+            f"that is {STAYS!r}.",
+            code="model-stays",
+        )
 
 
 def fills_missing(path: Path) -> bool:

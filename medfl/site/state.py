@@ -26,6 +26,7 @@ from medfl.protocol.keys import KEYS, SiteKeys
 from medfl.protocol.study_model import model_spec
 from medfl.secret_files import secret_key
 from medfl.segmentation.devices import device_named
+from medfl.segmentation.model_file import ModelSpec
 from medfl.site.known_patients import (
     images_of,
     marks_of,
@@ -187,7 +188,14 @@ class SiteState:
             ConfigError: If the site lacks a modality that the study needs.
             DataError: If the cohort cannot be read.
         """
-        frame = self.frame(study)
+        return self.stores_in(self.frame(study))
+
+    def stores_in(self, frame: Frame) -> tuple[PatientStore, PatientStore]:
+        """Training and held-out patients, prepared for a frame.
+
+        Raises:
+            DataError: If the cohort cannot be read.
+        """
         if frame not in self._stores:
             self._stores[frame] = (
                 self._store(self.patients.training, frame),
@@ -256,20 +264,35 @@ class SiteState:
             ConfigError: If the site lacks a modality and the study does not say what to do then, or
                 if it has none of the study's.
         """
-        wanted, present = study.input.modalities, set(self.site.data.modalities)
+        return self.frame_of(
+            model_spec(study), fills=study.input.missing_modality == "zero-fill", of="study"
+        )
+
+    def frame_of(self, spec: ModelSpec, *, fills: bool, of: str) -> Frame:
+        """How this site's cases become the tensors that a model takes.
+
+        Args:
+            spec: What the model takes.
+            fills: Whether it does without a modality that the site lacks.
+            of: Whose modalities they are, for the error.
+
+        Raises:
+            ConfigError: If the site lacks a modality and the model does not do without, or if it
+                has none of them.
+        """
+        wanted, present = spec.modalities, set(self.site.data.modalities)
         missing = tuple(name for name in wanted if name not in present)
-        fills = study.input.missing_modality == "zero-fill"
         if missing and (not fills or not present.intersection(wanted)):
             raise ConfigError(
                 f"Site {self.site.name}: expected data.modalities with "
-                f"{'one' if fills else 'all'} of the study's "
-                f"{list(study.input.modalities)}, found {list(self.site.data.modalities)}.",
+                f"{'one' if fills else 'all'} of the {of}'s "
+                f"{list(wanted)}, found {list(self.site.data.modalities)}.",
                 code="modalities",
             )
         return Frame(
-            modalities=study.input.modalities,
-            regions=study.input.regions,
-            spacing=study.input.spacing,
+            modalities=wanted,
+            regions=spec.regions,
+            spacing=spec.spacing,
             label_scheme=self.site.data.mask_scheme,
             absent=missing,
         )

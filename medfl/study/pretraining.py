@@ -7,30 +7,21 @@ transforms and crops as a hospital's, under looks and seeds that no synthetic ho
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from medfl.config import StudyConfig
 from medfl.config.site import MODALITY_ORDER, SiteData
 from medfl.config.study import StudySynthetic
-from medfl.data.crops import draw_crops
 from medfl.data.layouts.survey import read_cohort
 from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import Frame
 from medfl.phantom.patient import public_look, write_hospital
 from medfl.protocol.messages import Weights
 from medfl.protocol.study_model import model_spec
-from medfl.segmentation.heads import heads_of
-from medfl.segmentation.losses import supervised_loss
 from medfl.segmentation.networks import trainable_state
-
-BATCH_PATIENTS = 4
-
-Advance = Callable[[int, int], None]
-"""Told the work done and the work in total."""
+from medfl.site.plain_training import Advance, Recipe, train_plainly
 
 
 def _unwatched(done: int, total: int) -> None:
@@ -61,7 +52,20 @@ def initial_weights(
                 folder=Path(folder),
                 drawn=drawn,
             )
-            _pretrain(network, study, synthetic, store, advance=advance)
+            train_plainly(
+                network,
+                store,
+                among=range(len(store)),
+                recipe=Recipe(
+                    steps=synthetic.pretraining_steps,
+                    learning_rate=synthetic.pretraining_learning_rate,
+                    crop_size=study.input.crop_size,
+                    crops_per_patient=study.input.crops_per_patient,
+                    dropout=study.input.modality_dropout,
+                    seed=synthetic.seed,
+                ),
+                advance=advance,
+            )
     return trainable_state(network)
 
 
@@ -107,42 +111,3 @@ def synthetic_patients(
         label_scheme="brats",
     )
     return PatientStore(read_cohort(data).patients, frame, folder / "cache")
-
-
-def _pretrain(
-    network: nn.Module,
-    study: StudyConfig,
-    synthetic: StudySynthetic,
-    store: PatientStore,
-    *,
-    advance: Advance,
-) -> None:
-    """Ordinary training without noise: AdamW under a one-cycle learning rate."""
-    steps, rate = synthetic.pretraining_steps, synthetic.pretraining_learning_rate
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    generator = torch.Generator().manual_seed(synthetic.seed)
-    network.train()
-    for step in range(steps):
-        drawn = [
-            draw_crops(
-                store.prepared(index),
-                crop_size=study.input.crop_size,
-                count=study.input.crops_per_patient,
-                generator=generator,
-                dropout=study.input.modality_dropout,
-            )
-            for index in torch.randint(len(store), (BATCH_PATIENTS,), generator=generator).tolist()
-        ]
-        # All in one pass: alone, a crop takes torch's convolution several times as long on the CPU.
-        heads = heads_of(network, network(torch.cat([images for images, _ in drawn])))
-        by_head = [head.split(study.input.crops_per_patient) for head in heads]
-        losses = [
-            supervised_loss(of_one, regions)
-            for of_one, (_, regions) in zip(zip(*by_head, strict=True), drawn, strict=True)
-        ]
-        optimizer.zero_grad()
-        torch.stack(losses).mean().backward()
-        optimizer.step()
-        schedule.step()
-        advance(step + 1, steps)

@@ -12,7 +12,7 @@ from medfl.durable import write_atomically
 from medfl.errors import ReportError
 from medfl.runs.files import PRETRAINING
 from medfl.runs.records import Pretraining
-from medfl.study.pretraining import Advance
+from medfl.site.plain_training import Advance
 
 WRITE_SECONDS = 1.0
 

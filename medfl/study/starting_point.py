@@ -25,7 +25,8 @@ from medfl.protocol.messages import Weights
 from medfl.protocol.study_model import model_spec
 from medfl.segmentation.model_file import ModelSpec, model_bytes, read_model, read_provenance
 from medfl.segmentation.networks import load_trainable, trainable_state
-from medfl.study.pretraining import Advance, initial_weights
+from medfl.site.plain_training import Advance
+from medfl.study.pretraining import initial_weights
 from medfl.version import __version__
 
 FILE = "start.safetensors"

@@ -1,0 +1,100 @@
+"""`medfl adapt`: a model of the hospital's own, which stays at the hospital."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from medfl.cli.advance import shown_advance
+from medfl.cli.data import SiteFile
+from medfl.cli.numbers import LARGEST_SEED
+from medfl.config import load_site
+
+if TYPE_CHECKING:
+    from medfl.site.adaptation import Adaptation
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(adapt)
+
+
+def adapt(
+    site: SiteFile,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The federated model.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="A new file in the site's state folder.")
+    ],
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also try to train from this public start of `medfl pretrain` alone.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Steps of each training, without noise.")
+    ] = 100,
+    folds: Annotated[int, typer.Option(min=2, max=100, help="Parts of the cross-validation.")] = 3,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Of patients, crops and folds.")
+    ] = 0,
+) -> None:
+    """Adapt a federated model to a hospital's own patients, for its own use.
+
+    What never leaves a hospital needs no noise. Several candidates are compared on training
+    patients that they did not see, and the best one is written. The file is as private as the
+    patients' images: it stays in the site's folder, and medfl hands it on to nobody.
+    """
+    config = load_site(site)
+    from medfl.segmentation.model_file import STAYS
+    from medfl.segmentation.notice import NOTICE
+    from medfl.site.own_model import write_own_model
+    from medfl.site.state import hospital_state
+
+    with shown_advance() as advance:
+        adaptation = write_own_model(
+            hospital_state(config),
+            model,
+            out=out,
+            start=start,
+            steps=steps,
+            folds=folds,
+            seed=seed,
+            watch=lambda part, done, total: advance(f"{config.name}: {part}", done, total),
+        )
+    Console().print(_table(adaptation, site=config.name))
+    typer.echo(f"Model: {out} ({STAYS}; {NOTICE})")
+
+
+def _table(adaptation: Adaptation, *, site: str) -> Table:
+    """Every candidate, and what it gains over the federated model."""
+    from medfl.reporting.estimates import estimate
+
+    federated = adaptation.candidates[0]
+    table = Table(
+        title=f"{site}: mean Dice of {len(federated.dice)} training patients, by models that did "
+        "not see them",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("model")
+    for heading in ("Dice", "over the federated model", ""):
+        table.add_column(heading, justify="right")
+    for candidate in adaptation.candidates:
+        pairs = zip(candidate.dice, federated.dice, strict=True)
+        gains = {(site, str(number)): one - two for number, (one, two) in enumerate(pairs)}
+        gain = estimate(gains, statistic="mean")
+        table.add_row(
+            candidate.name,
+            f"{candidate.mean:.3f}",
+            ""
+            if gain is None or candidate is federated
+            else f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})",
+            "chosen" if candidate is adaptation.chosen else "",
+        )
+    return table

@@ -1,0 +1,124 @@
+"""The file of a hospital's own model: in the site's folder, for its owner only, and marked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from medfl.durable import write_atomically
+from medfl.errors import ConfigError, ModelError, PrivacyError
+from medfl.segmentation.model_file import (
+    STAYS,
+    fills_missing,
+    model_bytes,
+    read_model,
+    read_provenance,
+)
+from medfl.segmentation.networks import trainable_state
+from medfl.site.adaptation import Adaptation, Watch, Weights, adapt
+from medfl.site.plain_training import Recipe
+from medfl.site.state import SiteState
+from medfl.version import __version__
+
+LEARNING_RATE = 2e-3
+CROPS_PER_PATIENT = 2
+
+
+def write_own_model(
+    site_state: SiteState,
+    model: Path,
+    *,
+    out: Path,
+    start: Path | None,
+    steps: int,
+    folds: int,
+    seed: int,
+    watch: Watch,
+) -> Adaptation:
+    """Adapt a federated model on a site's training patients; see `medfl.site.adaptation`.
+
+    Nothing is charged to the ledger, since nothing leaves.
+
+    Args:
+        site_state: The site.
+        model: A model file.
+        out: A new file in the site's state folder; mode 0600.
+        start: A model file that the hospital could train from if it were alone, such as that of
+            `medfl pretrain`.
+        steps: Steps of each training.
+        folds: Parts of the cross-validation.
+        seed: Of patients, crops and folds.
+        watch: Progress.
+
+    Returns:
+        What was tried, and what was chosen.
+
+    Raises:
+        ConfigError: If `out` exists or lies outside of the state folder, or the site lacks a
+            modality or the device.
+        DataError: If the patients are too few, or one cannot be prepared.
+        ModelError: If a model file cannot be used, or the two do not fit each other.
+        PrivacyError: If `start` has been trained on patients.
+    """
+    site = site_state.site
+    folder = site.state.resolve()
+    if not out.resolve().is_relative_to(folder):
+        raise ConfigError(
+            f"{out}: expected a file in the site's state folder {folder}, since it may not leave, "
+            "found one outside of it."
+        )
+    if out.exists():
+        raise ConfigError(f"{out}: expected a new file, found one that exists.")
+    spec, network = read_model(model)
+    fills = fills_missing(model)
+    training, _ = site_state.stores_in(site_state.frame_of(spec, fills=fills, of="model"))
+    adaptation = adapt(
+        trainable_state(network),
+        training,
+        spec=spec,
+        start=None if start is None else _start(start, model=model),
+        recipe=Recipe(
+            steps=steps,
+            learning_rate=LEARNING_RATE,
+            crop_size=spec.crop_size,
+            crops_per_patient=CROPS_PER_PATIENT,
+            seed=seed,
+        ),
+        folds=folds,
+        device=site.device,
+        watch=watch,
+    )
+    source = read_provenance(model)
+    provenance = {
+        "medfl": __version__,
+        "privacy": STAYS,
+        "site": site.name,
+        "study": source.get("study", ""),
+        "federated_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "chosen": adaptation.chosen.name,
+        "mean_dice": {each.name: each.mean for each in adaptation.candidates},
+        "patients": len(training),
+        "steps": steps,
+        "missing_modality": "zero-fill" if fills else "refuse",
+        "label_schemes": source.get("label_schemes", []),
+    }
+    content = model_bytes(adaptation.weights, spec=spec, provenance=provenance)
+    write_atomically(out, content, mode=0o600)
+    return adaptation
+
+
+def _start(path: Path, *, model: Path) -> Weights:
+    if read_provenance(path).get("mechanisms") != {}:
+        raise PrivacyError(
+            f"{path}: expected a start that no patient has trained, such as that of `medfl "
+            "pretrain`, found another model."
+        )
+    spec, network = read_model(path)
+    wanted, _ = read_model(model)
+    for name in ("network", "arguments", "modalities", "regions", "spacing"):
+        if getattr(spec, name) != getattr(wanted, name):
+            raise ModelError(
+                f"{path}: expected the {name} of {model}, {getattr(wanted, name)!r}, found "
+                f"{getattr(spec, name)!r}."
+            )
+    return trainable_state(network)
