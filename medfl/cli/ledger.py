@@ -123,7 +123,7 @@ def acknowledge(
     Nothing is forgiven: everything that this machine's witness remembers and the ledger does not
     hold is charged at once, and the reason is recorded in the ledger.
     """
-    from medfl.site.state import acknowledge_loss
+    from medfl.site.lost_ledger import acknowledge_loss
 
     with acknowledge_loss(_hospital(site), reason=reason) as ledger:
         spent, found = ledger.spent(), ledger.reassess()

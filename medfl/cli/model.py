@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -130,6 +129,8 @@ def evaluate(
         float,
         typer.Option(
             min=0.0,
+            max=10.0**6,
+            callback=finite,
             metavar="MM3",
             help="Smaller lesions are left out. BraTS 2023: 50 for gliomas and meningiomas, 2 for "
             "metastases.",
@@ -147,12 +148,6 @@ def evaluate(
     from medfl.prediction.evaluation import write_evaluation
     from medfl.segmentation.lesions import LesionRule
 
-    for option, value in (
-        ("--tolerance-mm", tolerance_mm),
-        ("--lesions-above-mm3", lesions_above_mm3),
-    ):
-        if not math.isfinite(value):
-            raise ConfigError(f"{option}: expected a finite number, found {value}.")
     data = _data(truth, layout=layout, label_scheme=label_scheme, modalities=modality)
     with shown_advance() as advance:
         found = score(

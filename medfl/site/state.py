@@ -7,6 +7,7 @@ servers. A site with open data keeps them in the run folder, since it makes no l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from medfl.data.cohort import Patient, Split, pseudonym, split
 from medfl.data.layouts.survey import read_cohort
 from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import Frame
-from medfl.errors import ConfigError, LedgerError, PrivacyError
-from medfl.privacy.ledger import recovery as ledger_recovery
+from medfl.errors import ConfigError, PrivacyError
 from medfl.privacy.ledger.ledger import Ledger, Terms
 from medfl.privacy.ledger.witness import Witness
 from medfl.privacy.patients import Patients
@@ -80,7 +80,7 @@ class SiteState:
         """
         if self.site.purpose == "open-data" and not self.ledger_folder.exists():
             create_ledger(self.site, folder=self.ledger_folder).close()
-        ledger = Ledger.open(self.ledger_folder, witness=_witness(self.site))
+        ledger = Ledger.open(self.ledger_folder, witness=witness_of(self.site))
         ledger.require(terms_of(self.site))
         return ledger
 
@@ -94,7 +94,7 @@ class SiteState:
             DataError: If the cohort cannot be read, or one person stands in it under two names.
             LedgerError: If the witness cannot be used.
         """
-        witness = _witness(self.site)
+        witness = witness_of(self.site)
         if witness is None:
             return frozenset()
         patients = (
@@ -367,42 +367,20 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
             for one of the patients.
         DataError: If a hospital's cohort cannot be read.
     """
-    terms = terms_of(site)
     return Ledger.create(
         folder,
-        cohort=terms.cohort,
-        epsilon=terms.epsilon,
-        delta=terms.delta,
-        purpose=terms.purpose,
-        witness=_witness(site),
+        **asdict(terms_of(site)),
+        witness=witness_of(site),
         patients=hospital_state(site).marks(),
     )
 
 
-def acknowledge_loss(site: SiteConfig, *, reason: str) -> Ledger:
-    """Go on after a hospital's ledger was lost, restored or moved; see `ledger_recovery`.
+def witness_of(site: SiteConfig) -> Witness | None:
+    """Who remembers the patients of a site's ledger; nobody those of open data.
 
     Raises:
-        LedgerError: If nothing is wrong, or the ledger is damaged in another way.
-        DataError: If the cohort cannot be read.
+        LedgerError: If the witness cannot be used.
     """
-    site_state = hospital_state(site)
-    witness = _witness(site)
-    if witness is None:
-        raise LedgerError(
-            f"Site {site.name}: expected a hospital's ledger, found the purpose 'open-data', whose "
-            "ledgers nobody remembers."
-        )
-    return ledger_recovery.acknowledge_loss(
-        site_state.ledger_folder,
-        terms=terms_of(site),
-        witness=witness,
-        patients=site_state.marks(),
-        reason=reason,
-    )
-
-
-def _witness(site: SiteConfig) -> Witness | None:
     # A ledger of open data lives and dies with its run folder: there is nothing to remember.
     if site.purpose == "open-data":
         return None

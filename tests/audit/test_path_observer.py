@@ -87,6 +87,7 @@ def study_with(*, dropout: float, modality_dropout: float, crops: int) -> StudyC
     return StudyConfig.model_validate_json(json.dumps(values))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=5,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -69,19 +69,3 @@ def test_settings_that_are_none_are_refused(
     assert ended.code == 2
     assert option in ended.err
     assert "Traceback" not in ended.err
-
-
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_volume_that_is_no_number_is_refused(
-    cohort: tuple[Path, Path], medfl: Medfl, value: str
-) -> None:
-    ended = medfl("evaluate", *cohort, "--lesions-above-mm3", value)
-    ended.refused(2, "--lesions-above-mm3", value)
-
-
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_tolerance_that_is_no_number_is_refused(
-    cohort: tuple[Path, Path], medfl: Medfl, value: str
-) -> None:
-    ended = medfl("evaluate", *cohort, "--tolerance-mm", value)
-    ended.refused(2, "--tolerance-mm", value)

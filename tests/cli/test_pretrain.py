@@ -47,6 +47,7 @@ def test_the_printed_line_makes_the_study_start_from_the_model(
     assert all(torch.equal(found[name], written[name]) for name in found)
 
 
+@pytest.mark.slow
 def test_the_model_segments_patients(
     medfl: Medfl, study: Path, synthetic_patients: Path, tmp_path: Path
 ) -> None:

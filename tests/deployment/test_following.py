@@ -72,6 +72,7 @@ def test_a_job_lies_there_under_a_lock_for_as_long_as_somebody_follows(
     assert list(jobs.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_follows_any_more_is_ended_once(
     job: Job, jobs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

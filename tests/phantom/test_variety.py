@@ -48,6 +48,7 @@ def test_tumours_take_up_to_a_sixth_of_the_brain_in_one_piece() -> None:
     assert all(ndimage.label(patient(seed).labels > 0)[1] == 1 for seed in SEEDS)
 
 
+@pytest.mark.slow
 def test_parts_of_a_tumour_differ_more_in_brightness() -> None:
     def spread(variety: Variety) -> float:
         ratios = []

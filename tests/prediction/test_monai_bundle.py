@@ -138,6 +138,7 @@ def test_monai_alone_gives_the_same_masks_and_says_which_case_failed(
     assert list(ours.values()) == list(written(bundle / "eval").values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "modalities"),
     [

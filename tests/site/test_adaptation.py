@@ -92,6 +92,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[frozenset[int], int]]:
     return pairs
 
 
+@pytest.mark.slow
 def test_no_candidate_is_judged_by_a_patient_that_it_was_trained_on(
     home: Home, seen: list[tuple[frozenset[int], int]]
 ) -> None:
@@ -157,6 +158,7 @@ def test_where_nothing_is_better_the_federated_model_stays(
     assert home.adapt().chosen.name == FEDERATED
 
 
+@pytest.mark.slow
 def test_candidates_without_a_start_are_the_federated_and_the_adapted_model(home: Home) -> None:
     with_start = [each.name for each in home.adapt().candidates]
     without = [
@@ -168,6 +170,7 @@ def test_candidates_without_a_start_are_the_federated_and_the_adapted_model(home
     assert with_start[:3] == [FEDERATED, ADAPTED, ALONE]
 
 
+@pytest.mark.slow
 def test_held_out_patients_have_no_say(federation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(federation, data={"held_out": 0.4}, declared_patients=3)
     _, held_out = home.state.stores_in(home.state.frame_of(home.spec, fills=False, of="model"))
@@ -198,6 +201,7 @@ def test_the_file_is_its_owners_and_says_that_it_stays(home: Home) -> None:
         assert [entry.kind for entry in ledger.entries() if entry.kind == "charge"] == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_model(home: Home) -> None:
     other = home.out.with_name("again.safetensors")
     one, two = home.adapt(), home.adapt(out=other)
@@ -222,6 +226,7 @@ def test_nothing_is_overwritten(home: Home) -> None:
     assert home.out.read_bytes() == b"something else"
 
 
+@pytest.mark.slow
 def test_a_model_that_stays_is_not_exported(home: Home, tmp_path: Path) -> None:
     home.adapt()
     run = tmp_path / "run"
@@ -234,6 +239,7 @@ def test_a_model_that_stays_is_not_exported(home: Home, tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["federated", "own"])
 def test_a_start_that_was_trained_on_patients_is_refused(home: Home, which: str) -> None:
     own = home.out.with_name("first.safetensors")

@@ -331,6 +331,7 @@ SCHEDULED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_the_clip_norm_of_another_round_is_refused(
     federation: Any, hospital: Any
 ) -> None:

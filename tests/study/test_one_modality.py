@@ -35,7 +35,7 @@ def test_one_channel_reaches_the_network_in_plan_and_preflight(federation: Any) 
     assert site_state.stores(study)[0].prepared(0)[0].image_CDHW.shape[0] == 1
     (finding,) = dry_run(site_state, study)
     assert finding.severity == "note"
-    assert plan_study(study, [site]).accepting
+    assert plan_study(study, [site]).sites
 
 
 @pytest.mark.slow

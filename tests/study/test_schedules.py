@@ -52,6 +52,7 @@ def _flat(weights: Weights) -> torch.Tensor:
     return torch.cat([weights[name].flatten() for name in sorted(weights)])
 
 
+@pytest.mark.slow
 def test_a_decay_takes_its_share_of_the_weights_at_the_rate_of_the_round(federation: Any) -> None:
     """With one seed noise and crops are alike, so that the decay is all of the difference."""
     moved = []
@@ -69,6 +70,7 @@ def test_a_decay_takes_its_share_of_the_weights_at_the_rate_of_the_round(federat
         assert expected.norm() > 0.1
 
 
+@pytest.mark.slow
 def test_noise_follows_the_clip_norm_and_the_learning_rate_of_each_round(federation: Any) -> None:
     rates = {"learning_rate_schedule": {"shape": "linear", "final_fraction": 0.1}}
     study = federation.study(**{**STUDY, "training": {"rounds": ROUNDS, **rates}})
@@ -109,6 +111,7 @@ def test_no_honest_round_is_refused(falling: str, training: Any, federation: Any
         assert set(finished.outcomes(number).values()) == {("admitted", "")}
 
 
+@pytest.mark.slow
 def test_each_charge_states_the_clip_norm_of_its_round_and_epsilon_is_as_ever(
     federation: Any,
 ) -> None:
@@ -141,6 +144,7 @@ def test_an_exported_ledger_with_a_schedule_can_be_checked(federation: Any) -> N
     assert check_export(content, event_key=site_state.keys.event_key).epsilon > 0
 
 
+@pytest.mark.slow
 def test_a_report_tells_the_schedules_and_accepts_every_event(federation: Any) -> None:
     study = federation.study(
         privacy={"clip_norm_schedule": FALLING},
@@ -176,6 +180,7 @@ def test_a_model_file_keeps_what_was_agreed(federation: Any) -> None:
     assert "clip_norm_schedule" in text
 
 
+@pytest.mark.slow
 def test_an_update_with_the_schedule_of_a_run_is_rejected_and_ends_nothing(
     federation: Any,
 ) -> None:
