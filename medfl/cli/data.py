@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
+_CUSTOM = (
+    "Describe them with layout = 'custom' in the site file, for example by the path "
+    "{patient}/{session}/T1."
+)
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -167,39 +172,44 @@ def _detect(roots: Sequence[Path], *, as_json: bool) -> None:
                 raise DataError(str(other))
         raise DataError(
             f"{', '.join(map(str, roots))}: expected folders that a known layout describes, found "
-            "none. Describe them with layout = 'custom' in the site file."
+            f"none. {_CUSTOM}"
         )
     if as_json:
         typer.echo(json.dumps([asdict(proposal) for proposal in proposals], indent=2))
         return
     # What is printed is a site file: all that is said about it stands in comments.
-    table = Table(title=f"{', '.join(map(str, roots))}: what it seems to hold")
-    for name in ("sure", "layout", "label_scheme", "modalities", "patients", "cases", "why"):
-        table.add_column(name, overflow="fold")
+    typer.echo(f"# {', '.join(map(str, roots))}: what it seems to hold, the likeliest first.")
     for found in proposals:
-        cells = (found.surety, found.layout, found.label_scheme, ", ".join(found.modalities))
-        table.add_row(*cells, str(found.patients), str(found.cases), _reasons(found))
-    console = Console(width=max(60, Console().width - 2))
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        typer.echo(f"# {line}")
-    typer.echo(_site_file(proposals[0]))
+        typer.echo(
+            textwrap.fill(_described(found), 80, initial_indent="# ", subsequent_indent="#   ")
+        )
+    file = _site_file(proposals[0])
+    if file is None:
+        raise DataError(
+            f"{', '.join(map(str, roots))}: expected cases that a known layout reads with all of "
+            f"their files, found none. {_CUSTOM}"
+        )
+    typer.echo(file)
 
 
-def _reasons(found: Proposal) -> str:
-    values = ", ".join(f"{value:g}" for value in found.values) or "no mask"
-    schemes = f"; fits {', '.join(found.other_schemes)} too" if found.other_schemes else ""
-    alike = f"; {', '.join(found.alike)} reads it alike" if found.alike else ""
-    lacking = f"; {found.incomplete} cases without a mask" if found.incomplete else ""
+def _described(found: Proposal) -> str:
+    """A proposal in a sentence."""
+    from medfl.reporting.wording import counted
+
+    values = f"; mask values {', '.join(f'{v:g}' for v in found.values)}" if found.values else ""
+    alike = f" ({', '.join(found.alike)} reads it alike)" if found.alike else ""
+    schemes = f", which fit {', '.join(found.other_schemes)} too" if found.other_schemes else ""
+    lacking = f"; {counted(found.incomplete, 'case')} without a mask" if found.incomplete else ""
     return (
-        f"explains {found.explained:.0%} of the folders, {found.problems} problems; mask values "
-        f"{values}{schemes}{alike}{lacking}"
+        f"{found.surety}: layout {found.layout}{alike}, label_scheme {found.label_scheme}; "
+        f"{counted(found.patients, 'patient')}, {counted(found.cases, 'case')} with "
+        f"{', '.join(found.modalities)}{lacking}{values}{schemes}. It explains "
+        f"{found.explained:.0%} of the folders, with {counted(found.problems, 'problem')}."
     )
 
 
-def _site_file(found: Proposal) -> str:
-    """A site file for what was found, with whatever a person has to look at."""
+def _site_file(found: Proposal) -> str | None:
+    """A site file for what was found, with whatever a person has to look at; None if nobody is."""
     from medfl.config.site_template import site_file_for
     from medfl.data.layouts.survey import survey_cohort
 
@@ -210,11 +220,11 @@ def _site_file(found: Proposal) -> str:
         remarks.append(f"The values fit {', '.join(found.other_schemes)} too")
     if found.incomplete:
         remarks.append(f"{found.incomplete} of {found.cases} cases have no mask and are left out")
+    patients = len(survey_cohort(found.data).patients)
+    if not patients:
+        return None
     return site_file_for(
-        found.data,
-        name=Path(found.roots[0]).name,
-        patients=len(survey_cohort(found.data).patients),
-        remarks=remarks,
+        found.data, name=Path(found.roots[0]).name, patients=patients, remarks=remarks
     )
 
 

@@ -125,3 +125,22 @@ def test_a_folder_is_labelled_as_its_source_unless_that_is_in_doubt(
     medfl("evaluate", tmp_path, tmp_path, "--layout", "brats-ped").refused(
         2, "--label-scheme", "brats-ped", "brats2023"
     )
+
+
+def test_cases_that_nobody_can_read_whole_give_no_site_file(medfl: Any, tmp_path: Path) -> None:
+    """A file for no patient would look like an answer."""
+    for person in ("Patient-001", "Patient-002"):
+        for name in ("T1", "T1c", "FLAIR"):  # a name that no known layout has among them
+            write_scan(tmp_path / person / "week-000-1" / f"{name}.nii.gz", seed=1)
+        write_mask(tmp_path / person / "week-000-1" / "seg.nii.gz", scheme="brats2023")
+    ended = medfl("check", tmp_path, "--detect")
+    ended.refused(2, "layout = 'custom'", "{patient}/{session}/T1")
+    assert "name =" not in ended.out
+
+
+def test_every_line_fits_a_terminal_and_is_a_comment(medfl: Any, tmp_path: Path) -> None:
+    write_source(tmp_path / "images", "ucsf-pdgm")
+    ended = medfl("check", tmp_path / "images", "--detect")
+    said = ended.out[: ended.out.index("# One hospital's own file")].splitlines()[1:]
+    assert said
+    assert all(line.startswith("# ") and len(line) <= 80 for line in said)
