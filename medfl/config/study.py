@@ -31,7 +31,7 @@ Voxels = Annotated[int, Field(ge=1, le=1024)]
 Size = tuple[Voxels, Voxels, Voxels]
 Millimetres = Annotated[float, Field(ge=0.1, le=20)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
-Baseline = Literal["non-private", "local-only", "initial-only", "threshold"]
+Baseline = Literal["non-private", "local-only", "alone", "adapted", "initial-only", "threshold"]
 Variety = Literal["narrow", "wide"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 

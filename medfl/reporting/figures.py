@@ -32,6 +32,8 @@ COLOURS: Mapping[Variant, str] = {
     "federated": "#0072b2",
     "non-private": "#009e73",
     "local-only": "#e69f00",
+    "alone": "#d55e00",
+    "adapted": "#56b4e9",
     "initial-only": "#8c96a0",
     "threshold": "#cc79a7",
 }
@@ -39,6 +41,8 @@ MARKERS: Mapping[Variant, str] = {
     "federated": "o",
     "non-private": "D",
     "local-only": "s",
+    "alone": "X",
+    "adapted": "P",
     "initial-only": "^",
     "threshold": "v",
 }

@@ -73,6 +73,7 @@ def render(run: RunResults, images: dict[str, Image]) -> str:
         wording.at_most,
         wording.counted,
         wording.day,
+        wording.difference_estimate,
         wording.listing,
         wording.percent_at_most,
         wording.plain,
@@ -115,7 +116,9 @@ def _headline(run: RunResults) -> Headline | None:
         return None
     phrases: dict[Variant, str] = {
         "non-private": "the same training without noise",
-        "local-only": "models that each site trains alone",
+        "local-only": "models that each site trains alone with the same noise",
+        "alone": "models that each site trains alone without noise, and keeps",
+        "adapted": "what each site makes of the federated model at home, and keeps",
         "initial-only": "the starting model",
         "threshold": "a simple brightness threshold",
     }

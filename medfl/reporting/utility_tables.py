@@ -96,6 +96,60 @@ def difference_table(run: RunResults) -> Table:
     )
 
 
+def gains_table(run: RunResults) -> Table | None:
+    """What each site has alone and what it gets by joining; None where they were not compared."""
+    if not {"alone", "adapted"} <= set(run.variants):
+        return None
+    rows = []
+    for region in run.study.input.regions:
+        for site in (*(site.name for site in run.sites), ""):
+            gained = gain(run, region, site=site)
+            if gained is not None:
+                rows.append(
+                    (
+                        f"{site or 'All sites'}, {region}",
+                        _dice(run, "alone", region, site=site),
+                        _dice(run, "adapted", region, site=site),
+                        wording.difference_estimate(gained),
+                    )
+                )
+    return Table(
+        caption="Mean Dice on held-out patients of what each site has alone, without noise, and of "
+        "what it makes of the federated model (95 % interval over patients)",
+        head=("Site and region", "Alone", "Joined and adapted at home", "Gain"),
+        rows=tuple(rows),
+    )
+
+
+def gain(run: RunResults, region: Region, *, site: str = "") -> Estimate | None:
+    """What joining gains over staying alone without noise, paired by patient.
+
+    Args:
+        run: The run.
+        region: Region.
+        site: A site's name, or nothing for all.
+    """
+    adapted, alone = (
+        by_patient(
+            (
+                score
+                for score in run.scores_of(name)
+                if score.region == region and site in ("", score.site)
+            ),
+            measure="dice",
+        )
+        for name in ("adapted", "alone")
+    )
+    return paired_difference(adapted, alone)
+
+
+def least_gain(run: RunResults, region: Region) -> tuple[str, Estimate] | None:
+    """The site that gains least in a region, or loses most."""
+    gains = [(gain(run, region, site=site.name), site.name) for site in run.sites]
+    found = [(name, estimate) for estimate, name in gains if estimate is not None]
+    return min(found, key=lambda pair: pair[1].value) if found else None
+
+
 def dice_by_site(run: RunResults) -> Table:
     """Mean Dice by site, region and variant."""
     scored = {score.site for score in run.scores}
@@ -138,6 +192,10 @@ def model_notes(run: RunResults) -> list[tuple[str, str]]:
         "federated": "the study's final model",
         "non-private": "the same federated training without noise",
         "local-only": "each site's own model, trained with the same noise on its own patients only",
+        "alone": "each site's own model, trained without noise on its own patients only; it would "
+        "stay at the site",
+        "adapted": "each site's choice among the federated model, that model trained on at home "
+        "without noise, what the site trains alone, and averages; it would stay at the site",
         "initial-only": "the starting point, before any training at a site",
         "threshold": "all FLAIR voxels above one level, tuned on training patients of all sites",
     }

@@ -39,7 +39,9 @@ def variant_name(variant: Variant, *, guarantee: Guarantee) -> str:
     names: dict[Variant, str] = {
         "federated": federated[guarantee],
         "non-private": "Federated, no noise",
-        "local-only": "Each site alone",
+        "local-only": "Each site alone, with noise",
+        "alone": "Each site alone, no noise",
+        "adapted": "Federated, adapted at home",
         "initial-only": "Starting model",
         "threshold": "Brightness threshold",
     }

@@ -18,7 +18,9 @@ from medfl.config.site import Modality as Modality
 from medfl.config.site import Purpose as Purpose
 from medfl.config.site import Region as Region
 
-Variant = Literal["federated", "non-private", "local-only", "initial-only", "threshold"]
+Variant = Literal[
+    "federated", "non-private", "local-only", "alone", "adapted", "initial-only", "threshold"
+]
 Outcome = Literal["admitted", "refused", "rejected", "silent"]
 NoiseOrigin = Literal["operating-system", "seeded"]
 
@@ -29,6 +31,8 @@ VARIANT_ORDER: tuple[Variant, ...] = (
     "federated",
     "non-private",
     "local-only",
+    "alone",
+    "adapted",
     "initial-only",
     "threshold",
 )

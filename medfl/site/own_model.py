@@ -9,6 +9,7 @@ from medfl.durable import write_atomically
 from medfl.errors import ConfigError, ModelError, PrivacyError
 from medfl.segmentation.model_file import (
     STAYS,
+    ModelSpec,
     fills_missing,
     model_bytes,
     read_model,
@@ -22,6 +23,19 @@ from medfl.version import __version__
 
 LEARNING_RATE = 2e-3
 CROPS_PER_PATIENT = 2
+STEPS = 100
+FOLDS = 3
+
+
+def home_recipe(spec: ModelSpec, *, steps: int, seed: int) -> Recipe:
+    """How a hospital trains for itself, without noise."""
+    return Recipe(
+        steps=steps,
+        learning_rate=LEARNING_RATE,
+        crop_size=spec.crop_size,
+        crops_per_patient=CROPS_PER_PATIENT,
+        seed=seed,
+    )
 
 
 def write_own_model(
@@ -77,13 +91,7 @@ def write_own_model(
         training,
         spec=spec,
         start=None if start is None else _start(start, model=model),
-        recipe=Recipe(
-            steps=steps,
-            learning_rate=LEARNING_RATE,
-            crop_size=spec.crop_size,
-            crops_per_patient=CROPS_PER_PATIENT,
-            seed=seed,
-        ),
+        recipe=home_recipe(spec, steps=steps, seed=seed),
         folds=folds,
         device=site.device,
         watch=watch,

@@ -1,7 +1,8 @@
 """Other ways to get a model, scored on the same held-out patients as the federation.
 
-They run in the same code with one thing changed: without noise, each hospital alone, not trained on
-patients at all, or no network but one global threshold. Only open data allows them.
+They run in the same code with one thing changed: without noise, each hospital alone with noise or
+without, adapted at home, not trained on patients at all, or no network but one global threshold.
+Only open data allows them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from medfl.segmentation.metrics import dice_by_level, score
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.site.state import simulated_state
+from medfl.study.home_baselines import home_scores
 from medfl.study.simulation import Engine, prepare_folder, simulate
 
 THRESHOLDS = 60
@@ -72,12 +74,15 @@ def run_baseline(
         )
         return _stored_scores(target, variant=name, rounds=study.training.rounds)
 
-    rounds = study.training.rounds if name in ("non-private", "local-only") else 0
+    trained = ("non-private", "local-only", "alone", "adapted")
+    rounds = study.training.rounds if name in trained else 0
     if name == "non-private":
         scores = federate(name, sites, private=False)
     elif name == "local-only":
         parts = [federate(f"{name}-{site.name}", [site], private=True) for site in sites]
         scores = [of_site for part in parts for of_site in part]
+    elif name == "alone" or name == "adapted":
+        scores = home_scores(name, study, sites, out=out, start=start, progress=progress)
     elif name == "initial-only":
         scores = _stored_scores(out, variant="federated", rounds=0)
     else:

@@ -198,7 +198,12 @@ def test_open_data_makes_no_lifetime_claim(page: Page) -> None:
 
 
 def test_utility_stands_beside_every_baseline_with_interval_and_count(page: Page) -> None:
-    for name in ("Federated, private", "Federated, no noise", "Each site alone", "Starting model"):
+    for name in (
+        "Federated, private",
+        "Federated, no noise",
+        "Each site alone, with noise",
+        "Starting model",
+    ):
         assert re.search(name + r"( 0\.\d\d \(0\.\d\d to 0\.\d\d\)){3} 24 ", page.text)
     assert re.search(r"Brightness threshold – 0\.\d\d \(0\.\d\d to 0\.\d\d\) – 24 ", page.text)
     assert re.search(r"the same training without noise: 0\.\d\d \(higher\)", page.text)
@@ -303,7 +308,37 @@ def test_a_difference_within_chance_is_no_verdict(build_run: RunBuilder) -> None
     copies = [line.replace("federated,10,", "local-only,10,") for line in final]
     kept = [line for line in lines if not line.startswith("local-only")]
     table.write_text("\n".join(kept + copies) + "\n")
-    assert re.search(r"trains alone: 0\.\d\d \(no clear difference\)", quick_page_of(folder).text)
+    assert re.search(
+        r"with the same noise: 0\.\d\d \(no clear difference\)", quick_page_of(folder).text
+    )
+
+
+def test_who_gains_is_said_by_hospital_with_the_one_that_gains_least(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    table = folder / "metrics.csv"
+    lines = table.read_text().splitlines()
+    columns = lines[0].split(",")
+    gains = {"North": 0.05, "South": 0.02, "East": -0.01, "West": 0.03}
+    rows = [line.split(",") for line in lines if line.startswith("initial-only,")]
+    for row in rows:
+        values = dict(zip(columns, row, strict=True)) | {"variant": "alone", "round": "10"}
+        better = {"variant": "adapted", "dice": str(float(values["dice"]) + gains[values["site"]])}
+        lines += [",".join(values.values()), ",".join((values | better).values())]
+    table.write_text("\n".join(lines) + "\n")
+    page = quick_page_of(folder)
+    assert "Who gains" in page.text
+    assert "The hospital that gains least is East , by −0.01 (−0.01 to −0.01)" in page.text
+    gained = utility_tables.gains_table(read_run(folder))
+    assert gained is not None
+    shown = {row[0]: row[-1] for row in gained.rows}
+    assert len(shown) == (len(gains) + 1) * 3
+    assert shown["North, WT"] == "+0.05 (+0.05 to +0.05)"
+    assert shown["East, WT"] == "−0.01 (−0.01 to −0.01)"
+    assert shown["All sites, WT"].startswith("+0.02 (")
+
+
+def test_without_the_comparison_nobody_is_said_to_gain(page: Page) -> None:
+    assert "Who gains" not in page.text
 
 
 def test_lesion_wise_scores_stand_beside_the_classic_ones(page: Page, finished_run: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medfl.privacy.ledger.ledger import Ledger
+from medfl.segmentation.networks import trainable_state
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
-from medfl.study import baselines
+from medfl.study import baselines, home_baselines
 from medfl.study.run import run_study
 
 ALL = ("initial-only", "non-private", "local-only", "threshold")
@@ -71,6 +73,36 @@ def test_every_baseline_is_scored_on_the_same_patients_once(federation: Any) -> 
     (event, _) = RunFolder(out / "baselines" / "non-private").events()
     assert event.mechanism.noise_multiplier == 0.0
     assert event.epsilon == math.inf
+
+
+def test_what_a_site_has_alone_and_what_it_gets_are_scored_on_its_own_patients(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained on its training patients without noise; nothing is charged, nothing is sent."""
+    monkeypatch.setattr(home_baselines, "STEPS", 1)
+    starts: list[dict[str, torch.Tensor]] = []
+    trained: list[int] = []
+    train = home_baselines.train_plainly
+
+    def noted(network: torch.nn.Module, store: Any, *, among: Any, **named: Any) -> None:
+        starts.append(trainable_state(network))
+        trained.append(len(among))
+        train(network, store, among=among, **named)
+
+    monkeypatch.setattr(home_baselines, "train_plainly", noted)
+    out = run(federation, names=("alone", "adapted"))
+    found = scored(out)
+    assert set(found) == {"federated", "alone", "adapted"}
+    assert set(found["alone"]) == set(found["adapted"]) == set(found["federated"])
+    assert {row.lesion_dice is None for row in RunFolder(out).scores() if row.round == 1} == {False}
+    initial = load_file(out / "checkpoints" / "initial.safetensors")
+    assert all(torch.equal(first[name], initial[name]) for first in starts for name in initial)
+    sites = federation.sites(*SITES, **OPEN)
+    assert trained == [site.declared_patients for site in sites]
+    assert not (out / "baselines").exists()
+    for site in sites:
+        with Ledger.open(out / "sites" / site.name / "ledger") as ledger:
+            assert len([entry for entry in ledger.entries() if entry.kind == "charge"]) == 1
 
 
 def test_a_baseline_that_was_stopped_half_way_is_finished_and_not_doubled(

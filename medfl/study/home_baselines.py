@@ -1,0 +1,109 @@
+"""What each hospital has without the federation, and what it makes of the federated model at home.
+
+A hospital that keeps its model owes nobody noise, so what it could do alone is ordinary training on
+its own patients. That is what joining has to be measured by, and no baseline with noise is. Both
+models would stay inside; only in a simulation of open data are they scored side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.protocol.messages import EvaluateTask, Scores, Weights
+from medfl.protocol.study_model import model_spec
+from medfl.segmentation.networks import load_trainable, trainable_state
+from medfl.server.progress import Progress
+from medfl.site.adaptation import adapt
+from medfl.site.own_model import FOLDS, STEPS, home_recipe
+from medfl.site.plain_training import train_plainly
+from medfl.site.scores import evaluate
+from medfl.site.state import SiteState, simulated_state
+
+HomeBaseline = Literal["alone", "adapted"]
+
+
+def home_scores(
+    name: HomeBaseline,
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    start: Weights,
+    progress: Progress,
+) -> list[Scores]:
+    """Make each hospital's own model, and score it on the hospital's held-out patients.
+
+    Args:
+        name: ``alone`` trains from the study's first model, ``adapted`` chooses as `medfl adapt`
+            does, which may choose the former.
+        study: The study.
+        sites: Its sites.
+        out: Its run folder, finished.
+        start: The study's first global model.
+        progress: Who watches.
+
+    Raises:
+        MedflError: If a model cannot be made.
+    """
+    results = []
+    for site in sites:
+        site_state = simulated_state(site, run_folder=out)
+        torch.set_num_threads(site.threads)
+        make = _alone if name == "alone" else _adapted
+        weights = make(site_state, study, out=out, start=start, progress=progress)
+        task = EvaluateTask(study=study, round=study.training.rounds, distances=True)
+        results.append(evaluate(site_state, task, weights))
+    return results
+
+
+def _alone(
+    site_state: SiteState, study: StudyConfig, *, out: Path, start: Weights, progress: Progress
+) -> Weights:
+    del out
+    site = site_state.site
+    progress.phase(f"{site.name} alone")
+    training, _ = site_state.stores(study)
+    network = site_state.network(study)
+    load_trainable(network, start)
+    train_plainly(
+        network,
+        training,
+        among=range(len(training)),
+        recipe=home_recipe(model_spec(study), steps=STEPS, seed=study.seed),
+        absent=[study.input.modalities.index(name) for name in training.frame.absent],
+        device=site.device,
+        advance=progress.advanced,
+    )
+    return trainable_state(network)
+
+
+def _adapted(
+    site_state: SiteState, study: StudyConfig, *, out: Path, start: Weights, progress: Progress
+) -> Weights:
+    site, parts = site_state.site, set[str]()
+
+    def watch(part: str, done: int, total: int) -> None:
+        if part not in parts:
+            parts.add(part)
+            progress.phase(f"{site.name} adapts the federated model, {part}")
+        progress.advanced(done, total)
+
+    training, _ = site_state.stores(study)
+    spec = model_spec(study)
+    adaptation = adapt(
+        load_file(out / "checkpoints" / "final.safetensors"),
+        training,
+        spec=spec,
+        start=start,
+        recipe=home_recipe(spec, steps=STEPS, seed=study.seed),
+        folds=min(FOLDS, len(training)),
+        device=site.device,
+        watch=watch,
+    )
+    return dict(adaptation.weights)
