@@ -2,4 +2,5 @@
 
 from medfl.cli import main
 
-main()
+if __name__ == "__main__":  # not in processes that a command begins
+    main()

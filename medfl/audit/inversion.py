@@ -98,7 +98,7 @@ def invert_update(
     delta: float,
     seed: int,
     iterations: int = ITERATIONS,
-    on_iteration: OnIteration,
+    advance: OnIteration,
 ) -> Inversion:
     """Attack one step of a site, without and with the mechanism's noise.
 
@@ -108,7 +108,7 @@ def invert_update(
         delta: At which epsilon is read.
         seed: Of the patient, the network's first weights, and the attacker's first guess.
         iterations: Of each of the two attacks; the default takes about half a minute each.
-        on_iteration: Progress over both.
+        advance: Progress over both.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -136,7 +136,7 @@ def invert_update(
             regions_KRDHW=regions_KRDHW,
             seed=seed,
             iterations=iterations,
-            on_iteration=lambda done, _: on_iteration(done_before + done, 2 * iterations),
+            on_iteration=lambda done, _: advance(done_before + done, 2 * iterations),
         )
 
     without_noise = attack(signal, done_before=0)

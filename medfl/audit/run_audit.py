@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medfl.audit.beside import beside
 from medfl.audit.canary_run import CANARIES, GUESSED, CanaryAudit, audit_study, small_federation
 from medfl.audit.inversion import Inversion, invert_update
 from medfl.audit.inversion_figure import draw
@@ -165,19 +166,22 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
     study, weakest = _read(folder)
     membership: tuple[MembershipAttack, ...] = ()
     path_of_run = None
-    if sites:
-        advance("membership", 0, 1)
-        membership = attack_run(study, sites, run_folder=folder)
-        advance("membership", 1, 1)
-        path_of_run = _path_of_run(study, sites, advance=advance)
-    installation = audit_installation(clipping=weakest.mechanism.clipping, advance=advance)
-    inversion = invert_update(
+    with beside(
+        invert_update,  # nearly half of the work, and alone with a network of its own
         mechanism=weakest.mechanism.in_round(1),
         steps=study.total_steps,
         delta=weakest.delta,
         seed=_PATIENT_SEED,
-        on_iteration=lambda done, total: advance("gradient inversion", done, total),
-    )
+    ) as inverting:
+        if sites:
+            advance("membership", 0, 1)
+            membership = attack_run(study, sites, run_folder=folder)
+            advance("membership", 1, 1)
+            path_of_run = _path_of_run(study, sites, advance=advance)
+        installation = audit_installation(clipping=weakest.mechanism.clipping, advance=advance)
+        inversion = inverting.result(
+            advance=lambda done, total: advance("gradient inversion", done, total)
+        )
     (folder / PICTURE).parent.mkdir(exist_ok=True)
     draw(inversion, folder / PICTURE)
     audit = Audit(

@@ -43,7 +43,7 @@ def inverted(mechanism: Mechanism, *, iterations: int) -> Inversion:
         delta=DELTA,
         seed=SEED,
         iterations=iterations,
-        on_iteration=lambda *_: None,
+        advance=lambda *_: None,
     )
 
 
