@@ -36,8 +36,11 @@ and only if their file allows it), and refusals, which are one code of a fixed l
 auditor reads.
 
 **What does not leave.** Images, masks, names of files and folders, identifiers, numbers of patients
-other than the declared one, gradients and sums without noise, texts of errors, who was drawn.
+other than the declared one, gradients and sums without noise, texts of errors, who was drawn, and
+the hospital's own model: `adaptation` trains it without noise when somebody at the hospital asks
+for it, and `own_model` writes it into the state folder, marked as staying there. No kind of message
+has room for it.
 
-`filling` prepares a cohort before a study. No module here imports `medfl.server`, and a contract
-that is checked with the tests keeps it so.
+`filling` prepares a cohort before a study, and `lost_ledger` goes on after a loss, both by hand. No
+module here imports `medfl.server`, and a contract that is checked with the tests keeps it so.
 """
