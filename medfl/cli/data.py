@@ -220,7 +220,8 @@ def _site_file(found: Proposal) -> str | None:
         remarks.append(f"The values fit {', '.join(found.other_schemes)} too")
     if found.incomplete:
         remarks.append(f"{found.incomplete} of {found.cases} cases have no mask and are left out")
-    patients = len(survey_cohort(found.data).patients)
+    # Where nothing is left out, the folders were walked through for the proposal itself.
+    patients = len(survey_cohort(found.data).patients) if found.incomplete else found.patients
     if not patients:
         return None
     return site_file_for(

@@ -53,6 +53,11 @@ class Frame:
             raise DataError(f"Expected at least one of {list(self.modalities)}, found none.")
 
     @property
+    def absent_channels(self) -> tuple[int, ...]:
+        """Channels of the image that are 0."""
+        return tuple(self.modalities.index(name) for name in self.absent)
+
+    @property
     def present(self) -> tuple[Modality, ...]:
         """The modalities that are read."""
         return tuple(name for name in self.modalities if name not in self.absent)

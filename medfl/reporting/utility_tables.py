@@ -129,18 +129,7 @@ def gain(run: RunResults, region: Region, *, site: str = "") -> Estimate | None:
         region: Region.
         site: A site's name, or nothing for all.
     """
-    adapted, alone = (
-        by_patient(
-            (
-                score
-                for score in run.scores_of(name)
-                if score.region == region and site in ("", score.site)
-            ),
-            measure="dice",
-        )
-        for name in ("adapted", "alone")
-    )
-    return paired_difference(adapted, alone)
+    return _paired(run, "adapted", "alone", region, site=site)
 
 
 def least_gain(run: RunResults, region: Region) -> tuple[str, Estimate] | None:
@@ -207,13 +196,25 @@ def model_notes(run: RunResults) -> list[tuple[str, str]]:
 
 def difference(run: RunResults, variant: Variant, region: Region) -> Estimate | None:
     """Mean Dice of the federated model minus that of `variant`, paired by patient."""
-    federated, other = (
+    return _paired(run, "federated", variant, region)
+
+
+def _paired(
+    run: RunResults, one: Variant, other: Variant, region: Region, *, site: str = ""
+) -> Estimate | None:
+    """Mean Dice of one variant minus that of another, at one site or at all."""
+    first, second = (
         by_patient(
-            (score for score in run.scores_of(name) if score.region == region), measure="dice"
+            (
+                score
+                for score in run.scores_of(name)
+                if score.region == region and site in ("", score.site)
+            ),
+            measure="dice",
         )
-        for name in ("federated", variant)
+        for name in (one, other)
     )
-    return paired_difference(federated, other)
+    return paired_difference(first, second)
 
 
 def _by_variant(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from medfl.config.site import Modality, Region
 from medfl.config.study import Size, Spacing, StudyInput, StudyNetwork
-from medfl.errors import ModelError, PrivacyError
+from medfl.durable import write_atomically
+from medfl.errors import ConfigError, ModelError, PrivacyError
 from medfl.segmentation.networks import build_network, load_trainable
 from medfl.segmentation.notice import NOTICE
 
@@ -45,6 +46,16 @@ class ModelSpec:
     spacing: Spacing | Literal["native"]
     crop_size: Size
     window_size: Size
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What a start has to have in common with what is trained from it, as JSON gives it back.
+
+        Crops may differ where the network allows it.
+        """
+        names = ("network", "arguments", "modalities", "regions", "spacing")
+        values: dict[str, Any] = json.loads(json.dumps({n: getattr(self, n) for n in names}))
+        return values
 
     def build(self, *, seed: int = 0) -> nn.Module:
         """The network with fresh weights.
@@ -123,6 +134,23 @@ def read_provenance(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, KeyError, ValueError):
         raise ModelError(f"{path}: expected a model of medfl, found none.") from None
     return provenance if isinstance(provenance, dict) else {}
+
+
+def require_new_model_file(out: Path) -> None:
+    """Find out before the minutes of training whether the model can be written.
+
+    Raises:
+        ConfigError: If `out` exists or cannot be written.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: expected a new file, found one that exists.")
+    try:
+        write_atomically(out, b"")
+        out.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: expected a file that can be written, found: {error.strerror}."
+        ) from None
 
 
 def require_may_leave(path: Path) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -135,7 +136,6 @@ def adapt(
     starts = {ADAPTED: federated} | ({} if start is None else {ALONE: start})
     models = _models(with_alone=start is not None)
     network = spec.build().to(device)
-    absent = [spec.modalities.index(name) for name in store.frame.absent]
 
     def train(among: Sequence[int], part: str, *, wanted: Collection[str]) -> dict[str, Weights]:
         made: dict[str, Weights] = {FEDERATED: federated}
@@ -146,9 +146,8 @@ def adapt(
                 store,
                 among=among,
                 recipe=recipe,
-                absent=absent,
                 device=device,
-                advance=lambda done, total, name=name: watch(f"{part}: {name}", done, total),  # type: ignore[misc]
+                advance=partial(watch, f"{part}: {name}"),
             )
             made[name] = trainable_state(network)
         return made

@@ -14,6 +14,7 @@ from medfl.segmentation.model_file import (
     model_bytes,
     read_model,
     read_provenance,
+    require_new_model_file,
 )
 from medfl.segmentation.networks import trainable_state
 from medfl.site.adaptation import Adaptation, Watch, Weights, adapt
@@ -68,8 +69,8 @@ def write_own_model(
         What was tried, and what was chosen.
 
     Raises:
-        ConfigError: If `out` exists or lies outside of the state folder, or the site lacks a
-            modality or the device.
+        ConfigError: If `out` exists, cannot be written or lies outside of the state folder, or the
+            site lacks a modality or the device.
         DataError: If the patients are too few, or one cannot be prepared.
         ModelError: If a model file cannot be used, or the two do not fit each other.
         PrivacyError: If `start` has been trained on patients.
@@ -81,8 +82,7 @@ def write_own_model(
             f"{out}: expected a file in the site's state folder {folder}, since it may not leave, "
             "found one outside of it."
         )
-    if out.exists():
-        raise ConfigError(f"{out}: expected a new file, found one that exists.")
+    require_new_model_file(out)
     spec, network = read_model(model)
     fills = fills_missing(model)
     training, _ = site_state.stores_in(site_state.frame_of(spec, fills=fills, of="model"))
@@ -90,7 +90,7 @@ def write_own_model(
         trainable_state(network),
         training,
         spec=spec,
-        start=None if start is None else _start(start, model=model),
+        start=None if start is None else _start(start, spec=spec, model=model),
         recipe=home_recipe(spec, steps=steps, seed=seed),
         folds=folds,
         device=site.device,
@@ -115,18 +115,16 @@ def write_own_model(
     return adaptation
 
 
-def _start(path: Path, *, model: Path) -> Weights:
+def _start(path: Path, *, spec: ModelSpec, model: Path) -> Weights:
     if read_provenance(path).get("mechanisms") != {}:
         raise PrivacyError(
             f"{path}: expected a start that no patient has trained, such as that of `medfl "
             "pretrain`, found another model."
         )
-    spec, network = read_model(path)
-    wanted, _ = read_model(model)
-    for name in ("network", "arguments", "modalities", "regions", "spacing"):
-        if getattr(spec, name) != getattr(wanted, name):
+    found, network = read_model(path)
+    for name, value in spec.shared.items():
+        if found.shared[name] != value:
             raise ModelError(
-                f"{path}: expected the {name} of {model}, {getattr(wanted, name)!r}, found "
-                f"{getattr(spec, name)!r}."
+                f"{path}: expected the {name} of {model}, {value!r}, found {found.shared[name]!r}."
             )
     return trainable_state(network)

@@ -52,7 +52,6 @@ def train_plainly(
     *,
     among: Sequence[int],
     recipe: Recipe,
-    absent: Sequence[int] = (),
     device: str = "cpu",
     advance: Advance,
 ) -> None:
@@ -63,7 +62,6 @@ def train_plainly(
         store: Patients.
         among: Numbers of the patients in the store that may be drawn.
         recipe: How.
-        absent: Channels that the patients do not have.
         device: Where the network is.
         advance: Progress of the steps.
 
@@ -83,7 +81,7 @@ def train_plainly(
                 crop_size=recipe.crop_size,
                 count=recipe.crops_per_patient,
                 generator=generator,
-                absent=absent,
+                absent=store.frame.absent_channels,
                 dropout=recipe.dropout,
             )
             for place in torch.randint(len(among), (BATCH_PATIENTS,), generator=generator).tolist()

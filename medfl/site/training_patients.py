@@ -37,7 +37,6 @@ def training_patients(
         round_number: Chooses the crops, with study, site and pseudonym; which ones is no secret.
         device: Where the losses are computed.
     """
-    absent = [study.input.modalities.index(name) for name in store.frame.absent]
 
     def loss_of(index: int, generator: torch.Generator) -> torch.Tensor:
         image_KCDHW, regions_KRDHW = draw_crops(
@@ -45,7 +44,7 @@ def training_patients(
             crop_size=study.input.crop_size,
             count=study.input.crops_per_patient,
             generator=generator,
-            absent=absent,
+            absent=store.frame.absent_channels,
             dropout=study.input.modality_dropout,
         )
         heads = heads_of(network, network(image_KCDHW.to(device)))

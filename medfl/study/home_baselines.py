@@ -55,17 +55,18 @@ def home_scores(
     for site in sites:
         site_state = simulated_state(site, run_folder=out)
         torch.set_num_threads(site.threads)
-        make = _alone if name == "alone" else _adapted
-        weights = make(site_state, study, out=out, start=start, progress=progress)
+        if name == "alone":
+            weights = _alone(site_state, study, start=start, progress=progress)
+        else:
+            weights = _adapted(site_state, study, out=out, start=start, progress=progress)
         task = EvaluateTask(study=study, round=study.training.rounds, distances=True)
         results.append(evaluate(site_state, task, weights))
     return results
 
 
 def _alone(
-    site_state: SiteState, study: StudyConfig, *, out: Path, start: Weights, progress: Progress
+    site_state: SiteState, study: StudyConfig, *, start: Weights, progress: Progress
 ) -> Weights:
-    del out
     site = site_state.site
     progress.phase(f"{site.name} alone")
     training, _ = site_state.stores(study)
@@ -76,7 +77,6 @@ def _alone(
         training,
         among=range(len(training)),
         recipe=home_recipe(model_spec(study), steps=STEPS, seed=study.seed),
-        absent=[study.input.modalities.index(name) for name in training.frame.absent],
         device=site.device,
         advance=progress.advanced,
     )

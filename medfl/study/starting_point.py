@@ -13,7 +13,6 @@ against who forges one.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,12 @@ from medfl.durable import write_atomically
 from medfl.errors import ConfigError, ModelError
 from medfl.protocol.messages import Weights
 from medfl.protocol.study_model import model_spec
-from medfl.segmentation.model_file import ModelSpec, model_bytes, read_model, read_provenance
+from medfl.segmentation.model_file import (
+    model_bytes,
+    read_model,
+    read_provenance,
+    require_new_model_file,
+)
 from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.site.plain_training import Advance
 from medfl.study.pretraining import initial_weights
@@ -33,9 +37,6 @@ FILE = "start.safetensors"
 """In the run folder: the file that the run starts from."""
 
 ORIGIN = "synthetic patients only, no patient's data; epsilon 0"
-
-# What a start has to share with the study; crops may differ where the network allows it.
-_SHARED = ("network", "arguments", "modalities", "regions", "spacing")
 
 
 def write_starting_point(
@@ -63,7 +64,7 @@ def write_starting_point(
         raise ConfigError(
             f"Expected [synthetic] pretraining_steps >= 1 in the study, found {found}."
         )
-    _require_writable(out)
+    require_new_model_file(out)
     weights = initial_weights(study, threads=threads, advance=advance, drawn=drawn)
     provenance = {
         "medfl": __version__,
@@ -138,7 +139,7 @@ def _read_start(
             f"names, found {found[:12]}..."
         )
     spec, pretrained = read_model(path)
-    _require_same(path, _shared(model_spec(study)), _shared(spec), of="the study's model")
+    _require_same(path, model_spec(study).shared, spec.shared, of="the study's model")
     _require_same(
         path, _described(synthetic), provenance.get("synthetic", {}), of="the study's [synthetic]"
     )
@@ -156,25 +157,6 @@ def _require_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], *, 
             )
 
 
-def _shared(spec: ModelSpec) -> dict[str, Any]:
-    """As JSON gives it back, which knows no tuples."""
-    values: dict[str, Any] = json.loads(json.dumps({n: getattr(spec, n) for n in _SHARED}))
-    return values
-
-
 def _described(synthetic: StudySynthetic) -> dict[str, Any]:
     """All that the pretraining follows from, but for the study's network, crops and seed."""
     return synthetic.model_dump(mode="json", exclude={"start"})
-
-
-def _require_writable(out: Path) -> None:
-    """Find out before the minutes of training."""
-    if out.exists():
-        raise ConfigError(f"{out}: expected a new file, found one that exists.")
-    try:
-        write_atomically(out, b"")
-        out.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{out}: expected a file that can be written, found: {error.strerror}."
-        ) from None

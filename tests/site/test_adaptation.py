@@ -226,6 +226,18 @@ def test_nothing_is_overwritten(home: Home) -> None:
     assert home.out.read_bytes() == b"something else"
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_training(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained for nothing")
+
+    monkeypatch.setattr(adaptation, "train_plainly", train)
+    (home.site.state / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="expected a file that can be written"):
+        home.adapt(out=home.site.state / "file" / "own.safetensors")
+
+
 @pytest.mark.slow
 def test_a_model_that_stays_is_not_exported(home: Home, tmp_path: Path) -> None:
     home.adapt()
