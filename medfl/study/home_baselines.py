@@ -41,7 +41,7 @@ def home_scores(
 
     Args:
         name: ``alone`` trains from the study's first model, ``adapted`` chooses as `medfl adapt`
-            does, which may choose the former.
+            does, which may choose the former; a site of one patient keeps the federated model.
         study: The study.
         sites: Its sites.
         out: Its run folder, finished.
@@ -95,9 +95,12 @@ def _adapted(
         progress.advanced(done, total)
 
     training, _ = site_state.stores(study)
+    federated = load_file(out / "checkpoints" / "final.safetensors")
+    if len(training) < 2:  # nobody unseen to choose by
+        return federated
     spec = model_spec(study)
     adaptation = adapt(
-        load_file(out / "checkpoints" / "final.safetensors"),
+        federated,
         training,
         spec=spec,
         start=start,

@@ -15,6 +15,7 @@ from medfl.privacy.ledger.ledger import Ledger
 from medfl.segmentation.networks import trainable_state
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
+from medfl.site.state import simulated_state
 from medfl.study import baselines, home_baselines
 from medfl.study.run import run_study
 
@@ -103,6 +104,24 @@ def test_what_a_site_has_alone_and_what_it_gets_are_scored_on_its_own_patients(
     for site in sites:
         with Ledger.open(out / "sites" / site.name / "ledger") as ledger:
             assert len([entry for entry in ledger.entries() if entry.kind == "charge"]) == 1
+
+
+def test_a_site_of_one_patient_has_nobody_to_choose_by_and_keeps_the_federated_model(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home_baselines, "STEPS", 1)
+    monkeypatch.setitem(OPEN, "declared_patients", 1)
+    monkeypatch.setitem(OPEN, "data", {"held_out": 0.0})
+    study = federation.study(training={"rounds": 1}, aggregation={"min_sites": 1})
+    out = federation.scratch / "run"
+    (site,) = federation.sites("west", **OPEN)
+    run_study(study, [site], out=out, engine="inprocess", progress=Silent())
+    start = load_file(out / "checkpoints" / "initial.safetensors")
+    kept = home_baselines._adapted(
+        simulated_state(site, run_folder=out), study, out=out, start=start, progress=Silent()
+    )
+    federated = load_file(out / "checkpoints" / "final.safetensors")
+    assert all(torch.equal(kept[name], federated[name]) for name in federated)
 
 
 def test_a_baseline_that_was_stopped_half_way_is_finished_and_not_doubled(
