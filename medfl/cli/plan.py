@@ -52,7 +52,7 @@ VERDICTS = {
 RULE_OF_THUMB = (
     "Noise / C is that of one step, per coordinate. Noise / signal is the norm of the noise of all "
     "steps over the largest norm that their signal can have: noise / C x sqrt({parameters:,} "
-    "trainable parameters / {steps:,} steps{scheduled}). The verdicts are a rule of thumb from two "
+    "trained parameters / {steps:,} steps{scheduled}). The verdicts are a rule of thumb from two "
     "measured studies of tumour segmentation: usable below {usable:g}, no benefit from {none:g}."
 )
 _PLOTTED_ROUNDS = 30

@@ -34,6 +34,7 @@ Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Baseline = Literal["non-private", "local-only", "alone", "adapted", "initial-only", "threshold"]
 Variety = Literal["narrow", "wide"]
 Optimizer = Literal["sgd", "adam", "adamw"]
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 
 MIN_CLIP_NORM = 1e-6
 """What float32 can honour; see `medfl.privacy.mechanism`."""
@@ -152,6 +153,10 @@ class StudyTraining(Section):
         optimizer: Of a site, new in every round. ``adamw`` is Adam with a weight decay.
         learning_rate: Of the site's optimizer; the largest of all rounds.
         learning_rate_schedule: Of the site's learning rate.
+        trainable: Which parameters of the network are trained: patterns of their names as in file
+            names, such as ``conv_final.*``, or ``norms`` for the scales and shifts of all
+            normalisation layers. The others stay as the study starts and leave no site, and noise
+            is added to those that do alone: its norm grows with the square root of their number.
         weight_decay: With ``sgd`` or ``adamw``: each step takes this share of the weights, times
             the learning rate, off the weights. It comes after the noise and costs no privacy.
     """
@@ -161,6 +166,7 @@ class StudyTraining(Section):
     optimizer: Optimizer
     learning_rate: Positive
     learning_rate_schedule: StudySchedule = StudySchedule()
+    trainable: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=100)] = ("*",)
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 

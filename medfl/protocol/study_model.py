@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from medfl.config import StudyConfig
 from medfl.protocol.messages import Declaration, Weights
 from medfl.segmentation.model_file import ModelSpec, model_bytes
+from medfl.segmentation.networks import trained_names
 from medfl.version import __version__
 
 
@@ -23,6 +24,16 @@ def model_spec(study: StudyConfig) -> ModelSpec:
     )
 
 
+def trained_parameters(study: StudyConfig) -> frozenset[str]:
+    """The parameters that sites train and send; the others stay as the study starts.
+
+    Raises:
+        ModelError: If the network cannot be built or is unfit for DP training, or the study names
+            parameters that it does not have.
+    """
+    return trained_names(model_spec(study).build(), study.training.trainable)
+
+
 def study_model_bytes(
     weights: Weights,
     *,
@@ -37,6 +48,7 @@ def study_model_bytes(
         "study": study.id,
         "study_digest": study.digest,
         "round": round_number,
+        "trainable": study.training.trainable,
         "missing_modality": study.input.missing_modality,
         "pretraining_steps": synthetic.pretraining_steps if synthetic else 0,
         "start_sha256": synthetic.start.sha256 if synthetic and synthetic.start else "",

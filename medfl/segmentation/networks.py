@@ -7,11 +7,13 @@ refused when they are built. No list of layers is complete, so a real forward pa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
+import fnmatch
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +25,15 @@ from medfl.segmentation.heads import heads_of
 
 Size = tuple[int, int, int]
 
+NORMS = "norms"
+"""Among the patterns of a study's parameters to train: those of all normalisation layers."""
+
 _PROBED_CROPS = 2
 _SET_BY_THE_STUDY = ("in_channels", "out_channels")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_NORMS = (*_INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
+
 # What MONAI and torch raise for arguments or sizes that a network cannot take.
 _REFUSALS = (
     ArithmeticError,
@@ -124,8 +131,53 @@ def constructor_arguments(
     )
 
 
+def trained_names(network: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """The trainable parameters that a study trains.
+
+    Args:
+        network: The network.
+        patterns: Of names, as in file names; ``norms`` stands for the scales and shifts of all
+            normalisation layers.
+
+    Raises:
+        ModelError: If a pattern names no trainable parameter.
+    """
+    names = sorted(_trainable(network))
+    norms = {
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
+        if isinstance(module, _NORMS)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = norms.intersection(names) if pattern == NORMS else fnmatch.filter(names, pattern)
+        if not found:
+            raise ModelError(
+                f"training.trainable: expected {NORMS!r} or a pattern of the network's parameters, "
+                f"such as {names[-1]!r}, found {pattern!r}, which names none of them"
+            )
+        chosen.update(found)
+    return frozenset(chosen)
+
+
+@contextlib.contextmanager
+def only_trained(network: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Let training change these trainable parameters alone, for as long as the context lasts."""
+    frozen = [parameter for name, parameter in _trainable(network).items() if name not in names]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trainable parameters: all that may leave a site.
+    """Copies of the trainable parameters: all that a model file holds.
+
+    Within `only_trained` they are those that are trained: all that may leave a site.
 
     Returns:
         Parameter by name, names ascending; detached, on the CPU.

@@ -26,7 +26,7 @@ from medfl.protocol.messages import (
     read_weights,
     to_record,
 )
-from medfl.protocol.study_model import study_model_bytes
+from medfl.protocol.study_model import study_model_bytes, trained_parameters
 from medfl.runs.files import WAITING
 from medfl.runs.records import Outcome, Round, SiteRound, Variant
 from medfl.runs.waiting import Waiting
@@ -138,6 +138,7 @@ class _Server:
         self._declarations = declarations
         self._nodes = nodes
         self._ledger = ledger
+        self._trained = trained_parameters(run.study)
         self.aggregator = Aggregator(run.study)
 
     def round(self, state: ServerState, number: int) -> ServerState:
@@ -155,12 +156,15 @@ class _Server:
         _require_quorum(outcomes, needed=study.aggregation.min_sites, number=number)
         new = self.aggregator.aggregate(
             spool.updates,
-            start=state.weights,
+            start=self._trained_of(state.weights),
             site_weights={site: d.weight for site, d in self._declarations.items()},
             round_number=number,
         )
         average = exponential_average(
-            state.average, new, decay=study.aggregation.ema_decay, round_number=number
+            self._trained_of(state.average),
+            new,
+            decay=study.aggregation.ema_decay,
+            round_number=number,
         )
         record = Round(round=number, seconds=time.monotonic() - begin, sites=outcomes)
         run.folder.append_round(record)
@@ -168,10 +172,14 @@ class _Server:
         return ServerState(
             run=run.run,
             round=number,
-            weights=new,
-            average=average,
+            # What is not trained keeps its very bits.
+            weights={**state.weights, **new},
+            average={**state.average, **average},
             moments=self.aggregator.state(),
         )
+
+    def _trained_of(self, weights: Weights) -> Weights:
+        return {name: value for name, value in weights.items() if name in self._trained}
 
     def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteRound]:
         """Ask every site; each answer is screened, recorded and put away before the next one."""
@@ -182,7 +190,7 @@ class _Server:
         questions = _questions(tasks, weights=state.weights)
         for site, reply in self._answers(questions, kind="train", group=str(number)):
             weights, outcomes[site] = self._receive(
-                reply, tasks[site], start=state.weights, site=site
+                reply, tasks[site], start=self._trained_of(state.weights), site=site
             )
             discard(reply)
             if weights is not None:

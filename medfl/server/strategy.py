@@ -55,7 +55,7 @@ def admit(
         weights: The site's noisy weights.
         task: What the site was asked.
         declaration: What the site declared before round 1.
-        start: The global model that was sent.
+        start: The parameters of the global model that was sent which the site trains.
 
     Raises:
         MessageError: With a code of its own for each rule that is broken.
@@ -66,7 +66,7 @@ def admit(
     expect(answered == asked, "update-replayed", "an answer to this round")
     expect(update.mechanism == task.mechanism, "update-mechanism", "the mechanism that was agreed")
     expect(update.steps == task.mechanism.local_steps, "update-steps", "all steps of the round")
-    expect(set(weights) == set(start), "update-keys", "exactly the model's parameters")
+    expect(set(weights) == set(start), "update-keys", "exactly the trained parameters")
     for name, value in weights.items():
         expect(value.shape == start[name].shape, "update-shape", "the model's shapes")
         expect(bool(torch.isfinite(value).all()), "update-not-finite", "finite weights")
@@ -93,7 +93,7 @@ def largest_update_norm(
         study: Its local optimizer, learning rates, weight decay and proximal term.
         mechanism: That of the site in this round.
         round_number: From 1.
-        start: The global model that was sent.
+        start: The trained parameters of the global model that was sent.
 
     Returns:
         A bound that fails with probability exp(-50), whatever the data.

@@ -35,7 +35,12 @@ from medfl.protocol.messages import (
     Weights,
     weights_digest,
 )
-from medfl.segmentation.networks import load_trainable, trainable_state
+from medfl.segmentation.networks import (
+    load_trainable,
+    only_trained,
+    trainable_state,
+    trained_names,
+)
 from medfl.site.state import SiteState
 
 logger = logging.getLogger(__name__)
@@ -60,7 +65,7 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
     check_study(study, site, private=proposal.private)
     # Whatever would make a round fail shall fail here, before anything is charged.
     site_state.stores(study)
-    site_state.network(study)
+    trained_names(site_state.network(study), study.training.trainable)
     keys = site_state.keys
     with site_state.open_ledger() as ledger:
         agreement = ledger.agreement(proposal.run)
@@ -163,8 +168,9 @@ def train_update(
         return SiteUpdate.model_validate_json(stored.body), stored.weights
     network = site_state.network(task.study)
     load_trainable(network, weights)
+    trained = trained_names(network, task.study.training.trainable)
     keys = site_state.keys
-    with site_state.open_ledger() as ledger:
+    with site_state.open_ledger() as ledger, only_trained(network, trained):
         agreement = ledger.agreement(task.run)
         if agreement is None:
             raise PolicyRefused(
@@ -195,7 +201,7 @@ def train_update(
             patients=site_state.marks(members=agreement.members),
         )
         _train(site_state, task, network, patients, permit=permit, on_step=on_step)
-        released = {name: value.cpu() for name, value in trainable_state(network).items()}
+        released = trainable_state(network)
         head = ledger.head()
         update = SiteUpdate(
             site=site_state.site.name,

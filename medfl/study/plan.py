@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from medfl.privacy.accounting.planner import (
 )
 from medfl.privacy.policy import check_study
 from medfl.protocol.study_model import model_spec
-from medfl.segmentation.networks import trainable_state
+from medfl.segmentation.networks import trainable_state, trained_names
 from medfl.site.state import simulated_state
 from medfl.study.simulation import require_distinct
 
@@ -49,7 +48,7 @@ class StudyPlan:
         study: The study.
         sites: One plan a site that would take part, in the order in which they were given.
         refusals: Why another site would refuse, by its name: its policy, or its budget.
-        parameters: Trainable parameters of the network.
+        parameters: Trained parameters of the network.
     """
 
     study: StudyConfig
@@ -141,7 +140,8 @@ def plan_study(
         ModelError: If the network cannot be built or is unfit for DP training.
     """
     require_distinct([site.name for site in sites])
-    weights = trainable_state(model_spec(study).build(seed=study.seed))
+    network = model_spec(study).build(seed=study.seed)
+    trained = trained_names(network, study.training.trainable)
     plans: list[SitePlan] = []
     refusals: dict[str, PolicyRefused | BudgetExceeded] = {}
     for site in sites:
@@ -156,7 +156,9 @@ def plan_study(
         study=study,
         sites=tuple(plans),
         refusals=refusals,
-        parameters=sum(math.prod(weight.shape) for weight in weights.values()),
+        parameters=sum(
+            weight.numel() for name, weight in trainable_state(network).items() if name in trained
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from medfl.config import SiteConfig, StudyConfig
 from medfl.config.site import Region
 from medfl.protocol.messages import Declaration
-from medfl.protocol.study_model import model_spec
+from medfl.protocol.study_model import trained_parameters
 from medfl.runs.files import ENVIRONMENT, FEDERATION, PLAN, PRIVACY, SITES, SUMMARY
 from medfl.runs.records import (
     Environment,
@@ -75,7 +75,7 @@ def run_study(
     out, progress = Path(out), progress or Silent()
     check_sites(study, sites)
     # Here, so that the person who wrote the study is told why; a site would only answer a code.
-    model_spec(study).build(seed=study.seed)
+    trained_parameters(study)
     prepare_folder(out, study=study, resume=resume)
     with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
         simulate(study, sites, out=out, engine=engine, progress=watched)

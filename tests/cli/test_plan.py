@@ -176,6 +176,16 @@ def test_the_network_is_counted_without_an_image(medfl: Medfl, study: Any, site:
     assert report["parameters"] == sum(p.numel() for p in network.parameters())
 
 
+def test_a_part_that_the_network_does_not_have_is_named(
+    medfl: Medfl, study: Any, site: Any
+) -> None:
+    path = study()
+    path.write_text(
+        path.read_text().replace("[aggregation]", 'trainable = ["top.*"]\n[aggregation]')
+    )
+    refused(medfl("plan", path, site()), 2, "training.trainable", "'norms'", "'top.*'")
+
+
 @pytest.mark.slow
 def test_tables_and_verdicts_fit_a_terminal(medfl: Medfl, study: Any, site: Any) -> None:
     long = "a-hospital-with-a-name-of-forty-letters0"
