@@ -74,6 +74,10 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
+Voxels = Annotated[int, Field(ge=1, le=1024)]
+Size = tuple[Voxels, Voxels, Voxels]
+Millimetres = Annotated[float, Field(ge=0.1, le=20)]
+Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
 
 def in_order(values: tuple[str, ...], order: tuple[str, ...], noun: str) -> None:

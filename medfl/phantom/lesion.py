@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medfl.config.study import Variety
+from medfl.config.synthetic import Variety
 from medfl.phantom.anatomy import Head, Point, Tissue
 from medfl.phantom.grid import FloatArray, HeadGrid
 

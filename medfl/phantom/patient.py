@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfl.config.site import Modality
-from medfl.config.study import Variety
+from medfl.config.synthetic import Variety
 from medfl.durable import written_aside
 from medfl.errors import DataError
 from medfl.phantom.anatomy import build_head

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medfl.config.site import MODALITY_ORDER, Modality
-from medfl.config.study import Variety
+from medfl.config.synthetic import Variety
 from medfl.phantom.anatomy import Head, Tissue
 from medfl.phantom.coverage import stripped
 from medfl.phantom.grid import FloatArray, HeadGrid

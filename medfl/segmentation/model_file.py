@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from medfl.config.site import Modality, Region
-from medfl.config.study import Size, Spacing, StudyInput, StudyNetwork
+from medfl.config.site import Modality, Region, Size, Spacing
+from medfl.config.study import StudyInput, StudyNetwork
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, ModelError, PrivacyError
 from medfl.segmentation.networks import build_network, load_trainable

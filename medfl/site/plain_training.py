@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medfl.config.study import Size
+from medfl.config.site import Size
 from medfl.data.crops import draw_crops
 from medfl.data.patient_store import PatientStore
 from medfl.segmentation.heads import heads_of

@@ -13,7 +13,7 @@ import torch
 
 from medfl.config import StudyConfig
 from medfl.config.site import MODALITY_ORDER, SiteData
-from medfl.config.study import StudySynthetic
+from medfl.config.synthetic import StudySynthetic
 from medfl.data.layouts.survey import read_cohort
 from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import Frame

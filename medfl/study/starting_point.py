@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.config import StudyConfig
-from medfl.config.study import StudySynthetic
+from medfl.config.synthetic import StudySynthetic
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, ModelError
 from medfl.protocol.messages import Weights

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from medfl.config.site import MODALITY_ORDER
-from medfl.config.study import Variety
+from medfl.config.synthetic import Variety
 from medfl.phantom.coverage import field_of_view, stripped
 from medfl.phantom.grid import place_head
 from medfl.phantom.patient import PhantomPatient, hospital_looks, make_patient, public_look

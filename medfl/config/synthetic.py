@@ -1,0 +1,63 @@
+"""`StudySynthetic`: synthetic patients of a study, and the model that is pretrained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_serializer, model_validator
+
+from medfl.config.files import Section
+from medfl.config.site import Count, Positive, Seed, Size, Spacing
+
+Variety = Literal["narrow", "wide"]
+
+
+class StudyStart(Section):
+    """A file of `medfl pretrain` that runs start from, instead of pretraining in every run.
+
+    Attributes:
+        file: Where it lies, from the study's file; only its name is part of the study.
+        sha256: Of the file's content, so that everybody who agrees to the study agrees to it.
+    """
+
+    file: Path
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @field_serializer("file")
+    def _name_only(self, file: Path) -> str:
+        return file.name
+
+
+class StudySynthetic(Section):
+    """Public synthetic patients that belong to no site: a starting point, and pictures to show.
+
+    Attributes:
+        shape: Voxels of a synthetic scan along right, anterior, superior.
+        spacing: Millimetres per voxel of a synthetic scan.
+        skull_stripped: False where the hospitals' scans show the whole head.
+        variety: How much synthetic patients differ. ``wide`` is for collections of high-grade
+            tumours: up to a sixth of the brain, uneven, often cystic, on scans with an uneven
+            cortex, remains of the skull and missing ends. The hospitals of `medfl phantom` are
+            ``narrow``.
+        seed: Never that of a synthetic hospital.
+        pretraining_patients: Synthetic patients to train on before round 1.
+        pretraining_steps: Steps of that training; 0 starts from random weights.
+        start: A file that was made in this way before, with the same values as stand here.
+    """
+
+    shape: Size
+    spacing: Spacing
+    skull_stripped: bool
+    variety: Variety = "narrow"
+    seed: Seed = 0
+    pretraining_patients: Count = 60
+    pretraining_steps: Annotated[int, Field(ge=0, le=10**6)] = 0
+    pretraining_learning_rate: Positive = 2e-3
+    start: StudyStart | None = None
+
+    @model_validator(mode="after")
+    def _start_was_pretrained(self) -> Self:
+        if self.start is not None and self.pretraining_steps == 0:
+            raise ValueError("expected pretraining_steps >= 1 with start, whose file they describe")
+        return self
