@@ -10,7 +10,7 @@ from pydantic import Field, field_serializer, model_validator
 from medfl.config.files import Section
 from medfl.config.site import Count, Positive, Seed, Size, Spacing
 
-Variety = Literal["narrow", "wide"]
+Variety = Literal["narrow", "wide", "random"]
 
 
 class StudyStart(Section):
@@ -38,8 +38,8 @@ class StudySynthetic(Section):
         skull_stripped: False where the hospitals' scans show the whole head.
         variety: How much synthetic patients differ. ``wide`` is for collections of high-grade
             tumours: up to a sixth of the brain, uneven, often cystic, on scans with an uneven
-            cortex, remains of the skull and missing ends. The hospitals of `medfl phantom` are
-            ``narrow``.
+            cortex, remains of the skull and missing ends. ``random`` goes on to looks and tumours
+            that no scanner and no hospital has. The hospitals of `medfl phantom` are ``narrow``.
         seed: Never that of a synthetic hospital.
         pretraining_patients: Synthetic patients to train on before round 1.
         pretraining_steps: Steps of that training; 0 starts from random weights.

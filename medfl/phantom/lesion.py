@@ -51,6 +51,7 @@ class _Ranges:
 _RANGES: Mapping[Variety, _Ranges] = {
     "narrow": _Ranges(largest=0.08, cystic=0.0, grey_penalty=0.2, inside=0.0, contrast_spread=0.1),
     "wide": _Ranges(largest=0.16, cystic=0.2, grey_penalty=0.6, inside=1.0, contrast_spread=0.25),
+    "random": _Ranges(largest=0.2, cystic=0.3, grey_penalty=0.8, inside=1.0, contrast_spread=0.35),
 }
 _SMALLEST = 0.01
 

@@ -25,6 +25,7 @@ from medfl.phantom.lesion import Lesion
 SCANNER_UNITS = 1000.0
 MIDDLE_GREY = 0.5
 MISSING_PROBABILITY = 0.07
+MISSING_IN_RANDOM = 0.12
 CUT_PROBABILITY = 0.3
 SIGMA_PER_FWHM = 1 / 2.3548
 # A box of one voxel has 0.29; a little more hides that tissue is drawn without partial volumes.
@@ -150,8 +151,13 @@ def public_look(seed: int, *, variety: Variety = "narrow") -> ScannerLook:
 
     Args:
         seed: Same seed, same look.
-        variety: With ``wide``, the scan also shows what preparation missed.
+        variety: With ``wide``, the scan also shows what preparation missed. With ``random``, it
+            does, and contrasts, shading, noise and resolution go beyond what scanners show: a
+            network that has met every look takes a real one for one more of them (Tobin et al.,
+            arXiv 1703.06907; Billot et al., arXiv 2107.09559).
     """
+    if variety == "random":
+        return _random_look(seed)
     rng = np.random.default_rng([seed, 0x100C])
     gain = np.exp(rng.normal(0, 0.35, 4))
     gamma = np.exp(rng.uniform(np.log(0.6), np.log(1.7), 4))
@@ -172,6 +178,28 @@ def public_look(seed: int, *, variety: Variety = "narrow") -> ScannerLook:
         return look
     return replace(
         look, cortex=rng.uniform(0, 0.12), remains=max(rng.uniform(-2, 4), 0), cut=CUT_PROBABILITY
+    )
+
+
+def _random_look(seed: int) -> ScannerLook:
+    """A look from ranges that are wider than real; no gain, since every scan is normalised."""
+    rng = np.random.default_rng([seed, 0xD0D0])
+    gamma = np.exp(rng.uniform(np.log(0.45), np.log(2.2), 4))
+    return ScannerLook(
+        name=f"random-{seed}",
+        contrasts=_contrasts(gain=(1.0, 1.0, 1.0, 1.0), gamma=tuple(gamma)),
+        variation=rng.uniform(0.05, 0.35),
+        texture=rng.uniform(0.01, 0.12),
+        bias=rng.uniform(0.02, 0.45),
+        bias_length=rng.uniform(60, 250),
+        striping=max(rng.uniform(-0.05, 0.08), 0),
+        noise=rng.uniform(0.003, 0.05),
+        blur=rng.uniform(1.0, 4.5),
+        slice_thickness=rng.uniform(1.0, 7.0),
+        missing=tuple(m for m in ("t1n", "t1c") if rng.random() < MISSING_IN_RANDOM),
+        cortex=rng.uniform(0, 0.2),
+        remains=max(rng.uniform(-2, 4), 0),
+        cut=CUT_PROBABILITY,
     )
 
 

@@ -13,6 +13,7 @@ from medfl.config.site import MODALITY_ORDER
 from medfl.config.synthetic import Variety
 from medfl.phantom.coverage import field_of_view, stripped
 from medfl.phantom.grid import place_head
+from medfl.phantom.lesion import plan_lesion
 from medfl.phantom.patient import PhantomPatient, hospital_looks, make_patient, public_look
 
 SHAPE, SPACING = (48, 56, 40), (3.5, 3.5, 4.0)
@@ -68,6 +69,31 @@ def test_looks_differ_in_what_preparation_missed_only(seed: int) -> None:
     assert wide.cut > 0
     assert replace(wide, cortex=0.0, remains=0.0, cut=0.0) == narrow
     assert public_look(seed, variety="wide") == wide
+
+
+def test_random_looks_go_beyond_wide_ones_in_both_directions() -> None:
+    random = [public_look(seed, variety="random") for seed in range(200)]
+    wide = [public_look(seed, variety="wide") for seed in range(200)]
+    for name in ("variation", "texture", "bias", "striping", "noise", "blur", "cortex"):
+        assert max(getattr(look, name) for look in random) > 1.1 * max(
+            getattr(look, name) for look in wide
+        )
+    gammas = [
+        [c.gamma for look in looks for c in look.contrasts.values()] for looks in (random, wide)
+    ]
+    assert min(gammas[0]) < 0.9 * min(gammas[1])
+    assert max(gammas[0]) > 1.1 * max(gammas[1])
+    assert public_look(3, variety="random") == random[3]
+    assert len({look.noise for look in random}) == 200
+
+
+def test_random_tumours_are_wide_ones_with_less_restraint() -> None:
+    wide = plan_lesion(np.random.default_rng(4), variety="wide")
+    random = plan_lesion(np.random.default_rng(4), variety="random")
+    assert random.centre == wide.centre
+    assert random.fraction > wide.fraction
+    assert random.ranges.largest > wide.ranges.largest
+    assert random.ranges.contrast_spread > wide.ranges.contrast_spread
 
 
 def test_hospitals_are_narrow() -> None:
