@@ -43,6 +43,10 @@ class StudySynthetic(Section):
         seed: Never that of a synthetic hospital.
         pretraining_patients: Synthetic patients to train on before round 1.
         pretraining_steps: Steps of that training; 0 starts from random weights.
+        randomise: Whether that training varies each crop far beyond what scanners show, in shape
+            and in brightness.
+        ema_decay: Of an exponential average of the weights over that training's steps, which is
+            its outcome then; 0 takes the last weights.
         start: A file that was made in this way before, with the same values as stand here.
     """
 
@@ -54,6 +58,8 @@ class StudySynthetic(Section):
     pretraining_patients: Count = 60
     pretraining_steps: Annotated[int, Field(ge=0, le=10**6)] = 0
     pretraining_learning_rate: Positive = 2e-3
+    randomise: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     start: StudyStart | None = None
 
     @model_validator(mode="after")

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medfl.config.site import Size
 from medfl.data.crops import draw_crops
 from medfl.data.patient_store import PatientStore
+from medfl.data.randomise import randomise
 from medfl.segmentation.heads import heads_of
 from medfl.segmentation.losses import supervised_loss
 
@@ -36,6 +37,10 @@ class Recipe:
         crops_per_patient: Crops of one patient in one step.
         dropout: Probability that a channel of a crop is emptied.
         seed: Of patients and crops.
+        randomise: Whether crops are varied far beyond what scanners show.
+        ema_decay: Of the exponential average of the weights over the steps, which is the outcome;
+            0 takes the last weights. An average of few steps forgets faster, so that it does not
+            remember how training began.
     """
 
     steps: int
@@ -44,6 +49,8 @@ class Recipe:
     crops_per_patient: int
     dropout: float = 0.0
     seed: int = 0
+    randomise: bool = False
+    ema_decay: float = 0.0
 
 
 def train_plainly(
@@ -73,17 +80,11 @@ def train_plainly(
         optimizer, recipe.learning_rate, total_steps=recipe.steps
     )
     generator = torch.Generator().manual_seed(recipe.seed)
+    average = [value.detach().clone() for value in network.parameters()]
     network.train()
     for step in range(recipe.steps):
         drawn = [
-            draw_crops(
-                store.prepared(among[place]),
-                crop_size=recipe.crop_size,
-                count=recipe.crops_per_patient,
-                generator=generator,
-                absent=store.frame.absent_channels,
-                dropout=recipe.dropout,
-            )
+            _crops(store, among[place], recipe=recipe, generator=generator)
             for place in torch.randint(len(among), (BATCH_PATIENTS,), generator=generator).tolist()
         ]
         # All in one pass: alone, a crop takes torch's convolution several times as long on the CPU.
@@ -97,4 +98,33 @@ def train_plainly(
         torch.stack(losses).mean().backward()
         optimizer.step()
         schedule.step()
+        _average(average, network, decay=recipe.ema_decay, steps=step + 1)
         advance(step + 1, recipe.steps)
+    with torch.no_grad():
+        for value, mean in zip(network.parameters(), average, strict=True):
+            value.copy_(mean)
+
+
+def _crops(
+    store: PatientStore, patient: int, *, recipe: Recipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """float32 image_KCDHW and uint8 regions_KRDHW of one patient."""
+    images, regions = draw_crops(
+        store.prepared(patient),
+        crop_size=recipe.crop_size,
+        count=recipe.crops_per_patient,
+        generator=generator,
+        absent=store.frame.absent_channels,
+        dropout=recipe.dropout,
+    )
+    if recipe.randomise:
+        return randomise(images, regions, generator=generator)
+    return images, regions
+
+
+@torch.no_grad()
+def _average(average: list[Tensor], network: nn.Module, *, decay: float, steps: int) -> None:
+    """Move the average towards the weights; its decay grows from 2/11 to `decay`."""
+    share = 1 - min(decay, (1 + steps) / (10 + steps))
+    for mean, value in zip(average, network.parameters(), strict=True):
+        mean.lerp_(value, share)

@@ -63,6 +63,8 @@ def initial_weights(
                     crops_per_patient=study.input.crops_per_patient,
                     dropout=study.input.modality_dropout,
                     seed=synthetic.seed,
+                    randomise=synthetic.randomise,
+                    ema_decay=synthetic.ema_decay,
                 ),
                 advance=advance,
             )
