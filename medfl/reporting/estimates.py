@@ -7,7 +7,7 @@ says how much the figure would move with other patients of the same kind.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,3 +120,51 @@ def paired_difference(
         patient: values[patient] - reference[patient] for patient in values.keys() & reference
     }
     return estimate(dict(sorted(shared.items())), statistic="mean")
+
+
+def estimate_over_runs(runs: Sequence[Mapping[PatientKey, float]]) -> Estimate:
+    """The mean over patients and runs, with an interval over both.
+
+    Runs and patients are resampled independently, since every run scores the same patients (Owen,
+    "The pigeonhole bootstrap", Annals of Applied Statistics 2007).
+
+    Args:
+        runs: A value for each patient, the same patients in every run; runs differ in their seed.
+
+    Raises:
+        ValueError: If there is no run or no patient, or the runs are not of the same patients.
+    """
+    if not runs or not runs[0] or any(run.keys() != runs[0].keys() for run in runs):
+        raise ValueError(f"expected runs of the same patients, found {[len(r) for r in runs]}")
+    table: npt.NDArray[np.float64] = np.array([[run[key] for key in sorted(run)] for run in runs])
+    generator = np.random.default_rng(0)
+    drawn_runs = generator.integers(0, len(table), size=(RESAMPLES, len(table)))
+    drawn = generator.integers(0, table.shape[1], size=(RESAMPLES, table.shape[1]))
+    by_draw = table[drawn_runs].mean(axis=1)
+    means = np.take_along_axis(by_draw, drawn, axis=1).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Estimate(
+        value=float(table.mean()), low=float(low), high=float(high), patients=table.shape[1]
+    )
+
+
+def paired_difference_over_runs(
+    runs: Sequence[Mapping[PatientKey, float]], references: Sequence[Mapping[PatientKey, float]]
+) -> Estimate:
+    """Mean difference between two models over patients and runs, paired by both.
+
+    Args:
+        runs: As for `estimate_over_runs`.
+        references: What is subtracted; the same patients, and a run for each of `runs`.
+
+    Raises:
+        ValueError: As for `estimate_over_runs`, or if there are more runs of one than of the other.
+    """
+    if any(run.keys() != other.keys() for run, other in zip(runs, references, strict=True)):
+        raise ValueError("expected the same patients in both, found others")
+    return estimate_over_runs(
+        [
+            {key: run[key] - other[key] for key in run}
+            for run, other in zip(runs, references, strict=True)
+        ]
+    )

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medfl.reporting.estimates import by_patient, estimate, in_region, paired_difference
+from medfl.reporting.estimates import (
+    by_patient,
+    estimate,
+    estimate_over_runs,
+    in_region,
+    paired_difference,
+    paired_difference_over_runs,
+)
 from medfl.runs.records import Score
 
 
@@ -88,3 +95,55 @@ def test_difference_is_paired_and_over_shared_patients_only() -> None:
     assert found.patients == 2
     # The same shift for each patient leaves no spread, however different the patients are.
     assert found.high - found.low == pytest.approx(0, abs=1e-12)
+
+
+def grid(*rows: list[float]) -> list[dict[tuple[str, str], float]]:
+    """Runs as rows, patients as columns."""
+    return [{("A", f"p{number}"): value for number, value in enumerate(row)} for row in rows]
+
+
+def test_one_run_gives_the_interval_over_patients() -> None:
+    runs = grid([0.1, 0.4, 0.5, 0.9])
+    alone = estimate(runs[0], statistic="mean")
+    assert alone is not None
+    over_runs = estimate_over_runs(runs)
+    assert over_runs.value == pytest.approx(alone.value)
+    assert over_runs.patients == 4
+    # The same bootstrap, with other draws.
+    assert over_runs.low == pytest.approx(alone.low, abs=0.05)
+    assert over_runs.high == pytest.approx(alone.high, abs=0.05)
+
+
+def test_seeds_that_disagree_widen_the_interval_and_equal_patients_do_not_hide_it() -> None:
+    agree = estimate_over_runs(grid([0.5] * 20, [0.5] * 20, [0.5] * 20))
+    disagree = estimate_over_runs(grid([0.2] * 20, [0.5] * 20, [0.8] * 20))
+    assert (agree.low, agree.high) == pytest.approx((0.5, 0.5))
+    assert disagree.value == pytest.approx(0.5)
+    # Three runs drawn with replacement: all three the same with chance 1/27 for each.
+    assert (disagree.low, disagree.high) == pytest.approx((0.2, 0.8))
+
+
+def test_the_interval_over_runs_and_patients_has_the_variance_of_both() -> None:
+    """Crossed effects: Var(mean) = s_runs^2 / R + s_patients^2 / P, each with R-1 or P-1 of it."""
+    generator = np.random.default_rng(3)
+    runs, patients = generator.normal(0, 0.03, 30), generator.normal(0, 0.1, 60)
+    found = estimate_over_runs(grid(*(list(0.5 + run + patients) for run in runs)))
+    expected = np.sqrt(runs.var() / 30 + patients.var() / 60)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(expected, rel=0.08)
+
+
+def test_a_difference_over_runs_is_paired_by_patient_and_run() -> None:
+    reference = grid([0.1, 0.9], [0.3, 0.5])
+    better = [{key: value + 0.1 for key, value in run.items()} for run in reference]
+    found = paired_difference_over_runs(better, reference)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_runs_of_other_patients_are_refused() -> None:
+    one, other = grid([0.1, 0.2]), grid([0.1])
+    with pytest.raises(ValueError, match="same patients"):
+        estimate_over_runs([*one, *other])
+    with pytest.raises(ValueError, match="same patients"):
+        paired_difference_over_runs(one, other)
+    with pytest.raises(ValueError, match="same patients"):
+        estimate_over_runs([])
