@@ -30,7 +30,9 @@ from medfl.config.site import (
 )
 from medfl.config.synthetic import StudySynthetic
 
-Baseline = Literal["non-private", "local-only", "alone", "adapted", "initial-only", "threshold"]
+Baseline = Literal[
+    "non-private", "local-only", "alone", "adapted", "pooled", "initial-only", "threshold"
+]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from medfl.durable import written_aside
 from medfl.reporting import wording
 from medfl.reporting.estimates import Estimate, Measure, Statistic, in_region
+from medfl.reporting.gains_figure import gains_figure
 from medfl.reporting.montage import draw_montage
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import RunResults
@@ -34,6 +35,7 @@ COLOURS: Mapping[Variant, str] = {
     "local-only": "#e69f00",
     "alone": "#d55e00",
     "adapted": "#56b4e9",
+    "pooled": "#f0e442",
     "initial-only": "#8c96a0",
     "threshold": "#cc79a7",
 }
@@ -43,6 +45,7 @@ MARKERS: Mapping[Variant, str] = {
     "local-only": "s",
     "alone": "X",
     "adapted": "P",
+    "pooled": "h",
     "initial-only": "^",
     "threshold": "v",
 }
@@ -94,7 +97,7 @@ def draw_figures(run: RunResults) -> dict[str, FigureFile]:
         run: Results; the files go to its folder `figures`.
 
     Returns:
-        Figures by name: ``epsilon_by_round``, ``dice_by_variant``, ``dice_by_round``,
+        Figures by name: ``epsilon_by_round``, ``gains``, ``dice_by_variant``, ``dice_by_round``,
         ``dice_by_site``, ``hd95_by_variant``, ``montage``.
 
     Raises:
@@ -106,6 +109,12 @@ def draw_figures(run: RunResults) -> dict[str, FigureFile]:
             epsilon_by_round,
             "Line charts: privacy loss so far by round, one chart a site, under the site's budget.",
             True,
+        ),
+        "gains": (
+            gains_figure,
+            "Dot charts: what each site has alone, joined by a line to what it gets by joining, "
+            "one chart a region.",
+            {"alone", "adapted"} <= set(run.variants),
         ),
         "dice_by_variant": (
             dice_by_variant,

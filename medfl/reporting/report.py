@@ -119,6 +119,7 @@ def _headline(run: RunResults) -> Headline | None:
         "local-only": "models that each site trains alone with the same noise",
         "alone": "models that each site trains alone without noise, and keeps",
         "adapted": "what each site makes of the federated model at home, and keeps",
+        "pooled": "ordinary training on all patients in one place",
         "initial-only": "the starting model",
         "threshold": "a simple brightness threshold",
     }

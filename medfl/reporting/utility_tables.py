@@ -185,6 +185,8 @@ def model_notes(run: RunResults) -> list[tuple[str, str]]:
         "stay at the site",
         "adapted": "each site's choice among the federated model, that model trained on at home "
         "without noise, what the site trains alone, and averages; it would stay at the site",
+        "pooled": "ordinary training without noise on the patients of all sites in one place, as "
+        "if images could be shared",
         "initial-only": "the starting point, before any training at a site",
         "threshold": "all FLAIR voxels above one level, tuned on training patients of all sites",
     }

@@ -42,6 +42,7 @@ def variant_name(variant: Variant, *, guarantee: Guarantee) -> str:
         "local-only": "Each site alone, with noise",
         "alone": "Each site alone, no noise",
         "adapted": "Federated, adapted at home",
+        "pooled": "All patients in one place, no noise",
         "initial-only": "Starting model",
         "threshold": "Brightness threshold",
     }
@@ -111,7 +112,7 @@ def dice_estimate(value: Estimate) -> str:
 
 def difference_estimate(value: Estimate) -> str:
     """``+0.03 (−0.01 to +0.06)``."""
-    shown = (_signed(number) for number in (value.value, value.low, value.high))
+    shown = (signed(number) for number in (value.value, value.low, value.high))
     return "{} ({} to {})".format(*shown)
 
 
@@ -145,7 +146,8 @@ def day(moment: datetime) -> str:
     return f"{moment.day} {_MONTHS[moment.month - 1]} {moment.year}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference with two decimals and its sign."""
     text = f"{value:+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text
 

@@ -19,7 +19,14 @@ from medfl.config.site import Purpose as Purpose
 from medfl.config.site import Region as Region
 
 Variant = Literal[
-    "federated", "non-private", "local-only", "alone", "adapted", "initial-only", "threshold"
+    "federated",
+    "non-private",
+    "local-only",
+    "alone",
+    "adapted",
+    "pooled",
+    "initial-only",
+    "threshold",
 ]
 Outcome = Literal["admitted", "refused", "rejected", "silent"]
 NoiseOrigin = Literal["operating-system", "seeded"]
@@ -33,6 +40,7 @@ VARIANT_ORDER: tuple[Variant, ...] = (
     "local-only",
     "alone",
     "adapted",
+    "pooled",
     "initial-only",
     "threshold",
 )

@@ -13,6 +13,7 @@ import pytest
 
 from medfl.errors import ReportError
 from medfl.reporting import utility_tables
+from medfl.reporting.gains_figure import gains_figure
 from medfl.reporting.report import render, write_report
 from medfl.runs.results import read_run
 from medfl.segmentation.lesions import GLIOMA, PENALTY_MM
@@ -326,7 +327,7 @@ def test_who_gains_is_said_by_hospital_with_the_one_that_gains_least(build_run: 
         lines += [",".join(values.values()), ",".join((values | better).values())]
     table.write_text("\n".join(lines) + "\n")
     page = quick_page_of(folder)
-    assert "Who gains" in page.text
+    assert page.text.index("Who gains") < page.text.index("What was promised")
     assert "The hospital that gains least is East , by −0.01 (−0.01 to −0.01)" in page.text
     gained = utility_tables.gains_table(read_run(folder))
     assert gained is not None
@@ -335,6 +336,13 @@ def test_who_gains_is_said_by_hospital_with_the_one_that_gains_least(build_run: 
     assert shown["North, WT"] == "+0.05 (+0.05 to +0.05)"
     assert shown["East, WT"] == "−0.01 (−0.01 to −0.01)"
     assert shown["All sites, WT"].startswith("+0.02 (")
+    panels = gains_figure(read_run(folder)).axes
+    assert len(panels) == 3
+    for panel in panels:
+        assert [text.get_text() for text in panel.texts] == [
+            {"North": "+0.05", "South": "+0.02", "East": "−0.01", "West": "+0.03"}[label.get_text()]
+            for label in panels[0].get_yticklabels()
+        ]
 
 
 def test_without_the_comparison_nobody_is_said_to_gain(page: Page) -> None:
