@@ -42,8 +42,10 @@ FEDERATED, ADAPTED, ALONE = "federated", "adapted", "alone"
 Watch = Callable[[str, int, int], None]
 """Told the part of the work, what is done of it, and all of it."""
 
-# Shares of the second model in an average.
-_SHARES = (0.25, 0.5, 0.75)
+# Half of each: the more candidates a few patients choose from, the more the choice is luck.
+_SHARE = 0.5
+# Of a window with the next one. Candidates are ranked by it alike, at a third of the time.
+_OVERLAP = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +186,8 @@ def _models(*, with_alone: bool) -> list[_Model]:
         for name in (FEDERATED, ADAPTED, *([ALONE] if with_alone else []))
     ]
     models += [
-        _Model(
-            name=f"{1 - share:.0%} {first}, {share:.0%} {second}", of=(first, second), share=share
-        )
+        _Model(name=f"average of {first} and {second}", of=(first, second), share=_SHARE)
         for first, second in pairs
-        for share in _SHARES
     ]
     return models
 
@@ -201,7 +200,14 @@ def _mean_dice(
         of_region.dice
         for case in store.prepared(index)
         for of_region in score(
-            segment(network, case.image_CDHW, window_size=spec.window_size, device=device) > 0.5,
+            segment(
+                network,
+                case.image_CDHW,
+                window_size=spec.window_size,
+                overlap=_OVERLAP,
+                device=device,
+            )
+            > 0.5,
             case.regions_RDHW,
             regions=spec.regions,
             spacing_mm=case.spacing_mm,

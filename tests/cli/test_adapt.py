@@ -43,7 +43,7 @@ def test_what_was_tried_is_shown_and_the_file_stays(
     out = load_site(site_file).state / "own.safetensors"
     ended = medfl("adapt", site_file, model, "-o", out, "--steps", 1, "--folds", 2)
     assert (ended.code, ended.out.count("chosen")) == (0, 1)
-    for name in ("federated", "adapted", "50% federated, 50% adapted"):
+    for name in ("federated", "adapted", "average of federated and adapted"):
         assert name in ended.out
     assert STAYS in " ".join(ended.out.split())
     assert read_provenance(out)["privacy"] == STAYS

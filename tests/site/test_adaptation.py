@@ -134,9 +134,8 @@ def plain_numbers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         (0.0, FEDERATED),
         (1.0, ADAPTED),
         (9.0, ALONE),
-        (0.25, "75% federated, 25% adapted"),
-        (0.5, "50% federated, 50% adapted"),
-        (7.0, "75% alone, 25% adapted"),
+        (0.5, "average of federated and adapted"),
+        (5.0, "average of alone and adapted"),
     ],
 )
 def test_the_best_on_unseen_patients_is_chosen_and_written(
