@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import medfl
+from medfl.study import shipped_starts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "medfl"
@@ -113,6 +114,17 @@ def test_types_are_shipped_with_the_package() -> None:
     assert (PACKAGE / "py.typed").is_file()
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["medfl"]
+
+
+def test_starting_files_are_shipped_with_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    (pattern,) = [
+        pattern
+        for pattern in project["tool"]["setuptools"]["package-data"]["medfl"]
+        if pattern.endswith(".safetensors")
+    ]
+    assert set(PACKAGE.glob(pattern)) == set(PACKAGE.rglob("*.safetensors"))
+    assert PACKAGE / Path(pattern).parent == shipped_starts.FOLDER
 
 
 def test_package_never_prints() -> None:

@@ -10,6 +10,7 @@ EXAMPLES: Mapping[str, str] = {
     "phantom": "hospitals --patients 12 10 8 6",
     "check": "north.toml --study study.toml",
     "pretrain": "study.toml --out start.safetensors",
+    "starts": "",
     "plan": "study.toml north.toml south.toml --picture plan.png",
     "simulate": "study.toml north.toml south.toml --out runs/first",
     "report": "runs/first",
@@ -65,7 +66,7 @@ def add_examples(app: typer.Typer, *, above: str = "") -> None:
     for command in app.registered_commands:
         name = command.name or (command.callback.__name__ if command.callback else "")
         path = f"{above} {name.replace('_', '-')}".strip()
-        command.epilog = f"Example: `medfl {path} {EXAMPLES[path]}`"
+        command.epilog = f"Example: `medfl {path} {EXAMPLES[path]}".rstrip() + "`"
     for group in app.registered_groups:
         if group.typer_instance is not None:
             add_examples(group.typer_instance, above=f"{above} {group.name}".strip())

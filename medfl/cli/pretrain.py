@@ -1,4 +1,4 @@
-"""The command that makes the public starting point of private training."""
+"""Commands around the public starting point of private training: make one, list what is there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from medfl.config import StudyConfig, load_study
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command()(pretrain)
+    app.command()(starts)
 
 
 def pretrain(
@@ -34,6 +35,32 @@ def pretrain(
     typer.echo(f"To start runs from it, in [synthetic] of {study}:")
     typer.echo(f'  start = {{ file = {where}, sha256 = "{sha256}" }}')
     typer.echo(f"To see what it finds: medfl predict IMAGES --model {out} -o MASKS")
+
+
+def starts() -> None:
+    """List the starting models that come with medfl, each with the line by which a study takes it.
+
+    They were trained on synthetic patients only and cost no privacy.
+    """
+    from medfl.study.shipped_starts import shipped_starts
+
+    found = shipped_starts()
+    if not found:
+        typer.echo("This installation of medfl comes with no starting model.")
+    for each in found:
+        spec, synthetic = each.spec, each.provenance["synthetic"]
+        crop = " x ".join(map(str, spec.crop_size))
+        spacing = spec.spacing if spec.spacing == "native" else f"{list(spec.spacing)} mm"
+        typer.echo(
+            f"{each.name}: {', '.join(spec.modalities)} to {', '.join(spec.regions)}; "
+            f"{spec.network}, spacing {spacing}, crops of {crop}"
+        )
+        typer.echo(
+            f"  trained for {synthetic['pretraining_steps']} steps on "
+            f"{synthetic['pretraining_patients']} synthetic patients of {synthetic['variety']} "
+            f"variety, by medfl {each.provenance['medfl']}; costs no privacy"
+        )
+        typer.echo(f'  start = {{ shipped = "{each.name}", sha256 = "{each.sha256}" }}')
 
 
 def write_with_progress(study: StudyConfig, *, out: Path) -> str:

@@ -350,6 +350,8 @@ def load_study(path: str | Path) -> StudyConfig:
     if study.synthetic is None or study.synthetic.start is None:
         return study
     start = study.synthetic.start
+    if start.file is None:
+        return study
     found = start.model_copy(update={"file": path.resolve().parent / start.file})
     return study.model_copy(
         update={"synthetic": study.synthetic.model_copy(update={"start": found})}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, model_validator
 
 from medfl.config.files import Section
-from medfl.config.site import Count, Positive, Seed, Size, Spacing
+from medfl.config.site import Count, Name, Positive, Seed, Size, Spacing
 
 Variety = Literal["narrow", "wide", "random"]
 
@@ -18,15 +18,25 @@ class StudyStart(Section):
 
     Attributes:
         file: Where it lies, from the study's file; only its name is part of the study.
+        shipped: Instead of that, the name of a file that comes with medfl; `medfl starts` lists
+            them.
         sha256: Of the file's content, so that everybody who agrees to the study agrees to it.
     """
 
-    file: Path
+    file: Path | None = None
+    shipped: Name | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
     @field_serializer("file")
-    def _name_only(self, file: Path) -> str:
-        return file.name
+    def _name_only(self, file: Path | None) -> str | None:
+        return None if file is None else file.name
+
+    @model_validator(mode="after")
+    def _one_file(self) -> Self:
+        if (self.file is None) == (self.shipped is None):
+            found = "neither" if self.file is None else "both"
+            raise ValueError(f"expected either file or shipped, found {found}")
+        return self
 
 
 class StudySynthetic(Section):

@@ -31,12 +31,19 @@ from medfl.segmentation.model_file import (
 from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.site.plain_training import Advance
 from medfl.study.pretraining import initial_weights
+from medfl.study.shipped_starts import shipped_file
 from medfl.version import __version__
 
 FILE = "start.safetensors"
 """In the run folder: the file that the run starts from."""
 
 ORIGIN = "synthetic patients only, no patient's data; epsilon 0"
+
+_DEFAULTS = {
+    name: field.default
+    for name, field in StudySynthetic.model_fields.items()
+    if not field.is_required()
+}
 
 
 def write_starting_point(
@@ -94,8 +101,9 @@ def keep_starting_point(study: StudyConfig, *, out: Path) -> None:
     """
     if study.synthetic is None or study.synthetic.start is None:
         return
-    file = study.synthetic.start.file
-    _read_start(study, study.synthetic, file, sha256=study.synthetic.start.sha256)
+    start = study.synthetic.start
+    file = shipped_file(start.shipped or "") if start.file is None else start.file
+    _read_start(study, study.synthetic, file, sha256=start.sha256)
     write_atomically(out / FILE, file.read_bytes())
 
 
@@ -140,9 +148,9 @@ def _read_start(
         )
     spec, pretrained = read_model(path)
     _require_same(path, model_spec(study).shared, spec.shared, of="the study's model")
-    _require_same(
-        path, _described(synthetic), provenance.get("synthetic", {}), of="the study's [synthetic]"
-    )
+    # A file of an earlier version says nothing of a setting that had not been invented.
+    told = {**_DEFAULTS, **provenance.get("synthetic", {})}
+    _require_same(path, _described(synthetic), told, of="the study's [synthetic]")
     network = model_spec(study).build(seed=study.seed)
     load_trainable(network, trainable_state(pretrained))
     return trainable_state(network)

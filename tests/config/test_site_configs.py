@@ -40,6 +40,8 @@ SECRET_KEY = re.compile(r"(?i)passw|secret|token|credential|private.?key|api.?ke
 SECRET_VALUE = re.compile(
     r"-----BEGIN|://[^/\s:@]+:[^/\s@]+@|\b[A-Fa-f0-9]{32,}\b|[A-Za-z0-9+/]{40,}={0,2}"
 )
+# The digest of a file that everybody may see.
+PIN = re.compile(r'\bsha256 = "[0-9a-f]{64}"')
 WRITABLE = {
     "medfl-site@.service": {str(SYSTEM_FOLDER), "medfl/%i"},
     "medfl-server.service": {"/var/lib/medfl-server", "medfl-server"},
@@ -133,7 +135,7 @@ def test_the_example_for_a_gpu_uses_it_and_the_others_do_not() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_file_holds_anything_that_looks_like_a_secret(path: Path) -> None:
-    assert SECRET_VALUE.findall(path.read_text()) == []
+    assert SECRET_VALUE.findall(PIN.sub("", path.read_text())) == []
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.suffix == ".toml"], ids=name_of)

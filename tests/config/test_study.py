@@ -254,8 +254,23 @@ pretraining_steps = 3
         ('{ file = "x" }', 3, "key synthetic.start.sha256: required, but missing"),
         ('{ file = "x", sha256 = "12ab" }', 3, "key synthetic.start.sha256: .* found '12ab'"),
         (f'{{ file = "x", sha256 = "{"a" * 64}" }}', 0, "pretraining_steps >= 1 with start"),
+        (f'{{ sha256 = "{"a" * 64}" }}', 3, "either file or shipped, found neither"),
+        (
+            f'{{ file = "x", shipped = "lgg", sha256 = "{"a" * 64}" }}',
+            3,
+            "either file or shipped, found both",
+        ),
+        (f'{{ shipped = "../x", sha256 = "{"a" * 64}" }}', 3, "key synthetic.start.shipped"),
     ],
-    ids=["a path alone", "no digest", "half a digest", "no pretraining"],
+    ids=[
+        "a path alone",
+        "no digest",
+        "half a digest",
+        "no pretraining",
+        "no file",
+        "two files",
+        "a path as a name",
+    ],
 )
 def test_a_start_that_is_not_pinned_or_not_pretrained_is_refused(
     start: str, steps: int, expected: str, tmp_path: Path

@@ -233,6 +233,9 @@ def test_a_start_from_a_file_is_named_with_its_digest(build_run: RunBuilder) -> 
     text = quick_page_of(folder).text
     assert "read from pretrained.safetensors (SHA-256" in text
     assert "cd" * 32 in text
+    shipped = {"shipped": "lgg", "sha256": "cd" * 32}
+    edit_json(folder / "study.json", lambda study: study["synthetic"].update(start=shipped))
+    assert "read from the file lgg that comes with medfl (SHA-256" in quick_page_of(folder).text
 
 
 def test_page_says_that_it_is_no_medical_device(page: Page) -> None:

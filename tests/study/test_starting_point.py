@@ -22,7 +22,8 @@ from medfl.deployment.coordinator import server_component
 from medfl.deployment.coordinator.job import FOLDER_VARIABLE, ExpectedSite, Job
 from medfl.errors import ConfigError, ModelError
 from medfl.protocol.keys import SiteKeys
-from medfl.segmentation.model_file import read_provenance
+from medfl.segmentation.model_file import model_bytes, read_model, read_provenance
+from medfl.segmentation.networks import trainable_state
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.site.state import hospital_state
@@ -121,6 +122,8 @@ def test_the_file_says_that_it_knows_no_patient(file: Path) -> None:
         **SYNTHETIC,
         "variety": "narrow",
         "pretraining_learning_rate": 2e-3,
+        "randomise": False,
+        "ema_decay": 0.0,
     }
 
 
@@ -131,7 +134,8 @@ def test_every_model_of_the_run_names_its_start(
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert read_provenance(checkpoints / "final.safetensors")["start_sha256"] == digest
     study = json.loads((checkpoints.parent / "study.json").read_text())
-    assert study["synthetic"]["start"] == {"file": "pretrained.safetensors", "sha256": digest}
+    named = {"file": "pretrained.safetensors", "shipped": None, "sha256": digest}
+    assert study["synthetic"]["start"] == named
 
 
 def test_a_seed_of_the_study_may_differ_since_the_file_stands_for_it(
@@ -176,6 +180,19 @@ def test_a_file_for_another_study_is_refused_before_anything_is_written(
         first(started(**changes), tmp_path / "run")
     assert reason in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_older_than_a_setting_was_made_without_it(
+    file: Path, started: Started, tmp_path: Path
+) -> None:
+    spec, network = read_model(file)
+    provenance = read_provenance(file)
+    del provenance["synthetic"]["randomise"]
+    older = tmp_path / "older.safetensors"
+    older.write_bytes(model_bytes(trainable_state(network), spec=spec, provenance=provenance))
+    assert same(first(started(path=older), tmp_path / "run"), load_file(file))
+    with pytest.raises(ModelError, match=r"the randomise of the study's .*, True, found False"):
+        first(started(path=older, synthetic={"randomise": True}), tmp_path / "other")
 
 
 def test_a_model_that_was_trained_on_patients_is_refused(
