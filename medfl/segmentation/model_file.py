@@ -77,7 +77,7 @@ class ModelSpec:
 def model_bytes(
     weights: Mapping[str, Tensor], *, spec: ModelSpec, provenance: Mapping[str, Any]
 ) -> bytes:
-    """A model file's content.
+    """A model file's content: the same for the same weights, specification and provenance.
 
     Args:
         weights: Trainable parameters by name.
@@ -91,7 +91,19 @@ def model_bytes(
         "provenance": json.dumps(dict(provenance)),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    return save(tensors, metadata=metadata)
+    return _in_order(save(tensors, metadata=metadata))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with the keys of its header in order, which safetensors leaves to chance.
+
+    A file that is made again then has the digest that a study pins. The header is JSON behind its
+    length, eight bytes in little-endian order; blanks fill it up to a multiple of eight.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_model(path: Path) -> tuple[ModelSpec, nn.Module]:
