@@ -7,14 +7,15 @@
 Trains for TCGA-LGG and for the BraTS 2015 sample as `medfl pretrain` does, and segments every real
 case there is. Beside it stands the best global threshold on the brightness of one modality, whose
 level is chosen on the very patients that it is scored on, which no honest method may do. With
-`--model` a file of `medfl pretrain` is scored and nothing is trained. The picture shows real scans:
-it stays in the output folder.
+`--model` a file of `medfl pretrain` is scored and nothing is trained; one that has seen some of
+these very patients is refused. The picture shows real scans: it stays in the output folder.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from rich.table import Table
 from medfl.cli.pretrain import write_with_progress
 from medfl.config import StudyConfig, load_study
 from medfl.config.site import LabelScheme, Layout, Modality, Region, SiteData
+from medfl.data.cache import TensorCache
+from medfl.data.fingerprint import patient_fingerprints
 from medfl.data.layouts.survey import names_of_masks, read_cohort
 from medfl.data.transforms import Frame, prepare_case
 from medfl.prediction.cohort import predict_cohort
@@ -39,9 +42,12 @@ from medfl.prediction.evaluation import evaluate
 from medfl.prediction.predictor import Predictor
 from medfl.reporting.estimates import Estimate, estimate, paired_difference
 from medfl.segmentation.metrics import dice_by_level
+from medfl.segmentation.model_file import read_provenance
+from medfl.site.seen_patients import met_before
 
 STUDIES = Path(__file__).resolve().parents[1] / "site_configs"
 MODEL = "pretrained.safetensors"
+THREADS = 2
 LEVELS = np.linspace(0.5, 3.5, 301)
 # Where a region is bright: the whole tumour in T2-FLAIR, core and rim after contrast.
 BRIGHT_IN: Mapping[Region, Modality] = {"WT": "t2f", "TC": "t1c", "ET": "t1c"}
@@ -145,8 +151,12 @@ def main(
     table = Table(
         title="Dice on n real patients: mean, and 95 % bootstrap interval", show_lines=True
     )
-    for head in ("", "n", "synthetic only", "best threshold", "difference"):
+    public = list(read_provenance(model).get("collections", [])) if model is not None else []
+    trained = f"synthetic, {', '.join(public)}" if public else "synthetic only"
+    for head in ("", "n", trained, "best threshold", "difference"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    if model is not None:
+        require_unseen(model, sites[chosen[0]])
     for name in chosen:
         folder = out / name
         file = model or folder / MODEL
@@ -155,6 +165,26 @@ def main(
         _judge(COLLECTIONS[name], sites[name], model=file, folder=folder, table=table)
     console.print(table)
     console.print(f"Scores, masks and pictures of real scans: {out}")
+
+
+def require_unseen(model: Path, sites: Mapping[str, SiteData]) -> None:
+    """Refuse to score a model on patients whom it was trained on."""
+    seen = read_provenance(model).get("seen", [])
+    if not seen:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for site, data in sites.items():
+            images = patient_fingerprints(
+                read_cohort(data).patients,
+                data=data,
+                cache=TensorCache(Path(folder)),
+                threads=THREADS,
+            )
+            if known := met_before(images, seen=seen):
+                raise typer.BadParameter(
+                    f"--model: expected one that has seen none of the patients of {site}, found "
+                    f"{len(known)} whom it has."
+                )
 
 
 def _judge(
@@ -269,7 +299,7 @@ def _draw(sites: Mapping[str, SiteData], dice: Dice, *, out: Path) -> Figure:
                 axes.contour(plane, levels=[0.5], colors=[colour], linewidths=1)
         axes.set_title(f"{site}, Dice {dice[site, patient_id]:.2f}", fontsize=9)
         axes.set_axis_off()
-    figure.suptitle("real scans: by hand (green), trained on synthetic patients only (magenta)")
+    figure.suptitle("real scans: by hand (green), by the model (magenta)")
     return figure
 
 
@@ -281,7 +311,7 @@ def _write_scores(path: Path, found: Dice, rival: Rival) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["site", "patient", "synthetic_only", "threshold"])
+        writer.writerow(["site", "patient", "model", "threshold"])
         writer.writerows([*key, f"{found[key]:.4f}", f"{rival.dice[key]:.4f}"] for key in found)
 
 

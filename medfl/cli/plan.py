@@ -139,6 +139,11 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
             f"{wording.significant(together['noise_per_coordinate'])} and noise / signal = "
             f"{wording.significant(together['noise_to_signal'])}."
         )
+    if planned.collections:
+        lines.append(
+            f"The starting model has seen public patients, of {', '.join(planned.collections)}; "
+            "the guarantee does not cover them. A site that has one of them will refuse the study."
+        )
     return lines
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medfl.cli.advance import shown_advance
 from medfl.cli.plan import StudyFile
-from medfl.config import StudyConfig, load_study
+from medfl.config import SiteConfig, StudyConfig, load_site, load_study
+
+if TYPE_CHECKING:
+    from medfl.study.starting_point import StartingPoint
 
 
 def register(app: typer.Typer) -> None:
@@ -22,18 +26,32 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     study: StudyFile,
+    sites: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[SITE.toml]...", help="Open data to train on as well."),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file: a new one.")],
 ) -> None:
-    """Train on synthetic patients only: a model that costs no privacy, and a study's start.
+    """Train on synthetic patients: a model that costs no privacy, and a study's start.
 
     The study's section `synthetic` says which patients, how many, and for how many steps. The same
     study gives the same weights on the same machine.
+
+    With site files of open data, the model is trained further on their training patients for
+    `public_steps`, without noise. No guarantee covers these patients: the study has to name them,
+    and a hospital that has one of them takes no part.
     """
-    sha256 = write_with_progress(load_study(study), out=out)
+    made = write_with_progress(
+        load_study(study), out=out, sites=[load_site(path) for path in sites or []]
+    )
     where = json.dumps(os.path.relpath(out.resolve(), study.resolve().parent))
-    typer.echo(f"Model: {out} (synthetic patients only; costs no privacy)")
+    typer.echo(f"Model: {out} ({_whom(made)})")
     typer.echo(f"To start runs from it, in [synthetic] of {study}:")
-    typer.echo(f'  start = {{ file = {where}, sha256 = "{sha256}" }}')
+    typer.echo(f"  start = {{ file = {where}, {made.table} }}")
+    if made.seen_sha256 is not None:
+        typer.echo("Hospitals that take part have in [privacy] of their site file:")
+        typer.echo(f'  seen_lists = ["{made.seen_sha256}"]')
     typer.echo(f"To see what it finds: medfl predict IMAGES --model {out} -o MASKS")
 
 
@@ -63,11 +81,20 @@ def starts() -> None:
         typer.echo(f'  start = {{ shipped = "{each.name}", sha256 = "{each.sha256}" }}')
 
 
-def write_with_progress(study: StudyConfig, *, out: Path) -> str:
-    """Pretrain and write the file, with all of torch's threads and two bars on standard error.
+def _whom(made: StartingPoint) -> str:
+    if not made.collections:
+        return "synthetic patients only; costs no privacy"
+    public = ", ".join(f"{number} of {name}" for name, number in made.collections.items())
+    return f"synthetic patients, and public ones whom no guarantee covers: {public}"
+
+
+def write_with_progress(
+    study: StudyConfig, *, out: Path, sites: Sequence[SiteConfig] = ()
+) -> StartingPoint:
+    """Pretrain and write the file, with all of torch's threads and bars on standard error.
 
     Returns:
-        SHA-256 of the file, as hexadecimal text.
+        What a study has to say of the file.
 
     Raises:
         MedflError: As `write_starting_point`.
@@ -80,7 +107,9 @@ def write_with_progress(study: StudyConfig, *, out: Path) -> str:
         return write_starting_point(
             study,
             out=out,
+            sites=sites,
             threads=torch.get_num_threads(),
             drawn=lambda done, total: advance(f"{study.id}: synthetic patients", done, total),
             advance=lambda done, total: advance(f"{study.id}: training steps", done, total),
+            on_patients=lambda done, total: advance(f"{study.id}: public patients", done, total),
         )

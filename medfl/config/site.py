@@ -74,6 +74,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Voxels = Annotated[int, Field(ge=1, le=1024)]
 Size = tuple[Voxels, Voxels, Voxels]
 Millimetres = Annotated[float, Field(ge=0.1, le=20)]
@@ -237,6 +238,9 @@ class SitePolicy(Section):
         answer_seconds: If above 0, an update leaves this many seconds after its task came, or a
             whole multiple of them where computing took longer: how long a step takes says how many
             patients were drawn. A task whose server does not wait that long is refused.
+        seen_lists: SHA-256 of the lists of public images, seen by starting models, that a hospital
+            compares its own with. A study whose start has seen others is refused: the answer tells
+            whether a patient is on the list, so somebody here decides which list may be asked.
     """
 
     epsilon: Positive
@@ -249,6 +253,7 @@ class SitePolicy(Section):
     share_metrics: bool = False
     allow_baselines: bool = False
     answer_seconds: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    seen_lists: tuple[Sha256, ...] = ()
 
 
 class SiteConfig(Section):

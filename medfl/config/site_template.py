@@ -71,6 +71,8 @@ share_metrics = false           # a hospital's scores carry no guarantee, so the
 allow_baselines = false         # training without noise is for open data only
 answer_seconds = 0.0            # above 0, updates leave at multiples of it, so that the time does
                                 # not tell how many patients were drawn
+seen_lists = []                 # SHA-256 of lists of public images that starting models have seen;
+                                # a study may ask whether a patient here is on one of these
 """
 _CUSTOM = """\
 

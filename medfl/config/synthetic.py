@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, model_validator
 
 from medfl.config.files import Section
-from medfl.config.site import Count, Name, Positive, Seed, Size, Spacing
+from medfl.config.site import Count, Name, Positive, Seed, Sha256, Size, Spacing
 
 Variety = Literal["narrow", "wide", "random"]
 
@@ -21,11 +21,16 @@ class StudyStart(Section):
         shipped: Instead of that, the name of a file that comes with medfl; `medfl starts` lists
             them.
         sha256: Of the file's content, so that everybody who agrees to the study agrees to it.
+        collections: Names of the open-data sites whose patients the file has seen, in alphabetical
+            order. The study's guarantee does not cover these patients.
+        seen_sha256: Of the list of their images, see `medfl.site.seen_patients`.
     """
 
     file: Path | None = None
     shipped: Name | None = None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
+    collections: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
+    seen_sha256: Sha256 | None = None
 
     @field_serializer("file")
     def _name_only(self, file: Path | None) -> str | None:
@@ -36,6 +41,14 @@ class StudyStart(Section):
         if (self.file is None) == (self.shipped is None):
             found = "neither" if self.file is None else "both"
             raise ValueError(f"expected either file or shipped, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _patients_are_named(self) -> Self:
+        if self.collections != tuple(sorted(set(self.collections))):
+            raise ValueError("expected distinct collections in alphabetical order")
+        if bool(self.collections) != (self.seen_sha256 is not None):
+            raise ValueError("expected collections and seen_sha256 together, found one of them")
         return self
 
 
@@ -57,6 +70,9 @@ class StudySynthetic(Section):
             and in brightness.
         ema_decay: Of an exponential average of the weights over that training's steps, which is
             its outcome then; 0 takes the last weights.
+        public_steps: Steps of a further training, on the patients of open data that
+            `medfl pretrain` is given, without noise and with crops as hospitals have them. A run
+            does not take them itself: it needs a start that has.
         start: A file that was made in this way before, with the same values as stand here.
     """
 
@@ -70,6 +86,7 @@ class StudySynthetic(Section):
     pretraining_learning_rate: Positive = 2e-3
     randomise: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    public_steps: Annotated[int, Field(ge=0, le=10**6)] = 0
     start: StudyStart | None = None
 
     @model_validator(mode="after")
@@ -77,3 +94,17 @@ class StudySynthetic(Section):
         if self.start is not None and self.pretraining_steps == 0:
             raise ValueError("expected pretraining_steps >= 1 with start, whose file they describe")
         return self
+
+    @model_validator(mode="after")
+    def _patients_were_trained_on(self) -> Self:
+        if self.start is not None and bool(self.public_steps) != bool(self.start.collections):
+            raise ValueError(
+                "expected public_steps >= 1 where start names collections and nowhere else, found "
+                f"{self.public_steps} with {list(self.start.collections)}"
+            )
+        return self
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """Open data whose patients the start has seen: no guarantee of a study covers them."""
+        return () if self.start is None else self.start.collections

@@ -62,6 +62,10 @@ class PatientStore:
         """The frame that the cases are brought to."""
         return self._frame
 
+    def absent_channels(self, index: int) -> tuple[int, ...]:  # noqa: ARG002  the same for all
+        """Channels that patient number `index` does not have."""
+        return self._frame.absent_channels
+
     def __len__(self) -> int:
         return len(self._patients)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -107,7 +107,6 @@ def model_card(
         f"{float(entry['budget']):g} |"
         for entry in privacy
     ]
-    steps = provenance.get("pretraining_steps", 0)
     return _CARD.format(
         study=study["id"],
         how=PRIVATE if kept else NOISY,
@@ -121,13 +120,25 @@ def model_card(
         channels=", ".join(FILES[name] for name in spec.modalities),
         regions=", ".join(REGIONS[name] for name in spec.regions),
         privacy="\n".join(rows),
-        pretraining=f"It began from {steps} steps on synthetic patients, who cost nothing."
-        if steps
-        else "It began from random weights.",
+        pretraining=_pretraining(provenance),
         files=", ".join(f"'{name}.nii.gz'" for name in spec.modalities),
         names=", ".join(spec.modalities),
         monai=".".join(version("monai").split(".")[:2]),
         packages=", ".join(packages),
         schemes=", ".join(f"`{name}`" for name in schemes),
         lacking=_LACKING if provenance.get("missing_modality") == "zero-fill" else "",
+    )
+
+
+def _pretraining(provenance: Mapping[str, Any]) -> str:
+    steps = provenance.get("pretraining_steps", 0)
+    if not steps:
+        return "It began from random weights."
+    began = f"It began from {steps} steps on synthetic patients, who cost nothing."
+    collections = ", ".join(provenance.get("start_collections", []))
+    if not collections:
+        return began
+    return (
+        f"{began} The starting model has also seen public patients, of these collections: "
+        f"{collections}. **The guarantee does not cover them.**"
     )

@@ -39,6 +39,21 @@ def check_study(study: StudyConfig, site: SiteConfig, *, private: bool = True) -
         clip_norm_schedule=study.clip_norm_schedule,
     )
     check_proposal(proposed, rounds=study.training.rounds, site=site)
+    _check_start(study, site)
+
+
+def _check_start(study: StudyConfig, site: SiteConfig) -> None:
+    """Compare patients with no list of a start that nobody at a hospital has decided on."""
+    start = study.synthetic.start if study.synthetic is not None else None
+    if start is None or start.seen_sha256 is None or site.purpose == "open-data":
+        return
+    if start.seen_sha256 not in site.privacy.seen_lists:
+        raise PolicyRefused(
+            "Refused the study's proposal: the site's policy expects a starting model that has "
+            "seen nobody, or public patients whose list stands in privacy.seen_lists, found "
+            f"{', '.join(start.collections)} with the list {start.seen_sha256}.",
+            code="policy-start",
+        )
 
 
 def check_proposal(mechanism: Mechanism, *, rounds: int, site: SiteConfig) -> None:

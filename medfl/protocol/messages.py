@@ -39,6 +39,8 @@ Weights = dict[str, torch.Tensor]
 
 MAX_BODY_BYTES = 1_000_000
 MAX_WEIGHT_BYTES = 2**30
+MAX_SEEN_IMAGES = 20_000
+"""That a starting model may have seen; more would not fit into a body."""
 _ARRAYS = "arrays"
 _BODY = "body"
 _ERROR = "error"
@@ -78,6 +80,7 @@ RoundMechanism = Annotated[WireMechanism, AfterValidator(_of_one_round)]
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SeenImage = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 PublicWeight = Annotated[float, Field(gt=0, le=1e6)]
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Sequence = Annotated[int, Field(ge=0)]
@@ -127,11 +130,17 @@ class Statement(Body):
 
 
 class Proposal(Body):
-    """Server to site, before round 1: will you take part in this study?"""
+    """Server to site, before round 1: will you take part in this study?
+
+    Attributes:
+        seen: Digests of the images that the study's starting model has seen, whose list the study
+            pins; see `medfl.site.seen_patients`.
+    """
 
     study: StudyConfig
     run: Identifier
     private: bool
+    seen: tuple[SeenImage, ...] = Field(default=(), max_length=MAX_SEEN_IMAGES)
 
 
 class Declaration(Statement):

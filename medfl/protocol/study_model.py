@@ -52,6 +52,7 @@ def study_model_bytes(
         "missing_modality": study.input.missing_modality,
         "pretraining_steps": synthetic.pretraining_steps if synthetic else 0,
         "start_sha256": synthetic.start.sha256 if synthetic and synthetic.start else "",
+        "start_collections": list(synthetic.collections) if synthetic else [],
         "label_schemes": sorted({d.label_scheme for d in declarations.values()}),
         "mechanisms": {site: d.mechanism.to_dict() for site, d in declarations.items()},
     }

@@ -205,8 +205,6 @@ def accesses(run: RunResults) -> Table:
     covered = "yes" if run.guarantee == "given" else "no"
     scored = "no: released without noise (open data)" if run.scores else "none released"
     has_baselines = bool(set(run.variants) - {"federated", "initial-only"})
-    synthetic = run.study.synthetic
-    pretrained = synthetic is not None and synthetic.pretraining_steps > 0
     return Table(
         caption="Uses of patients' data in this run",
         head=("Use", "Covered by ε?", "Why"),
@@ -241,17 +239,27 @@ def accesses(run: RunResults) -> Table:
                 else "none was made from the sites' patients",
             ),
             ("Normalisation", "not needed", "each scan by itself, no statistics of a cohort"),
-            (
-                "Pretraining",
-                "not needed",
-                "synthetic patients of no site" if pretrained else "none, random starting weights",
-            ),
+            _pretraining(run),
             (
                 "Split into training and held-out",
                 "not needed",
                 "by a keyed hash of the patient's name, never by outcome",
             ),
         ),
+    )
+
+
+def _pretraining(run: RunResults) -> tuple[str, str, str]:
+    synthetic = run.study.synthetic
+    if synthetic is None or synthetic.pretraining_steps == 0:
+        return ("Pretraining", "not needed", "none, random starting weights")
+    if not synthetic.collections:
+        return ("Pretraining", "not needed", "synthetic patients of no site")
+    return (
+        "Pretraining",
+        "no",
+        "the starting model has seen public patients, of "
+        f"{', '.join(synthetic.collections)}: the guarantee does not cover them",
     )
 
 

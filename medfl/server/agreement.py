@@ -38,6 +38,7 @@ def agree(
     ledger: FederationLedger,
     timeout: float,
     welcome: Doorkeeper = welcome_all,
+    seen: tuple[str, ...] = (),
 ) -> tuple[dict[str, Declaration], dict[str, int]]:
     """Propose the study to every connected node.
 
@@ -49,6 +50,7 @@ def agree(
         ledger: Takes note of every site that agrees.
         timeout: Seconds to wait for nodes, and then for their answers.
         welcome: Decides which site may declare for which node.
+        seen: Digests of the images that the study's start has seen.
 
     Returns:
         Declarations by site, and the nodes by site.
@@ -58,7 +60,7 @@ def agree(
     """
     settings = study.aggregation
     nodes = wait_for_nodes(grid, minimum=settings.min_sites, timeout=timeout)
-    question = to_record(Proposal(study=study, run=run, private=private))
+    question = to_record(Proposal(study=study, run=run, private=private, seen=seen))
     answers = ask(
         grid, dict.fromkeys(nodes, question), kind="query", group="agree", timeout=timeout
     )

@@ -49,6 +49,7 @@ class Run:
         variant: Name under which scores are stored.
         start: Makes the first global model.
         welcome: Decides which site may declare for which node.
+        seen: Digests of the images that the study's start has seen.
         turns: How many sites one place to work at serves one after the other; each gets the time
             of a round for itself.
     """
@@ -61,6 +62,7 @@ class Run:
     start: Callable[[], Weights]
     progress: Progress
     welcome: Doorkeeper = welcome_all
+    seen: tuple[str, ...] = ()
     turns: int = 1
 
     @property
@@ -99,6 +101,7 @@ def serve_study(grid: Grid, run: Run) -> None:
         private=run.private,
         ledger=ledger,
         welcome=run.welcome,
+        seen=run.seen,
         timeout=run.timeout,
     )
     run.progress.planned(list(declarations.values()), rounds=study.training.rounds)

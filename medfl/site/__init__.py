@@ -9,6 +9,11 @@ pins the app that the installed medfl makes, and starts, ends and logs these pro
 the state folder: privacy ledger, keys, outbox, cache. `state` is the only module that opens them.
 Nothing is read from the server's side, and nothing is downloaded.
 
+**When a study is proposed** (`round.declare`) the site's policy is asked first. If the study's
+starting model has seen public patients and the site's own file names their list, the images of all
+patients are compared with it (`seen_patients`). Only then is anything planned, admitted by the
+ledger, and agreed to.
+
 **In which order a round happens** (`round.train_update`); each step may refuse, and up to step 6
 a refusal costs nothing:
 
@@ -32,8 +37,9 @@ a refusal costs nothing:
 site's key: a declaration (public constants, the mechanism, the state of the ledger), an update (the
 noisy weights and what they cost), scores of held-out patients (`scores`; sites with open data only,
 and only if their file allows it), and refusals, which are one code of a fixed list and never a text
-(`medfl.protocol.failures`). `ledger_export` writes, by hand and on request, the account that an
-auditor reads.
+(`medfl.protocol.failures`). One of the codes says something of patients: that one of them is on the
+list of public images that the site's file names. `ledger_export` writes, by hand and on request,
+the account that an auditor reads.
 
 **What does not leave.** Images, masks, names of files and folders, identifiers, numbers of patients
 other than the declared one, gradients and sums without noise, texts of errors, who was drawn, and

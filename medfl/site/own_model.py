@@ -19,6 +19,7 @@ from medfl.segmentation.model_file import (
 from medfl.segmentation.networks import trainable_state
 from medfl.site.adaptation import Adaptation, Watch, Weights, adapt
 from medfl.site.plain_training import Recipe
+from medfl.site.seen_patients import require_unseen
 from medfl.site.state import SiteState
 from medfl.version import __version__
 
@@ -73,7 +74,8 @@ def write_own_model(
             site lacks a modality or the device.
         DataError: If the patients are too few, or one cannot be prepared.
         ModelError: If a model file cannot be used, or the two do not fit each other.
-        PrivacyError: If `start` has been trained on patients.
+        PrivacyError: If `start` has been trained on patients, but for public ones who are not
+            among the site's.
     """
     site = site_state.site
     folder = site.state.resolve()
@@ -90,7 +92,7 @@ def write_own_model(
         trainable_state(network),
         training,
         spec=spec,
-        start=None if start is None else _start(start, spec=spec, model=model),
+        start=None if start is None else _start(start, site_state, spec=spec, model=model),
         recipe=home_recipe(spec, steps=steps, seed=seed),
         folds=folds,
         device=site.device,
@@ -115,12 +117,15 @@ def write_own_model(
     return adaptation
 
 
-def _start(path: Path, *, spec: ModelSpec, model: Path) -> Weights:
-    if read_provenance(path).get("mechanisms") != {}:
+def _start(path: Path, site_state: SiteState, *, spec: ModelSpec, model: Path) -> Weights:
+    provenance = read_provenance(path)
+    if provenance.get("mechanisms") != {}:
         raise PrivacyError(
             f"{path}: expected a start that no patient has trained, such as that of `medfl "
             "pretrain`, found another model."
         )
+    # Whom it knows already would speak for it when the candidates are compared.
+    require_unseen(site_state, [str(each) for each in provenance.get("seen", [])])
     found, network = read_model(path)
     for name, value in spec.shared.items():
         if found.shared[name] != value:

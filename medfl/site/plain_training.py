@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from medfl.config.site import Size
 from medfl.data.crops import draw_crops
-from medfl.data.patient_store import PatientStore
 from medfl.data.randomise import randomise
+from medfl.data.transforms import PreparedCase
 from medfl.segmentation.heads import heads_of
 from medfl.segmentation.losses import supervised_loss
 
@@ -23,6 +24,16 @@ BATCH_PATIENTS = 4
 
 Advance = Callable[[int, int], None]
 """Told the work done and the work in total."""
+
+
+class PreparedPatients(Protocol):
+    """Patients by number, of one site such as those of a `PatientStore`, or of several."""
+
+    def prepared(self, index: int) -> tuple[PreparedCase, ...]:
+        """All cases of patient number `index`."""
+
+    def absent_channels(self, index: int) -> tuple[int, ...]:
+        """Channels that patient number `index` does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +66,7 @@ class Recipe:
 
 def train_plainly(
     network: nn.Module,
-    store: PatientStore,
+    store: PreparedPatients,
     *,
     among: Sequence[int],
     recipe: Recipe,
@@ -81,7 +92,7 @@ def train_plainly(
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     # torch's convolutions on the CPU take a fifth less time with channels last.
-    network.to(memory_format=torch.channels_last_3d)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = [value.detach().clone() for value in network.parameters()]
     network.train()
     for step in range(recipe.steps):
@@ -105,11 +116,11 @@ def train_plainly(
     with torch.no_grad():
         for value, mean in zip(network.parameters(), average, strict=True):
             value.copy_(mean)
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _crops(
-    store: PatientStore, patient: int, *, recipe: Recipe, generator: torch.Generator
+    store: PreparedPatients, patient: int, *, recipe: Recipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """float32 image_KCDHW and uint8 regions_KRDHW of one patient."""
     images, regions = draw_crops(
@@ -117,7 +128,7 @@ def _crops(
         crop_size=recipe.crop_size,
         count=recipe.crops_per_patient,
         generator=generator,
-        absent=store.frame.absent_channels,
+        absent=store.absent_channels(patient),
         dropout=recipe.dropout,
     )
     if recipe.randomise:

@@ -41,6 +41,7 @@ from medfl.segmentation.networks import (
     trainable_state,
     trained_names,
 )
+from medfl.site.seen_patients import require_unseen_by_start
 from medfl.site.state import SiteState
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,13 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
 
     Raises:
         PolicyRefused: If the proposal is weaker than the site's policy.
+        PrivacyError: If the study's start has seen a patient of the site.
         BudgetExceeded: If the study does not fit what is left of the budget.
         MedflError: If the site cannot take part (data, modalities, ledger).
     """
     site, study = site_state.site, proposal.study
     check_study(study, site, private=proposal.private)
+    require_unseen_by_start(site_state, proposal)
     # Whatever would make a round fail shall fail here, before anything is charged.
     site_state.stores(study)
     trained_names(site_state.network(study), study.training.trainable)

@@ -179,7 +179,9 @@ def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
 
     It is given its weights, so that it needs no file to start from.
     """
-    synthetic = study.synthetic and study.synthetic.model_copy(update={"start": None})
+    synthetic = study.synthetic and study.synthetic.model_copy(
+        update={"start": None, "public_steps": 0}
+    )
     evaluation = study.evaluation.model_copy(
         update={"every": study.training.rounds, "baselines": (), "pictures": 0}
     )

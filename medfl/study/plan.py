@@ -57,6 +57,11 @@ class StudyPlan:
     parameters: int
 
     @property
+    def collections(self) -> tuple[str, ...]:
+        """Open data whose patients the study's start has seen: no guarantee covers them."""
+        return self.study.synthetic.collections if self.study.synthetic is not None else ()
+
+    @property
     def federation(self) -> PlannedNoise | None:
         """Of the averaged update of all sites that would take part; None if nobody would."""
         if not self.sites:
@@ -74,6 +79,7 @@ class StudyPlan:
             "study": self.study.id,
             "target_epsilon": self.study.privacy.epsilon,
             "parameters": self.parameters,
+            "start_collections": list(self.collections),
             "sites": [self._row(plan) for plan in self.sites],
             "refused": {name: refusal.code for name, refusal in self.refusals.items()},
             "federation": None

@@ -7,6 +7,7 @@ transforms and crops as a hospital's, under looks and seeds that no synthetic ho
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,16 +21,17 @@ from medfl.data.transforms import Frame
 from medfl.phantom.patient import public_look, write_hospital
 from medfl.protocol.messages import Weights
 from medfl.protocol.study_model import model_spec
-from medfl.segmentation.networks import trainable_state
+from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.site.plain_training import Advance, Recipe, train_plainly
+from medfl.study.public_patients import PublicPatients
 
 
-def _unwatched(done: int, total: int) -> None:
+def unwatched(done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
 def initial_weights(
-    study: StudyConfig, *, threads: int, advance: Advance, drawn: Advance = _unwatched
+    study: StudyConfig, *, threads: int, advance: Advance, drawn: Advance = unwatched
 ) -> Weights:
     """Make the first global model: the same for the same study.
 
@@ -56,19 +58,53 @@ def initial_weights(
                 network,
                 store,
                 among=range(len(store)),
-                recipe=Recipe(
-                    steps=synthetic.pretraining_steps,
-                    learning_rate=synthetic.pretraining_learning_rate,
-                    crop_size=study.input.crop_size,
-                    crops_per_patient=study.input.crops_per_patient,
-                    dropout=study.input.modality_dropout,
-                    seed=synthetic.seed,
-                    randomise=synthetic.randomise,
-                    ema_decay=synthetic.ema_decay,
-                ),
+                recipe=_recipe(study, synthetic),
                 advance=advance,
             )
     return trainable_state(network)
+
+
+def trained_on_patients(
+    weights: Weights,
+    patients: PublicPatients,
+    study: StudyConfig,
+    synthetic: StudySynthetic,
+    *,
+    threads: int,
+    advance: Advance,
+) -> Weights:
+    """Train a pretrained model further on public patients, without noise.
+
+    Args:
+        weights: Of the pretrained model.
+        patients: The patients.
+        study: Its network, crops and seed.
+        synthetic: How many steps, and how large ones.
+        threads: CPU threads to use.
+        advance: Progress of the training steps.
+
+    Raises:
+        DataError: If a patient cannot be prepared.
+    """
+    network = model_spec(study).build(seed=study.seed)
+    load_trainable(network, weights)
+    torch.set_num_threads(threads)
+    recipe = replace(_recipe(study, synthetic), steps=synthetic.public_steps, randomise=False)
+    train_plainly(network, patients, among=range(len(patients)), recipe=recipe, advance=advance)
+    return trainable_state(network)
+
+
+def _recipe(study: StudyConfig, synthetic: StudySynthetic) -> Recipe:
+    return Recipe(
+        steps=synthetic.pretraining_steps,
+        learning_rate=synthetic.pretraining_learning_rate,
+        crop_size=study.input.crop_size,
+        crops_per_patient=study.input.crops_per_patient,
+        dropout=study.input.modality_dropout,
+        seed=synthetic.seed,
+        randomise=synthetic.randomise,
+        ema_decay=synthetic.ema_decay,
+    )
 
 
 def synthetic_patients(
@@ -78,7 +114,7 @@ def synthetic_patients(
     count: int,
     folder: Path,
     first_number: int = 0,
-    drawn: Advance = _unwatched,
+    drawn: Advance = unwatched,
 ) -> PatientStore:
     """Write synthetic patients to a folder, each with a scanner look of its own, and read them.
 

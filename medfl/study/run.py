@@ -35,9 +35,12 @@ from medfl.server.account import federation_summary, privacy_summary
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress, Silent
 from medfl.server.run_folder import RunFolder
+from medfl.site.seen_patients import require_unseen
+from medfl.site.state import simulated_state
 from medfl.study.baselines import run_baseline
 from medfl.study.pictures import write_pictures
 from medfl.study.simulation import Engine, check_sites, prepare_folder, simulate
+from medfl.study.starting_point import seen_by_start
 from medfl.study.tensorboard_log import TensorBoardLog
 from medfl.version import __version__
 
@@ -76,6 +79,10 @@ def run_study(
     check_sites(study, sites)
     # Here, so that the person who wrote the study is told why; a site would only answer a code.
     trained_parameters(study)
+    seen = seen_by_start(study, out=out)
+    for site in sites:
+        # In the run, the site would be left out of the federation, and not of the baselines.
+        require_unseen(simulated_state(site, run_folder=out), seen)
     prepare_folder(out, study=study, resume=resume)
     with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
         simulate(study, sites, out=out, engine=engine, progress=watched)

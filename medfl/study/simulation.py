@@ -28,7 +28,7 @@ from medfl.site.client_app import ObserverOf, make_client_app
 from medfl.site.state import SiteState, simulated_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.ray_engine import places_here, run_on_ray
-from medfl.study.starting_point import first_weights, keep_starting_point
+from medfl.study.starting_point import first_weights, keep_starting_point, seen_by_start
 
 Engine = Literal["inprocess", "ray"]
 
@@ -81,6 +81,7 @@ def simulate(
         variant=variant,
         start=first_model,
         progress=progress,
+        seen=seen_by_start(study, out=out),
         turns=places_here(sites).turns if engine == "ray" else 1,
     )
     server_app = make_server_app(run)

@@ -11,8 +11,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
+from medfl.cli.pretrain import write_with_progress
+from medfl.config import load_site, load_study
+from medfl.config.open_data_site import open_data_site
 from medfl.config.site import MODALITY_ORDER
 from medfl.phantom.patient import hospital_looks, write_hospital
 from medfl.segmentation.metrics import score
@@ -124,6 +128,32 @@ def test_one_command_trains_scores_and_prints_a_row_a_region(
     for region in ("WT", "ET"):
         name = f"tiny/{region}.csv"
         assert (out / name).read_text() == (tmp_path / "again" / name).read_text()
+
+
+def test_a_model_is_not_scored_on_patients_whom_it_has_seen(
+    collection: ModuleType, pretraining_study: str, tmp_path: Path
+) -> None:
+    site = tmp_path / "east.toml"
+    site.write_text(
+        open_data_site(
+            "east",
+            about="Synthetic patients",
+            root=str(tmp_path / "data" / "tiny" / "east"),
+            layout="brats2021",
+            label_scheme="brats",
+            modalities=MODALITY_ORDER,
+            patients=3,
+            held_out=0.0,
+        )
+    )
+    path = tmp_path / "public.toml"
+    path.write_text(f"{pretraining_study}public_steps = 1\n")
+    model = tmp_path / "public.safetensors"
+    write_with_progress(load_study(path), out=model, sites=[load_site(site)])
+    sites = collection.COLLECTIONS["tiny"].sites(collection._real_data())
+    with pytest.raises(typer.BadParameter, match="of the patients of east, found 3 whom it has"):
+        collection.require_unseen(model, sites)
+    collection.require_unseen(model, {"west": sites["west"]})
 
 
 @pytest.mark.parametrize("value", ["", "/no/such/folder"])

@@ -124,6 +124,7 @@ def test_the_file_says_that_it_knows_no_patient(file: Path) -> None:
         "pretraining_learning_rate": 2e-3,
         "randomise": False,
         "ema_decay": 0.0,
+        "public_steps": 0,
     }
 
 
@@ -134,8 +135,13 @@ def test_every_model_of_the_run_names_its_start(
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert read_provenance(checkpoints / "final.safetensors")["start_sha256"] == digest
     study = json.loads((checkpoints.parent / "study.json").read_text())
-    named = {"file": "pretrained.safetensors", "shipped": None, "sha256": digest}
-    assert study["synthetic"]["start"] == named
+    assert study["synthetic"]["start"] == {
+        "file": "pretrained.safetensors",
+        "shipped": None,
+        "sha256": digest,
+        "collections": [],
+        "seen_sha256": None,
+    }
 
 
 def test_a_seed_of_the_study_may_differ_since_the_file_stands_for_it(

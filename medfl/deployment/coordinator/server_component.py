@@ -22,7 +22,7 @@ from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.server.server_app import Run, serve_study
 from medfl.study.pretraining_progress import write_progress
-from medfl.study.starting_point import first_weights
+from medfl.study.starting_point import first_weights, seen_by_start
 
 # An earlier ServerApp ends when the command that followed it has ended.
 EARLIER_SECONDS = 60.0
@@ -54,6 +54,7 @@ def main(grid: Grid, context: Context) -> None:
         ),
         progress=Silent(),
         welcome=job.welcome,
+        seen=seen_by_start(job.study, out=job.out),
     )
     with (
         followed(lock_path(jobs_folder(), context.run_id), on_alone=_end),
