@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from medfl.cli.plan import SiteFiles, StudyFile, plan
 from medfl.cli.summary import print_summary
-from medfl.config import load_site, load_study
+from medfl.config import SiteConfig, load_site, load_study
 
 # The libraries behind the commands take seconds to import: each command imports what it needs after
 # it has read the files, so that --help and a refused file answer at once.
@@ -34,6 +35,15 @@ def simulate(
         Literal["inprocess", "ray"],
         typer.Option(help="ray is Flower's simulation runtime (extra 'sim')."),
     ] = "inprocess",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Sites that work side by side without Ray, each in a process of one thread; the "
+            "results are the same bits. Without it: one for each core, and one alone for a GPU.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
     ] = False,
@@ -55,6 +65,7 @@ def simulate(
             files,
             out=out,
             engine=engine,
+            jobs=_default_jobs(files, engine=engine) if jobs is None else jobs,
             resume=resume,
             progress=progress,
             command=shlex.join(
@@ -66,6 +77,15 @@ def simulate(
     print_summary(summary)
     typer.echo(f"Run folder: {out}")
     typer.echo(f"Report: {page}")
+
+
+def _default_jobs(sites: Sequence[SiteConfig], *, engine: str) -> int:
+    """As many as there are cores; sites that share a GPU would also share its memory."""
+    from medfl.preflight.machine import allowed_cores
+
+    if engine == "ray" or any(site.device != "cpu" for site in sites):
+        return 1
+    return allowed_cores()
 
 
 def report(

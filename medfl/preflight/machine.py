@@ -89,7 +89,7 @@ def this_machine(folder: Path) -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = int(min(memory, _container_limit()))
     return Machine(
-        cores=_allowed_cores(),
+        cores=allowed_cores(),
         memory_bytes=memory,
         available_bytes=min(memory, _available(memory)),
         free_disk_bytes=shutil.disk_usage(nearest_existing(folder)).free,
@@ -223,7 +223,7 @@ def _parameters(site_state: SiteState, study: StudyConfig) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def _allowed_cores() -> int:
+def allowed_cores() -> int:
     """Cores that this process may use, by its affinity and by the container's share of time."""
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,8 @@ Only open data allows them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -27,7 +28,10 @@ from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.site.state import simulated_state
 from medfl.study.home_baselines import home_scores
+from medfl.study.side_by_side import PartTeller, Together, share_out
 from medfl.study.simulation import Engine, prepare_folder, simulate
+from medfl.study.worker import Tell, Work
+from medfl.study.workers import Workers, answers
 
 THRESHOLDS = 60
 
@@ -41,6 +45,7 @@ def run_baseline(
     engine: Engine,
     start: Weights,
     progress: Progress,
+    workers: Workers,
 ) -> None:
     """Run one baseline and append its scores to the run folder's table.
 
@@ -52,43 +57,78 @@ def run_baseline(
         engine: What calls the apps.
         start: The study's first global model.
         progress: Who watches.
+        workers: Where sites work.
 
     Raises:
         MedflError: If it cannot be run.
     """
     progress.phase(f"baseline {name}")
-
-    def federate(part: str, members: Sequence[SiteConfig], *, private: bool) -> list[Scores]:
-        target = out / "baselines" / part
-        quiet = _quiet(study, members=len(members))
-        prepare_folder(target, study=quiet, resume=target.exists())
-        simulate(
-            quiet,
-            members,
-            out=target,
-            engine=engine,
-            progress=progress,
-            private=private,
-            variant=name,
-            start=start,
-        )
-        return _stored_scores(target, variant=name, rounds=study.training.rounds)
-
+    federate = partial(_federate, name=name, study=study, out=out, engine=engine, start=start)
     trained = ("non-private", "local-only", "alone", "adapted")
     rounds = study.training.rounds if name in trained else 0
     if name == "non-private":
-        scores = federate(name, sites, private=False)
+        scores = federate(name, sites, private=False, progress=progress, workers=workers)
     elif name == "local-only":
-        parts = [federate(f"{name}-{site.name}", [site], private=True) for site in sites]
+        places = share_out(sites, places=workers.jobs, by_patients=True)
+        with workers.bench(partial(_alone, federate), hear=Together(progress).hear) as bench:
+            parts: list[list[Scores]] = answers(bench, sites, places=places)
         scores = [of_site for part in parts for of_site in part]
     elif name == "alone" or name == "adapted":
-        scores = home_scores(name, study, sites, out=out, start=start, progress=progress)
+        scores = home_scores(
+            name, study, sites, out=out, start=start, progress=progress, workers=workers
+        )
     elif name == "initial-only":
         scores = _stored_scores(out, variant="federated", rounds=0)
     else:
         scores = threshold_scores(study, sites, out=out)
     # All at once: a baseline that has rows is taken to be done when a run goes on.
     RunFolder(out).append_scores(scores, variant=name, round_number=rounds)
+
+
+def _federate(
+    part: str,
+    members: Sequence[SiteConfig],
+    *,
+    name: Baseline,
+    study: StudyConfig,
+    out: Path,
+    engine: Engine,
+    start: Weights,
+    private: bool,
+    progress: Progress,
+    workers: Workers,
+) -> list[Scores]:
+    """Run the study again in a folder of its own, by some of its sites."""
+    target = out / "baselines" / part
+    quiet = _quiet(study, members=len(members))
+    prepare_folder(target, study=quiet, resume=target.exists())
+    simulate(
+        quiet,
+        members,
+        out=target,
+        engine=engine,
+        progress=progress,
+        private=private,
+        variant=name,
+        start=start,
+        workers=workers,
+    )
+    return _stored_scores(target, variant=name, rounds=study.training.rounds)
+
+
+def _alone(federate: Callable[..., list[Scores]], tell: Tell) -> Work:
+    """What runs a federation of one site after the other, each in the process that is asked."""
+
+    def scores(site: SiteConfig) -> list[Scores]:
+        return federate(
+            f"local-only-{site.name}",
+            [site],
+            private=True,
+            progress=PartTeller(site.name, tell),
+            workers=Workers(1),
+        )
+
+    return scores
 
 
 def threshold_scores(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Path) -> list[Scores]:

@@ -8,10 +8,10 @@ models would stay inside; only in a simulation of open data are they scored side
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors.torch import load_file
 
 from medfl.config import SiteConfig, StudyConfig
@@ -24,6 +24,10 @@ from medfl.site.own_model import FOLDS, STEPS, home_recipe
 from medfl.site.plain_training import train_plainly
 from medfl.site.scores import evaluate
 from medfl.site.state import SiteState, simulated_state
+from medfl.study.side_by_side import PartTeller, Together, share_out
+from medfl.study.simulation import with_one_thread
+from medfl.study.worker import Tell, Work
+from medfl.study.workers import Workers, answers
 
 HomeBaseline = Literal["alone", "adapted"]
 
@@ -36,6 +40,7 @@ def home_scores(
     out: Path,
     start: Weights,
     progress: Progress,
+    workers: Workers,
 ) -> list[Scores]:
     """Make each hospital's own model, and score it on the hospital's held-out patients.
 
@@ -47,28 +52,38 @@ def home_scores(
         out: Its run folder, finished.
         start: The study's first global model.
         progress: Who watches.
+        workers: Where the hospitals work.
 
     Raises:
         MedflError: If a model cannot be made.
     """
-    results = []
-    for site in sites:
-        site_state = simulated_state(site, run_folder=out)
-        torch.set_num_threads(site.threads)
+    make = partial(_home, name=name, study=study, out=out, start=start)
+    members = with_one_thread(sites)
+    with workers.bench(make, hear=Together(progress).hear) as bench:
+        places = share_out(members, places=workers.jobs, by_patients=False)
+        return answers(bench, members, places=places)
+
+
+def _home(tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, start: Weights) -> Work:
+    """What makes and scores the model of one site after the other."""
+
+    def scores(site: SiteConfig) -> Scores:
+        site_state, progress = simulated_state(site, run_folder=out), PartTeller(site.name, tell)
         if name == "alone":
             weights = _alone(site_state, study, start=start, progress=progress)
         else:
             weights = _adapted(site_state, study, out=out, start=start, progress=progress)
         task = EvaluateTask(study=study, round=study.training.rounds, distances=True)
-        results.append(evaluate(site_state, task, weights))
-    return results
+        return evaluate(site_state, task, weights)
+
+    return scores
 
 
 def _alone(
     site_state: SiteState, study: StudyConfig, *, start: Weights, progress: Progress
 ) -> Weights:
     site = site_state.site
-    progress.phase(f"{site.name} alone")
+    progress.phase("alone")
     training, _ = site_state.stores(study)
     network = site_state.network(study)
     load_trainable(network, start)
@@ -91,7 +106,7 @@ def _adapted(
     def watch(part: str, done: int, total: int) -> None:
         if part not in parts:
             parts.add(part)
-            progress.phase(f"{site.name} adapts the federated model, {part}")
+            progress.phase(f"adapts the federated model, {part}")
         progress.advanced(done, total)
 
     training, _ = site_state.stores(study)

@@ -39,8 +39,8 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[SiteConfig], *, run_folder
         make_client_app(state_of, observer_of=lambda _: ignore_steps),
         num_supernodes=len(sites),
         backend_config={
-            "client_resources": {"num_cpus": places.threads, "num_gpus": places.gpus_each},
-            "init_args": {"num_cpus": places.cpus, "include_dashboard": False},
+            "client_resources": {"num_cpus": 1, "num_gpus": places.gpus_each},
+            "init_args": {"num_cpus": places.at_once, "include_dashboard": False},
         },
     )
 
@@ -50,23 +50,19 @@ class Places:
     """What Ray gives to each site, and how many sites work at once.
 
     Attributes:
-        threads: CPUs of one site.
         gpus_each: Part of a GPU that one site gets; 0 where no site asks for one.
-        cpus: CPUs that Ray may use: it starts a worker for each, and no more than there are sites
-            to work for are of use.
-        at_once: Sites that work at the same time.
+        at_once: Sites that work at the same time, and CPUs that Ray may use: it starts a worker
+            for each.
         turns: How many sites one place serves one after the other, at most.
     """
 
-    threads: int
     gpus_each: float
-    cpus: int
     at_once: int
     turns: int
 
     def __str__(self) -> str:
         gpu = f" and {self.gpus_each:.2g} GPU" if self.gpus_each else ""
-        return f"sites at once: {self.at_once}, each with {self.threads} CPU{gpu}"
+        return f"sites at once: {self.at_once}, each with one CPU{gpu}"
 
 
 def places_here(sites: Sequence[SiteConfig]) -> Places:
@@ -78,7 +74,7 @@ def places_of(sites: Sequence[SiteConfig], *, cpus: int, gpus: int) -> Places:
     """Share a machine among sites.
 
     Args:
-        sites: The sites; Ray gives all of them the same.
+        sites: The sites; Ray gives all of them one CPU.
         cpus: Of the machine.
         gpus: Of the machine.
 
@@ -95,14 +91,10 @@ def places_of(sites: Sequence[SiteConfig], *, cpus: int, gpus: int) -> Places:
     asking = [site.name for site in sites if site.device == "cuda"]
     if asking and not gpus:
         raise ConfigError(f"Expected a GPU for device = 'cuda' of {asking}, found none.")
-    threads = max(site.threads for site in sites)
-    used = max(threads, min(cpus, threads * len(sites)))
-    at_once = min(len(sites), used // threads)
+    at_once = min(len(sites), cpus)
     gpus_each = min(1.0, gpus / at_once) if asking else 0.0
     return Places(
-        threads=threads,
         gpus_each=gpus_each,
-        cpus=used,
         at_once=at_once,
         turns=math.ceil(len(sites) / at_once),
     )

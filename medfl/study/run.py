@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.config.site import Region
+from medfl.errors import ConfigError
 from medfl.protocol.messages import Declaration
 from medfl.protocol.study_model import trained_parameters
 from medfl.runs.files import ENVIRONMENT, FEDERATION, PLAN, PRIVACY, SITES, SUMMARY
@@ -42,6 +43,7 @@ from medfl.study.pictures import write_pictures
 from medfl.study.simulation import Engine, check_sites, prepare_folder, simulate
 from medfl.study.starting_point import seen_by_start
 from medfl.study.tensorboard_log import TensorBoardLog
+from medfl.study.workers import Workers, one_thread
 from medfl.version import __version__
 
 LIBRARIES = ("torch", "monai", "opacus", "flwr", "dp-accounting", "numpy", "nibabel")
@@ -53,6 +55,7 @@ def run_study(
     *,
     out: str | Path,
     engine: Engine = "inprocess",
+    jobs: int = 1,
     resume: bool = False,
     progress: Progress | None = None,
     command: str = "",
@@ -64,6 +67,9 @@ def run_study(
         sites: The sites.
         out: The run folder.
         engine: What calls the apps.
+        jobs: Sites that work side by side in-process, each in a process of one thread; no more
+            than there are sites. With 1 they work in this process, one after the other. The
+            results are the same, bit for bit. Ray shares the machine itself.
         resume: Go on with the run in `out`.
         progress: Who watches; nobody if None.
         command: The command that repeats the run, for the report; empty if there is none.
@@ -73,10 +79,16 @@ def run_study(
 
     Raises:
         MedflError: If the run cannot go on; what was done stays in the folder.
+        ValueError: If `jobs` is less than 1.
     """
+    if engine == "ray" and jobs > 1:
+        raise ConfigError(
+            f"Expected jobs = 1 for --engine ray, which shares the machine itself, found {jobs}."
+        )
     begin = time.monotonic()
     out, progress = Path(out), progress or Silent()
     check_sites(study, sites)
+    workers = Workers(min(jobs, len(sites)))
     # Here, so that the person who wrote the study is told why; a site would only answer a code.
     trained_parameters(study)
     seen = seen_by_start(study, out=out)
@@ -84,17 +96,28 @@ def run_study(
         # In the run, the site would be left out of the federation, and not of the baselines.
         require_unseen(simulated_state(site, run_folder=out), seen)
     prepare_folder(out, study=study, resume=resume)
-    with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
-        simulate(study, sites, out=out, engine=engine, progress=watched)
-    minutes = (time.monotonic() - begin) / 60
     folder = RunFolder(out)
-    _describe(folder, study, command=command)
-    done = {score.variant for score in folder.scores()}
-    start = load_file(out / "checkpoints" / "initial.safetensors")
-    for name in study.evaluation.baselines:
-        if name not in done:
-            run_baseline(name, study, sites, out=out, engine=engine, start=start, progress=progress)
-    return _account(folder, study, minutes=minutes, progress=progress)
+    with one_thread(), workers:
+        with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
+            simulate(study, sites, out=out, engine=engine, progress=watched, workers=workers)
+        minutes = (time.monotonic() - begin) / 60
+        _describe(folder, study, command=command)
+        done = {score.variant for score in folder.scores()}
+        start = load_file(out / "checkpoints" / "initial.safetensors")
+        for name in study.evaluation.baselines:
+            if name not in done:
+                run_baseline(
+                    name,
+                    study,
+                    sites,
+                    out=out,
+                    engine=engine,
+                    start=start,
+                    progress=progress,
+                    workers=workers,
+                )
+        workers.close()  # the rest is done here
+        return _account(folder, study, minutes=minutes, progress=progress)
 
 
 def finish_run(

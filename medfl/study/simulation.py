@@ -1,7 +1,8 @@
 """`simulate`: a whole study on one machine, with the same apps that hospitals run.
 
-Two engines call them: this process, or Flower's simulation runtime. The only difference from a
-deployment is where a node finds its site's file.
+Two engines call them: workers of our own, or Flower's simulation runtime. A deployment differs in
+where a node finds its site's file, and in threads: here each site has one, whatever its file says,
+so that the result depends neither on the engine nor on how many sites work at the same time.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+from flwr.app import Message
 from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
@@ -28,7 +33,10 @@ from medfl.site.client_app import ObserverOf, make_client_app
 from medfl.site.state import SiteState, simulated_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.ray_engine import places_here, run_on_ray
+from medfl.study.side_by_side import SideBySideGrid, share_out
 from medfl.study.starting_point import first_weights, keep_starting_point, seen_by_start
+from medfl.study.worker import Tell, Work
+from medfl.study.workers import Workers, one_thread
 
 Engine = Literal["inprocess", "ray"]
 
@@ -43,6 +51,7 @@ def simulate(
     private: bool = True,
     variant: Variant = "federated",
     start: Weights | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Run a study and leave its run folder behind.
 
@@ -55,6 +64,7 @@ def simulate(
         private: False for the baseline without noise.
         variant: Name under which scores are stored.
         start: First global model; the study's own if absent.
+        workers: Where the sites work in-process; one after the other in this process if None.
 
     Raises:
         MedflError: If the run cannot go on; what was done stays in the folder.
@@ -66,12 +76,14 @@ def simulate(
         if start is not None:
             return start
         progress.phase("pretraining" if _pretrains(study) else "initial weights")
-        return first_weights(
+        weights = first_weights(
             study,
             out=out,
             threads=max(site.threads for site in sites),
             advance=progress.advanced,
         )
+        torch.set_num_threads(1)  # a pretraining has the threads of the sites' files
+        return weights
 
     run = Run(
         study=study,
@@ -84,14 +96,56 @@ def simulate(
         seen=seen_by_start(study, out=out),
         turns=places_here(sites).turns if engine == "ray" else 1,
     )
-    server_app = make_server_app(run)
-    if engine == "ray":
-        progress.phase(str(places_here(sites)))
-        run_on_ray(server_app, list(sites), run_folder=out)
-    else:
-        site_states = [simulated_state(site, run_folder=out) for site in sites]
-        grid = in_process_grid(site_states, progress=progress)
-        run_in_process(server_app, grid)
+    server_app, members = make_server_app(run), with_one_thread(sites)
+    with one_thread():
+        if engine == "ray":
+            progress.phase(str(places_here(sites)))
+            run_on_ray(server_app, members, run_folder=out)
+        elif workers is None or workers.jobs == 1:
+            site_states = [simulated_state(site, run_folder=out) for site in members]
+            run_in_process(server_app, in_process_grid(site_states, progress=progress))
+        else:
+            progress.phase(f"sites at once: {workers.jobs}")
+            _run_side_by_side(server_app, members, out=out, progress=progress, workers=workers)
+
+
+def with_one_thread(sites: Sequence[SiteConfig]) -> list[SiteConfig]:
+    """The sites as they are simulated: each has one thread, whatever its file says."""
+    return [site.model_copy(update={"threads": 1}) for site in sites]
+
+
+def _run_side_by_side(
+    server_app: ServerApp,
+    sites: Sequence[SiteConfig],
+    *,
+    out: Path,
+    progress: Progress,
+    workers: Workers,
+) -> None:
+    places = share_out(sites, places=workers.jobs, by_patients=True)
+    make = partial(_site_nodes, sites=sites, out=out)
+    with workers.bench(make, hear=lambda step: progress.stepped(*step)) as bench:
+        nodes = dict(zip(nodes_of(sites), places, strict=True))
+        run_in_process(server_app, SideBySideGrid(bench, places=nodes))
+
+
+def _site_nodes(tell: Tell, *, sites: Sequence[SiteConfig], out: Path) -> Work:
+    """Every site's node in one worker, which is asked for some of them only."""
+    quiet_flower()
+
+    def observer_of(site: str) -> StepObserver:
+        return lambda done, total: tell((site, done, total))
+
+    site_states = [simulated_state(site, run_folder=out) for site in sites]
+    app = client_app_of(site_states, observer_of=observer_of)
+    grid = InProcessGrid(app, node_configs=nodes_of(site_states))
+
+    def answer(message: Message) -> Message | None:
+        # It may have waited for others at this place: its time begins now.
+        message.metadata.created_at = time.time()
+        return grid.deliver(message)
+
+    return answer
 
 
 def in_process_grid(site_states: Sequence[SiteState], *, progress: Progress) -> InProcessGrid:
@@ -112,9 +166,9 @@ def client_app_of(site_states: Sequence[SiteState], *, observer_of: ObserverOf) 
     )
 
 
-def nodes_of(site_states: Sequence[SiteState]) -> dict[int, dict[str, int]]:
+def nodes_of(sites: Sequence[SiteState] | Sequence[SiteConfig]) -> dict[int, dict[str, int]]:
     """The node of each site, in their order, with what tells the app whose it is."""
-    return {number + 2: {"partition-id": number} for number in range(len(site_states))}
+    return {number + 2: {"partition-id": number} for number in range(len(sites))}
 
 
 def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
