@@ -3,12 +3,14 @@
     python pipelines/benchmark.py                     all parts
     python pipelines/benchmark.py step [--crop 32 --crop 48] [--quick] [--out DIR]
     python pipelines/benchmark.py waiting [--quick]
+    python pipelines/benchmark.py sites [--jobs 2] [--quick]
     python pipelines/benchmark.py federation [--way ray --sites 8 --payload 20] [--out DIR]
     python pipelines/benchmark.py data [--full-size 50 --full-size 500]
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
 with the same network, crops and threads. `waiting` times that step alone and beside a process that
-keeps a core busy, with threads that spin while they wait and with threads that sleep. `federation`
+keeps a core busy, with threads that spin while they wait and with threads that sleep. `sites` times
+a round whose sites work one after the other and side by side. `federation`
 shows what a round costs beside its training
 and how much memory the server takes, in this process, on Flower's simulation runtime and as real
 processes. `data` checks cohorts of growing size and shows how long training waits for patients, and
@@ -86,6 +88,7 @@ def main(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         step(crop=None, quick=False, out=None)
         waiting(quick=False)
+        sites(jobs=2, quick=False)
         federation(way=None, sites=None, payload=None, out=None)
         data(full_size=None)
 
@@ -255,6 +258,41 @@ def waiting(
     for policy, label in WAITING.items():
         alone, beside = seconds[policy, False], seconds[policy, True]
         table.add_row(label, f"{alone:.2f}", f"{beside:.2f}", f"{beside / alone:.2f}")
+    console.print(table)
+
+
+@app.command()
+def sites(
+    jobs: Annotated[int, typer.Option(min=2, max=4, help="Sites that work side by side.")] = 2,
+    quick: Annotated[bool, typer.Option(help="Few rounds, one turn.")] = False,
+) -> None:
+    """Time of a round of four sites, one after the other and side by side, in turns."""
+    rounds, turns = (2, 1) if quick else (5, TURNS)
+    costs: dict[int, list[dict[str, Any]]] = {1: [], jobs: []}
+    for _, at_once in itertools.product(range(turns), costs):
+        with console.status(f"sites at once: {at_once}"):
+            costs[at_once].append(_child("side_by_side_cost.py", str(at_once), str(rounds)))
+    if len({cost["weights"] for turn in costs.values() for cost in turn}) != 1:
+        raise RuntimeError("Expected the same bits however many sites work at once, found others.")
+    table = Table(
+        title=f"A study of 4 sites and {rounds} rounds",
+        caption="x: multiple of side by side; the least disturbed turn of each; same final weights",
+    )
+    for heading in ("sites at once", "a round, s", "x", "whole run, s", "x"):
+        table.add_column(heading, justify="right")
+    least = {
+        at_once: {
+            key: min(cost[key] for cost in turn) for key in ("round_seconds", "total_seconds")
+        }
+        for at_once, turn in costs.items()
+    }
+    for at_once, cost in least.items():
+        cells = [
+            text
+            for key, seconds in cost.items()
+            for text in (f"{seconds:.2f}", f"{seconds / least[jobs][key]:.2f}")
+        ]
+        table.add_row(str(at_once), *cells)
     console.print(table)
 
 

@@ -57,22 +57,26 @@ def home_scores(
     Raises:
         MedflError: If a model cannot be made.
     """
-    make = partial(_home, name=name, study=study, out=out, start=start)
+    make = partial(_home, name=name, study=study, out=out, start=start, steps=STEPS)
     members = with_one_thread(sites)
     with workers.bench(make, hear=Together(progress).hear) as bench:
         places = share_out(members, places=workers.jobs, by_patients=False)
         return answers(bench, members, places=places)
 
 
-def _home(tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, start: Weights) -> Work:
+def _home(
+    tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, start: Weights, steps: int
+) -> Work:
     """What makes and scores the model of one site after the other."""
 
     def scores(site: SiteConfig) -> Scores:
         site_state, progress = simulated_state(site, run_folder=out), PartTeller(site.name, tell)
         if name == "alone":
-            weights = _alone(site_state, study, start=start, progress=progress)
+            weights = _alone(site_state, study, start=start, steps=steps, progress=progress)
         else:
-            weights = _adapted(site_state, study, out=out, start=start, progress=progress)
+            weights = _adapted(
+                site_state, study, out=out, start=start, steps=steps, progress=progress
+            )
         task = EvaluateTask(study=study, round=study.training.rounds, distances=True)
         return evaluate(site_state, task, weights)
 
@@ -80,7 +84,7 @@ def _home(tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, star
 
 
 def _alone(
-    site_state: SiteState, study: StudyConfig, *, start: Weights, progress: Progress
+    site_state: SiteState, study: StudyConfig, *, start: Weights, steps: int, progress: Progress
 ) -> Weights:
     site = site_state.site
     progress.phase("alone")
@@ -91,7 +95,7 @@ def _alone(
         network,
         training,
         among=range(len(training)),
-        recipe=home_recipe(model_spec(study), steps=STEPS, seed=study.seed),
+        recipe=home_recipe(model_spec(study), steps=steps, seed=study.seed),
         device=site.device,
         advance=progress.advanced,
     )
@@ -99,7 +103,13 @@ def _alone(
 
 
 def _adapted(
-    site_state: SiteState, study: StudyConfig, *, out: Path, start: Weights, progress: Progress
+    site_state: SiteState,
+    study: StudyConfig,
+    *,
+    out: Path,
+    start: Weights,
+    steps: int,
+    progress: Progress,
 ) -> Weights:
     site, parts = site_state.site, set[str]()
 
@@ -119,7 +129,7 @@ def _adapted(
         training,
         spec=spec,
         start=start,
-        recipe=home_recipe(spec, steps=STEPS, seed=study.seed),
+        recipe=home_recipe(spec, steps=steps, seed=study.seed),
         folds=min(FOLDS, len(training)),
         device=site.device,
         watch=watch,

@@ -70,19 +70,21 @@ def _listen_to_ctrl_c() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
-    hospitals: list[Path], study: Path, tmp_path: Path
+    jobs: str, hospitals: list[Path], study: Path, tmp_path: Path
 ) -> None:
     study.write_text(replaced(study.read_text(), LONG))
     out = tmp_path / "run"
     child = subprocess.Popen(
-        [MEDFL, "simulate", study, *hospitals, "--out", out],
+        [MEDFL, "simulate", study, *hospitals, "--out", out, "--jobs", jobs],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # Who runs the tests in the background may have told them to ignore Ctrl-C.
         preexec_fn=_listen_to_ctrl_c,
+        start_new_session=True,
     )
     watchdog = threading.Timer(120, child.kill)
     watchdog.start()
@@ -91,13 +93,15 @@ def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
     for line in child.stderr:
         seen += line
         if "round 2/500" in line:
-            child.send_signal(signal.SIGINT)
+            os.killpg(child.pid, signal.SIGINT)  # a terminal tells all processes of a command
             break
     _, rest = child.communicate(timeout=60)
     watchdog.cancel()
     assert child.returncode == 130, seen + rest
     assert "Traceback" not in seen + rest
     assert "Stopped. What was charged to a ledger stays charged" in rest
+    with pytest.raises(ProcessLookupError):  # nobody is left
+        os.killpg(child.pid, 0)
 
     rounds = len((out / "rounds.jsonl").read_text().splitlines())
     assert rounds >= 2

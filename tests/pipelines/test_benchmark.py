@@ -95,6 +95,15 @@ def test_benchmark_writes_its_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_benchmark_sets_sites_side_by_side_beside_one_after_the_other() -> None:
+    command = [sys.executable, str(PIPELINES / "benchmark.py"), "sites", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for at_once in (1, 2):
+        assert re.search(rf" {at_once} .*\d\.\d\d.*\d\.\d\d.*\d\.\d\d", done.stdout)
+
+
+@pytest.mark.slow
 def test_benchmark_sets_threads_that_sleep_beside_threads_that_spin() -> None:
     command = [sys.executable, str(PIPELINES / "benchmark.py"), "waiting", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -109,7 +109,6 @@ def test_what_a_site_has_alone_and_what_it_gets_are_scored_on_its_own_patients(
 def test_a_site_of_one_patient_has_nobody_to_choose_by_and_keeps_the_federated_model(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(home_baselines, "STEPS", 1)
     monkeypatch.setitem(OPEN, "declared_patients", 1)
     monkeypatch.setitem(OPEN, "data", {"held_out": 0.0})
     study = federation.study(training={"rounds": 1}, aggregation={"min_sites": 1})
@@ -117,8 +116,9 @@ def test_a_site_of_one_patient_has_nobody_to_choose_by_and_keeps_the_federated_m
     (site,) = federation.sites("west", **OPEN)
     run_study(study, [site], out=out, engine="inprocess", progress=Silent())
     start = load_file(out / "checkpoints" / "initial.safetensors")
+    site_state = simulated_state(site, run_folder=out)
     kept = home_baselines._adapted(
-        simulated_state(site, run_folder=out), study, out=out, start=start, progress=Silent()
+        site_state, study, out=out, start=start, steps=1, progress=Silent()
     )
     federated = load_file(out / "checkpoints" / "final.safetensors")
     assert all(torch.equal(kept[name], federated[name]) for name in federated)
