@@ -24,7 +24,7 @@ def gains_figure(run: RunResults) -> Figure:
     """
     regions, sites = run.study.input.regions, [site.name for site in run.sites]
     figure = Figure(figsize=(_WIDTH, _HEADER + _ROW * len(sites)), layout="constrained")
-    panels = figure.subplots(1, len(regions), sharey=True, squeeze=False).flat
+    panels = list(figure.subplots(1, len(regions), sharey=True, squeeze=False).flat)
     for panel, region in zip(panels, regions, strict=True):
         for row, site in enumerate(sites):
             ends = [_mean(run, name, region, site=site) for name in ("alone", "adapted")]
@@ -49,7 +49,6 @@ def gains_figure(run: RunResults) -> Figure:
         panel.margins(x=0.25, y=0.2)
         panel.grid(axis="x")
         panel.set_yticks(range(len(sites)), [wording.shortened(site) for site in sites])
-    panels = figure.axes
     panels[0].invert_yaxis()
     marks = [
         Line2D([], [], color=_ALONE, marker="X", linestyle="none", markersize=8),

@@ -1,8 +1,8 @@
 """Other ways to get a model, scored on the same held-out patients as the federation.
 
 They run in the same code with one thing changed: without noise, each hospital alone with noise or
-without, adapted at home, not trained on patients at all, or no network but one global threshold.
-Only open data allows them.
+without, adapted at home, all patients in one place, not trained on patients at all, or no network
+but one global threshold. Only open data allows them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.site.state import simulated_state
 from medfl.study.home_baselines import home_scores
+from medfl.study.pooled_baseline import pooled_scores
 from medfl.study.side_by_side import PartTeller, Together, share_out
 from medfl.study.simulation import Engine, prepare_folder, simulate
 from medfl.study.worker import Tell, Work
@@ -64,7 +65,7 @@ def run_baseline(
     """
     progress.phase(f"baseline {name}")
     federate = partial(_federate, name=name, study=study, out=out, engine=engine, start=start)
-    trained = ("non-private", "local-only", "alone", "adapted")
+    trained = ("non-private", "local-only", "alone", "adapted", "pooled")
     rounds = study.training.rounds if name in trained else 0
     if name == "non-private":
         scores = federate(name, sites, private=False, progress=progress, workers=workers)
@@ -76,6 +77,10 @@ def run_baseline(
     elif name == "alone" or name == "adapted":
         scores = home_scores(
             name, study, sites, out=out, start=start, progress=progress, workers=workers
+        )
+    elif name == "pooled":
+        scores = pooled_scores(
+            study, sites, out=out, start=start, progress=progress, workers=workers
         )
     elif name == "initial-only":
         scores = _stored_scores(out, variant="federated", rounds=0)

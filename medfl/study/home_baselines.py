@@ -20,7 +20,7 @@ from medfl.protocol.study_model import model_spec
 from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.server.progress import Progress
 from medfl.site.adaptation import adapt
-from medfl.site.own_model import FOLDS, STEPS, home_recipe
+from medfl.site.own_model import FOLDS, home_recipe
 from medfl.site.plain_training import train_plainly
 from medfl.site.scores import evaluate
 from medfl.site.state import SiteState, simulated_state
@@ -57,7 +57,9 @@ def home_scores(
     Raises:
         MedflError: If a model cannot be made.
     """
-    make = partial(_home, name=name, study=study, out=out, start=start, steps=STEPS)
+    make = partial(
+        _home, name=name, study=study, out=out, start=start, steps=study.evaluation.home_steps
+    )
     members = with_one_thread(sites)
     with workers.bench(make, hear=Together(progress).hear) as bench:
         places = share_out(members, places=workers.jobs, by_patients=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.patient_store import PatientStore
-from medfl.data.transforms import PreparedCase
+from medfl.data.pooled_patients import PooledPatients
 from medfl.errors import ConfigError, PrivacyError
 from medfl.protocol.messages import MAX_SEEN_IMAGES
 from medfl.site.seen_patients import digests_of
@@ -21,44 +21,18 @@ from medfl.site.state import CACHE, simulated_state
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PublicPatients:
+class PublicPatients(PooledPatients):
     """The training patients of several sites; those held out are left alone.
 
     Attributes:
-        stores: One a site.
         collections: Number of patients by site, in the order of the names.
         seen: Digests of all of their images, in ascending order.
         label_schemes: Of their masks.
     """
 
-    stores: tuple[PatientStore, ...]
     collections: Mapping[str, int]
     seen: tuple[str, ...]
     label_schemes: frozenset[str]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.stores))
-
-    def prepared(self, index: int) -> tuple[PreparedCase, ...]:
-        """All cases of patient number `index`, counted over all sites.
-
-        Raises:
-            DataError: If a case cannot be prepared.
-        """
-        store, number = self._place(index)
-        return store.prepared(number)
-
-    def absent_channels(self, index: int) -> tuple[int, ...]:
-        """Channels that this patient's site does not have."""
-        store, number = self._place(index)
-        return store.absent_channels(number)
-
-    def _place(self, index: int) -> tuple[PatientStore, int]:
-        for store in self.stores:
-            if index < len(store):
-                return store, index
-            index -= len(store)
-        raise IndexError(index)
 
 
 def read_public_patients(

@@ -16,7 +16,7 @@ from medfl.segmentation.networks import trainable_state
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.site.state import simulated_state
-from medfl.study import baselines, home_baselines
+from medfl.study import baselines, home_baselines, pooled_baseline
 from medfl.study.run import run_study
 
 ALL = ("initial-only", "non-private", "local-only", "threshold")
@@ -26,9 +26,13 @@ SITES = ("east", "south")
 pytestmark = pytest.mark.slow
 
 
-def run(federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False) -> Path:
+def run(
+    federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False, home_steps: int = 1
+) -> Path:
     out: Path = federation.scratch / "run"
-    study = federation.study(training={"rounds": 1}, evaluation={"baselines": list(names)})
+    study = federation.study(
+        training={"rounds": 1}, evaluation={"baselines": list(names), "home_steps": home_steps}
+    )
     run_study(
         study,
         federation.sites(*SITES, **OPEN),
@@ -80,7 +84,6 @@ def test_what_a_site_has_alone_and_what_it_gets_are_scored_on_its_own_patients(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained on its training patients without noise; nothing is charged, nothing is sent."""
-    monkeypatch.setattr(home_baselines, "STEPS", 1)
     starts: list[dict[str, torch.Tensor]] = []
     trained: list[int] = []
     train = home_baselines.train_plainly
@@ -101,6 +104,36 @@ def test_what_a_site_has_alone_and_what_it_gets_are_scored_on_its_own_patients(
     sites = federation.sites(*SITES, **OPEN)
     assert trained == [site.declared_patients for site in sites]
     assert not (out / "baselines").exists()
+    for site in sites:
+        with Ledger.open(out / "sites" / site.name / "ledger") as ledger:
+            assert len([entry for entry in ledger.entries() if entry.kind == "charge"]) == 1
+
+
+def test_all_patients_in_one_place_are_the_training_patients_of_all_sites(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the study's start, as many steps as the sites alone take together, nothing charged."""
+    seen: list[tuple[set[str], int]] = []
+    train = pooled_baseline.train_plainly
+
+    def noted(network: Any, store: Any, *, among: Any, recipe: Any, **named: Any) -> None:
+        assert list(among) == list(range(len(store)))
+        stores = store.stores
+        ids = {each.patient_id for part in stores for each in part._patients}
+        seen.append((ids, recipe.steps))
+        train(network, store, among=among, recipe=recipe, **named)
+
+    monkeypatch.setattr(pooled_baseline, "train_plainly", noted)
+    out = run(federation, names=("pooled",), home_steps=2)
+    sites = federation.sites(*SITES, **OPEN)
+    states = [simulated_state(site, run_folder=out) for site in sites]
+    training = {each.patient_id for state in states for each in state.patients.training}
+    held_out = {each.patient_id for state in states for each in state.patients.held_out}
+    assert seen == [(training, 2 * len(sites))]
+    assert held_out
+    assert not training & held_out
+    found = scored(out)
+    assert set(found["pooled"]) == set(found["federated"])
     for site in sites:
         with Ledger.open(out / "sites" / site.name / "ledger") as ledger:
             assert len([entry for entry in ledger.entries() if entry.kind == "charge"]) == 1

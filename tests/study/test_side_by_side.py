@@ -26,7 +26,6 @@ from medfl.runs.records import Round
 from medfl.server.ask import ask
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
-from medfl.study import home_baselines
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.run import run_study
 from medfl.study.side_by_side import Part, PartTeller, SideBySideGrid, Together, share_out
@@ -34,7 +33,11 @@ from medfl.study.workers import Workers
 
 OPEN: dict[str, Any] = {"privacy": {"share_metrics": True, "allow_baselines": True}, "threads": 2}
 SITES = ("east", "north", "south")
-BASELINES = ["local-only", "alone", "adapted"]
+BESIDE = {
+    "evaluation": {
+        "every": 1, "home_steps": 2, "baselines": ["local-only", "alone", "adapted", "pooled"]
+    }
+}  # fmt: skip
 STUDY: dict[str, Any] = {
     "aggregation": {"strategy": "fedadam", "server_learning_rate": 1e-3, "ema_decay": 0.9},
     "evaluation": {"every": 1},
@@ -258,21 +261,18 @@ def assert_same(out: Path, other: Path) -> None:
 def one_after_the_other(shared_federation: Any) -> Path:
     """A study without workers, with what is done beside it."""
     out: Path = shared_federation.scratch / "one"
-    study = shared_federation.study(**STUDY | {"evaluation": {"every": 1, "baselines": BASELINES}})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(home_baselines, "STEPS", 2)
-        run_study(study, shared_federation.sites(*SITES, **OPEN), out=out)
+    study = shared_federation.study(**STUDY | BESIDE)
+    run_study(study, shared_federation.sites(*SITES, **OPEN), out=out)
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [2, 3])
 def test_a_run_is_the_same_bits_however_many_sites_work_at_once(
-    jobs: int, federation: Any, one_after_the_other: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, federation: Any, one_after_the_other: Path
 ) -> None:
-    monkeypatch.setattr(home_baselines, "STEPS", 2)
     noted, out = Noted(), federation.scratch / "run"
-    study = federation.study(**STUDY | {"evaluation": {"every": 1, "baselines": BASELINES}})
+    study = federation.study(**STUDY | BESIDE)
     run_study(study, federation.sites(*SITES, **OPEN), out=out, jobs=jobs, progress=noted)
     assert_same(out, one_after_the_other)
     assert sorted(noted.steps) == sorted((name, 1, 1) for name in SITES for _ in range(2))
