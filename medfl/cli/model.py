@@ -207,11 +207,20 @@ def _tables(found: Evaluation) -> tuple[Table, Table]:
 def bundle(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+    although_it_stays: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Hand on a model that `medfl adapt` made for a hospital itself; it discloses the "
+            "patients, and the bundle states the reason.",
+        ),
+    ] = "",
 ) -> None:
     """Write the final model as a MONAI bundle, with a model card that states the privacy."""
     from medfl.prediction.monai_bundle import export_bundle
 
-    typer.echo(f"Bundle: {export_bundle(run_dir, out)}")
+    written = export_bundle(run_dir, out, although_it_stays=although_it_stays)
+    typer.echo(f"Bundle: {written}")
 
 
 def _data(

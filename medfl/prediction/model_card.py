@@ -20,7 +20,7 @@ _CARD = """\
 # {study}: brain-tumour segmentation, trained {how}
 
 {notice}
-
+{mark}
 A MONAI {network} with {parameters:,} parameters, trained by {sites} site(s) over {rounds}
 rounds with medfl {medfl}. It takes {channels} and gives {regions}.
 
@@ -67,6 +67,14 @@ Other diseases, other modalities, scanners unlike those of its sites, or any cli
 
 _LACKING = "- `None` in place of a file stands for a scan that a patient does not have.\n"
 
+PLAIN = "without noise, for one hospital"
+_MARK = """
+> **{privacy}.** This model was trained without noise on the patients of {site}, and tells of them
+> without limit: it is as private as their images. What is said of epsilon below holds for the
+> federated model that it was made of, and not for them. It was handed on all the same on {date}:
+> {reason}
+"""
+
 PRIVATE = "with patient-level differential privacy"
 _PROMISE = """\
 Whoever sees this model, and every update of a site on the way,
@@ -89,6 +97,7 @@ def model_card(
     packages: Sequence[str],
     schemes: Sequence[str],
     kept: bool,
+    handed_on: Mapping[str, str],
 ) -> str:
     """The card as Markdown.
 
@@ -101,6 +110,8 @@ def model_card(
         packages: What the bundle needs beside MONAI, torch and numpy.
         schemes: The label schemes that its masks can be written in.
         kept: Whether the promise to the patients holds.
+        handed_on: For a model that should have stayed at its hospital: ``privacy``, and why
+            (``handed_on_because``) and when (``handed_on``) it was handed on. Empty for others.
     """
     rows = [
         f"| {entry['site']} | {float(entry['epsilon_pld']):.2f} | {float(entry['delta']):g} | "
@@ -109,7 +120,8 @@ def model_card(
     ]
     return _CARD.format(
         study=study["id"],
-        how=PRIVATE if kept else NOISY,
+        how=NOISY if not kept else PLAIN if handed_on else PRIVATE,
+        mark=_mark(handed_on, site=provenance.get("site", "a hospital")),
         promise=_PROMISE if kept else _WITHDRAWN,
         notice=NOTICE,
         network=spec.network,
@@ -141,4 +153,16 @@ def _pretraining(provenance: Mapping[str, Any]) -> str:
     return (
         f"{began} The starting model has also seen public patients, of these collections: "
         f"{collections}. **The guarantee does not cover them.**"
+    )
+
+
+def _mark(handed_on: Mapping[str, str], *, site: str) -> str:
+    if not handed_on:
+        return ""
+    privacy = handed_on["privacy"]
+    return _MARK.format(
+        privacy=privacy[:1].upper() + privacy[1:],
+        site=site,
+        date=handed_on["handed_on"],
+        reason=handed_on["handed_on_because"],
     )

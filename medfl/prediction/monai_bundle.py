@@ -18,16 +18,17 @@ import torch
 
 from medfl.data.label_schemes import SCHEMES
 from medfl.durable import write_atomically, written_aside
-from medfl.errors import ConfigError, FederationError
+from medfl.errors import ConfigError, FederationError, PrivacyError
 from medfl.prediction import bundle_script
 from medfl.prediction.carried_code import SCRIPTS, carried_code
-from medfl.prediction.model_card import FILES, NOISY, PRIVATE, REGIONS, model_card
+from medfl.prediction.model_card import FILES, NOISY, PLAIN, PRIVATE, REGIONS, model_card
 from medfl.segmentation.model_file import (
+    STAYS,
     ModelSpec,
     fills_missing,
     read_model,
     read_provenance,
-    require_may_leave,
+    stays,
 )
 from medfl.segmentation.networks import constructor_arguments
 from medfl.segmentation.notice import NOTICE
@@ -37,12 +38,14 @@ MODEL = Path("checkpoints") / "final.safetensors"
 _STEPS = bundle_script.__name__.replace("medfl", SCRIPTS, 1)
 
 
-def export_bundle(run_dir: Path, out: Path) -> Path:
+def export_bundle(run_dir: Path, out: Path, *, although_it_stays: str = "") -> Path:
     """Write the final model of a run as a MONAI bundle.
 
     Args:
         run_dir: The folder of a finished run.
         out: A new or empty folder.
+        although_it_stays: Why a model that a hospital made for itself is handed on all the same;
+            the bundle states it. Such a model is refused without a reason.
 
     Returns:
         The bundle's folder.
@@ -51,12 +54,12 @@ def export_bundle(run_dir: Path, out: Path) -> Path:
         ConfigError: If `out` holds files.
         FederationError: If the run is not finished or damaged.
         ModelError: If its model cannot be used.
-        PrivacyError: If its model is one that stays at a hospital.
+        PrivacyError: If its model is one that stays at a hospital, and no reason is given.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: expected a new or empty folder, found files.")
     study, privacy = (_read(run_dir / name) for name in ("study.json", "privacy.json"))
-    require_may_leave(run_dir / MODEL)
+    handed_on = _handed_on(run_dir / MODEL, reason=" ".join(although_it_stays.split()))
     spec, network = read_model(run_dir / MODEL)
     provenance = read_provenance(run_dir / MODEL)
     (out / "models").mkdir(parents=True, exist_ok=True)
@@ -76,12 +79,37 @@ def export_bundle(run_dir: Path, out: Path) -> Path:
         packages=tuple(packages),
         schemes=tuple(inference["label_schemes"]),
         kept=kept,
+        handed_on=handed_on,
     )
     write_atomically(out / "docs" / "README.md", card.encode())
-    metadata = _metadata(study, spec, provenance, packages=packages, kept=kept)
-    _write_json(out / "configs" / "metadata.json", metadata)
+    how = NOISY if not kept else PLAIN if handed_on else PRIVATE
+    metadata = _metadata(study, spec, provenance, packages=packages, how=how)
+    _write_json(out / "configs" / "metadata.json", metadata | handed_on)
     _write_json(out / "configs" / "inference.json", inference)
     return out
+
+
+def _handed_on(model: Path, *, reason: str) -> dict[str, str]:
+    """What a bundle says of a model that should have stayed; nothing for any other one.
+
+    Raises:
+        ModelError: If the file cannot be read.
+        PrivacyError: If there is no reason to hand it on.
+    """
+    if not stays(model):
+        return {}
+    if not reason:
+        raise PrivacyError(
+            f"{model}: expected a model whose training kept its promise to the patients, found one "
+            f"that is {STAYS!r}. Where it has to go all the same, say why with "
+            "--although-it-stays; the bundle will state it.",
+            code="model-stays",
+        )
+    return {
+        "privacy": STAYS,
+        "handed_on_because": reason,
+        "handed_on": datetime.now(UTC).date().isoformat(),
+    }
 
 
 def _inference(spec: ModelSpec, *, fills: bool) -> dict[str, Any]:
@@ -151,7 +179,7 @@ def _metadata(
     provenance: dict[str, Any],
     *,
     packages: dict[str, str],
-    kept: bool,
+    how: str,
 ) -> dict[str, Any]:
     def image(names: dict[int, str], *, kind: str) -> dict[str, Any]:
         return {
@@ -175,8 +203,7 @@ def _metadata(
         "required_packages_version": packages,
         "task": "brain-tumour segmentation",
         "name": study["id"],
-        "description": f"Trained by medfl {provenance.get('medfl', __version__)} "
-        f"{PRIVATE if kept else NOISY}.",
+        "description": f"Trained by medfl {provenance.get('medfl', __version__)} {how}.",
         "authors": "the sites of the study",
         "copyright": "the sites of the study",
         "intended_use": NOTICE,

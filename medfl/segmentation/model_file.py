@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medfl.config.site import Modality, Region, Size, Spacing
 from medfl.config.study import StudyInput, StudyNetwork
 from medfl.durable import write_atomically
-from medfl.errors import ConfigError, ModelError, PrivacyError
+from medfl.errors import ConfigError, ModelError
 from medfl.segmentation.networks import build_network, load_trainable
 from medfl.segmentation.notice import NOTICE
 
@@ -156,30 +156,26 @@ def require_new_model_file(out: Path) -> None:
     """
     if out.exists():
         raise ConfigError(f"{out}: expected a new file, found one that exists.")
+    # Under another name: a crash in between must not leave what looks like a model.
+    probe = out.with_name(f".{out.name}.probe")
     try:
-        write_atomically(out, b"")
-        out.unlink()
+        write_atomically(probe, b"")
+        probe.unlink()
     except OSError as error:
         raise ConfigError(
             f"{out}: expected a file that can be written, found: {error.strerror}."
         ) from None
 
 
-def require_may_leave(path: Path) -> None:
-    """Refuse a model that a hospital has made for itself: it is as private as its patients' images.
+def stays(path: Path) -> bool:
+    """Whether a model says that a hospital made it for itself: as private as its patients' images.
 
     The file's own word is taken for that: this guards against a mistake, not against who forges it.
 
     Raises:
         ModelError: If the file cannot be read.
-        PrivacyError: If it says that it stays.
     """
-    if read_provenance(path).get("privacy") == STAYS:
-        raise PrivacyError(
-            f"{path}: expected a model whose training kept its promise to the patients, found one "
-            f"that is {STAYS!r}.",
-            code="model-stays",
-        )
+    return bool(read_provenance(path).get("privacy") == STAYS)
 
 
 def fills_missing(path: Path) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import pytest
 from monai.bundle import verify_net_in_out
 
 from medfl.config.site import Modality, SiteData
-from medfl.errors import ConfigError, FederationError
+from medfl.errors import ConfigError, FederationError, PrivacyError
 from medfl.prediction.cohort import predict_case, predict_cohort
 from medfl.prediction.monai_bundle import MODEL, export_bundle
 from medfl.prediction.predictor import Predictor
-from medfl.segmentation.model_file import ModelSpec
+from medfl.segmentation.model_file import STAYS, ModelSpec, model_bytes, read_model
+from medfl.segmentation.networks import trainable_state
 from tests.prediction.bundles import content, finished_run, run_bundle
 from tests.prediction.conftest import SPEC
 
@@ -89,6 +91,49 @@ def test_a_run_of_medfl_0_1_is_not_called_private(old: int, run_dir: Path, tmp_p
         assert ("noise of medfl 0.1" in text) == (old > 0)
     assert ("Do not rely on it" in card) == (old > 0)
     assert ("learns about any one patient no more" in card) == (old == 0)
+
+
+@pytest.fixture
+def own_model(run_dir: Path) -> Path:
+    """A run folder into which somebody has copied a hospital's own model."""
+    spec, network = read_model(run_dir / MODEL)
+    provenance = {"privacy": STAYS, "site": "north", "medfl": "0"}
+    weights = trainable_state(network)
+    (run_dir / MODEL).write_bytes(model_bytes(weights, spec=spec, provenance=provenance))
+    return run_dir
+
+
+@pytest.mark.parametrize("reason", ["", "  \n "])
+def test_a_hospitals_own_model_is_refused_without_a_reason(
+    own_model: Path, tmp_path: Path, reason: str
+) -> None:
+    with pytest.raises(PrivacyError, match="--although-it-stays"):
+        export_bundle(own_model, tmp_path / "bundle", although_it_stays=reason)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_with_a_reason_the_bundle_says_what_it_is_and_why(own_model: Path, tmp_path: Path) -> None:
+    reason = "For the hospital's\nown archive."
+    out = export_bundle(own_model, tmp_path / "bundle", although_it_stays=reason)
+    card = (out / "docs" / "README.md").read_text()
+    metadata = json.loads((out / "configs" / "metadata.json").read_text())
+    today = datetime.now(UTC).date().isoformat()
+    assert "differential privacy" not in card.splitlines()[0]
+    assert "**Not private: stays at this hospital.** This model was trained without noise" in card
+    assert f"It was handed on all the same on {today}" in card
+    assert "For the hospital's own archive." in card
+    assert metadata["privacy"] == STAYS
+    assert (metadata["handed_on"], metadata["handed_on_because"]) == (
+        today,
+        "For the hospital's own archive.",
+    )
+    assert "differential privacy" not in metadata["description"]
+
+
+def test_a_reason_says_nothing_of_a_model_that_may_leave(run_dir: Path, tmp_path: Path) -> None:
+    out = export_bundle(run_dir, tmp_path / "bundle", although_it_stays="no need")
+    assert "no need" not in (out / "docs" / "README.md").read_text()
+    assert "privacy" not in json.loads((out / "configs" / "metadata.json").read_text())
 
 
 def test_nothing_is_overwritten_and_an_unfinished_run_is_refused(
