@@ -14,9 +14,12 @@ from medfl.cli.advance import shown_advance
 from medfl.cli.data import SiteFile
 from medfl.cli.numbers import LARGEST_SEED
 from medfl.config import load_site
+from medfl.config.site import MAX_ADAPTATION_STEPS, MAX_FOLDS
 
 if TYPE_CHECKING:
     from medfl.site.adaptation import Adaptation
+
+_FROM_FILE = "From the table [adapt] of the site's file if not given."
 
 
 def register(app: typer.Typer) -> None:
@@ -38,12 +41,21 @@ def adapt(
         ),
     ] = None,
     steps: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Steps of each training, without noise.")
-    ] = 100,
-    folds: Annotated[int, typer.Option(min=2, max=100, help="Parts of the cross-validation.")] = 3,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_ADAPTATION_STEPS,
+            help=f"Steps of each training, without noise. {_FROM_FILE}",
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, max=MAX_FOLDS, help=f"Parts of the cross-validation. {_FROM_FILE}"),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Of patients, crops and folds.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help=f"Of patients, crops and folds. {_FROM_FILE}"),
+    ] = None,
 ) -> None:
     """Adapt a federated model to a hospital's own patients, for its own use.
 
@@ -54,7 +66,7 @@ def adapt(
     config = load_site(site)
     from medfl.segmentation.model_file import STAYS
     from medfl.segmentation.notice import NOTICE
-    from medfl.site.own_model import write_own_model
+    from medfl.site.own_model import table_of, write_own_model
     from medfl.site.state import hospital_state
 
     with shown_advance() as advance:
@@ -63,13 +75,15 @@ def adapt(
             model,
             out=out,
             start=start,
-            steps=steps,
-            folds=folds,
-            seed=seed,
+            steps=config.adapt.steps if steps is None else steps,
+            folds=config.adapt.folds if folds is None else folds,
+            seed=config.adapt.seed if seed is None else seed,
+            device=config.device,
             watch=lambda part, done, total: advance(f"{config.name}: {part}", done, total),
         )
     Console().print(_table(adaptation, site=config.name))
     typer.echo(f"Model: {out} ({STAYS}; {NOTICE})")
+    typer.echo(f"Every patient's Dice: {table_of(out)}")
 
 
 def _table(adaptation: Adaptation, *, site: str) -> Table:

@@ -80,6 +80,10 @@ Size = tuple[Voxels, Voxels, Voxels]
 Millimetres = Annotated[float, Field(ge=0.1, le=20)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
+MAX_ADAPTATION_STEPS = 10**6
+MAX_FOLDS = 100
+"""Of the cross-validation that chooses a hospital's own model."""
+
 
 def in_order(values: tuple[str, ...], order: tuple[str, ...], noun: str) -> None:
     """Raise ValueError unless `values` are distinct members of `order`, in that order."""
@@ -132,6 +136,7 @@ def _root(value: object) -> Path:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Device = Annotated[str, AfterValidator(_device)]
 ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
 
 
@@ -256,6 +261,25 @@ class SitePolicy(Section):
     seen_lists: tuple[Sha256, ...] = ()
 
 
+class SiteAdaptation(Section):
+    """How the hospital makes a model of its own, which stays there; what `medfl adapt` does, too.
+
+    Attributes:
+        after_study: Whether a running site does so by itself when a study's final model has come.
+        steps: Steps of each training, without noise.
+        folds: Parts of the cross-validation.
+        seed: Of patients, crops and folds.
+        device: Where the running site trains by itself. The CPU unless the file says otherwise,
+            since the next round may need all memory of a GPU. `medfl adapt` takes the site's.
+    """
+
+    after_study: bool = False
+    steps: Annotated[int, Field(ge=1, le=MAX_ADAPTATION_STEPS)] = 100
+    folds: Annotated[int, Field(ge=2, le=MAX_FOLDS)] = 3
+    seed: Seed = 0
+    device: Device = "cpu"
+
+
 class SiteConfig(Section):
     """One hospital: its data, its place in the federation, its policy.
 
@@ -277,11 +301,12 @@ class SiteConfig(Section):
     declared_patients: Annotated[int, Field(ge=1, le=10**7)]
     weight: Positive
     state: ExpandedPath
-    device: Annotated[str, AfterValidator(_device)] = "cpu"
+    device: Device = "cpu"
     threads: Threads = 2
     cache_gigabytes: Positive = 60.0
     data: SiteData
     privacy: SitePolicy
+    adapt: SiteAdaptation = Field(default_factory=SiteAdaptation)
 
     @model_validator(mode="after")
     def _privacy_fits_the_cohort(self) -> Self:

@@ -74,6 +74,16 @@ answer_seconds = 0.0            # above 0, updates leave at multiples of it, so 
 seen_lists = []                 # SHA-256 of lists of public images that starting models have seen;
                                 # a study may ask whether a patient here is on one of these
 """
+_ADAPT = """\
+
+# [adapt]                       # the hospital's own model, trained without noise: it stays here
+# after_study = true            # made by the running site once a study's final model has come;
+                                # without this line the log says which command makes it
+# steps = 100                   # of each training
+# folds = 3                     # parts of the cross-validation that chooses the best candidate
+# seed = 0                      # of patients, crops and folds
+# device = "cpu"                # of the running site's work; the next round may need a whole GPU
+"""
 _CUSTOM = """\
 
 # With layout = "custom": paths below root; * is any text within a name. {{patient}} is a person's
@@ -110,7 +120,7 @@ def write_site_template(path: Path, *, name: str) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        text = _HEAD + _NEW_DATA + _PRIVACY + _CUSTOM
+        text = _HEAD + _NEW_DATA + _PRIVACY + _ADAPT + _CUSTOM
         file.write(text.format(name=_site_name(name), patients=1))
     return True
 
@@ -141,7 +151,7 @@ def site_file_for(data: SiteData, *, name: str, patients: int, remarks: Sequence
         choice = [f"{key} = {json.dumps(list(values))}" for key, values in data.bids.items()]
         lines += ["[data.bids]                     # EDIT: preferred values first", *choice, ""]
     head, end = (
-        text.format(name=_site_name(name), patients=patients) for text in (_HEAD, _PRIVACY)
+        text.format(name=_site_name(name), patients=patients) for text in (_HEAD, _PRIVACY + _ADAPT)
     )
     return "\n".join([head + lines[0], *lines[1:], end])
 

@@ -225,15 +225,12 @@ class StudyEvaluation(Section):
         every: Rounds between two evaluations.
         overlap: Fraction of a sliding window that it shares with the next one.
         baselines: Other ways to get a model, scored on the same held-out patients.
-        home_steps: Steps of each ordinary training in the baselines ``alone`` and ``adapted``, and
-            of ``pooled`` for each site.
         pictures: Synthetic patients to segment and show.
     """
 
     every: Count = 5
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
     baselines: tuple[Baseline, ...] = ()
-    home_steps: Annotated[int, Field(ge=1, le=10**6)] = 100
     pictures: Annotated[int, Field(ge=0, le=12)] = 3
 
 

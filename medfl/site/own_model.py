@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, ModelError, PrivacyError
+from medfl.json_text import to_json
+from medfl.segmentation.devices import device_named
 from medfl.segmentation.model_file import (
     STAYS,
     ModelSpec,
@@ -25,8 +30,6 @@ from medfl.version import __version__
 
 LEARNING_RATE = 2e-3
 CROPS_PER_PATIENT = 2
-STEPS = 100
-FOLDS = 3
 
 
 def home_recipe(spec: ModelSpec, *, steps: int, seed: int) -> Recipe:
@@ -49,6 +52,7 @@ def write_own_model(
     steps: int,
     folds: int,
     seed: int,
+    device: str,
     watch: Watch,
 ) -> Adaptation:
     """Adapt a federated model on a site's training patients; see `medfl.site.adaptation`.
@@ -58,12 +62,14 @@ def write_own_model(
     Args:
         site_state: The site.
         model: A model file.
-        out: A new file in the site's state folder; mode 0600.
+        out: A new file in the site's state folder; mode 0600. Beside it lies what was tried, with
+            every patient's Dice, under its name and ".json".
         start: A model file that the hospital could train from if it were alone, such as that of
             `medfl pretrain`.
         steps: Steps of each training.
         folds: Parts of the cross-validation.
         seed: Of patients, crops and folds.
+        device: Where to train.
         watch: Progress.
 
     Returns:
@@ -85,6 +91,7 @@ def write_own_model(
             "found one outside of it."
         )
     require_new_model_file(out)
+    device_named(device, where=f"Site {site.name}: device of the adaptation")
     spec, network = read_model(model)
     fills = fills_missing(model)
     training, _ = site_state.stores_in(site_state.frame_of(spec, fills=fills, of="model"))
@@ -95,7 +102,7 @@ def write_own_model(
         start=None if start is None else _start(start, site_state, spec=spec, model=model),
         recipe=home_recipe(spec, steps=steps, seed=seed),
         folds=folds,
-        device=site.device,
+        device=device,
         watch=watch,
     )
     source = read_provenance(model)
@@ -109,12 +116,26 @@ def write_own_model(
         "mean_dice": {each.name: each.mean for each in adaptation.candidates},
         "patients": len(training),
         "steps": steps,
+        "folds": folds,
+        "seed": seed,
         "missing_modality": "zero-fill" if fills else "refuse",
         "label_schemes": source.get("label_schemes", []),
     }
+    # The table first: whoever finds the model finds both.
+    write_atomically(table_of(out), _table(adaptation, provenance).encode(), mode=0o600)
     content = model_bytes(adaptation.weights, spec=spec, provenance=provenance)
     write_atomically(out, content, mode=0o600)
     return adaptation
+
+
+def table_of(model: Path) -> Path:
+    """The file beside a hospital's own model that says what was tried."""
+    return model.with_name(f"{model.name}.json")
+
+
+def _table(adaptation: Adaptation, provenance: Mapping[str, Any]) -> str:
+    candidates = [asdict(each) | {"mean": each.mean} for each in adaptation.candidates]
+    return to_json({**provenance, "candidates": candidates}, indent=2) + "\n"
 
 
 def _start(path: Path, site_state: SiteState, *, spec: ModelSpec, model: Path) -> Weights:

@@ -20,7 +20,7 @@ from medfl.protocol.study_model import model_spec
 from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.server.progress import Progress
 from medfl.site.adaptation import adapt
-from medfl.site.own_model import FOLDS, home_recipe
+from medfl.site.own_model import home_recipe
 from medfl.site.plain_training import train_plainly
 from medfl.site.scores import evaluate
 from medfl.site.state import SiteState, simulated_state
@@ -57,28 +57,22 @@ def home_scores(
     Raises:
         MedflError: If a model cannot be made.
     """
-    make = partial(
-        _home, name=name, study=study, out=out, start=start, steps=study.evaluation.home_steps
-    )
+    make = partial(_home, name=name, study=study, out=out, start=start)
     members = with_one_thread(sites)
     with workers.bench(make, hear=Together(progress).hear) as bench:
         places = share_out(members, places=workers.jobs, by_patients=False)
         return answers(bench, members, places=places)
 
 
-def _home(
-    tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, start: Weights, steps: int
-) -> Work:
+def _home(tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, start: Weights) -> Work:
     """What makes and scores the model of one site after the other."""
 
     def scores(site: SiteConfig) -> Scores:
         site_state, progress = simulated_state(site, run_folder=out), PartTeller(site.name, tell)
         if name == "alone":
-            weights = _alone(site_state, study, start=start, steps=steps, progress=progress)
+            weights = _alone(site_state, study, start=start, progress=progress)
         else:
-            weights = _adapted(
-                site_state, study, out=out, start=start, steps=steps, progress=progress
-            )
+            weights = _adapted(site_state, study, out=out, start=start, progress=progress)
         task = EvaluateTask(study=study, round=study.training.rounds, distances=True)
         return evaluate(site_state, task, weights)
 
@@ -86,7 +80,7 @@ def _home(
 
 
 def _alone(
-    site_state: SiteState, study: StudyConfig, *, start: Weights, steps: int, progress: Progress
+    site_state: SiteState, study: StudyConfig, *, start: Weights, progress: Progress
 ) -> Weights:
     site = site_state.site
     progress.phase("alone")
@@ -97,7 +91,7 @@ def _alone(
         network,
         training,
         among=range(len(training)),
-        recipe=home_recipe(model_spec(study), steps=steps, seed=study.seed),
+        recipe=home_recipe(model_spec(study), steps=site.adapt.steps, seed=study.seed),
         device=site.device,
         advance=progress.advanced,
     )
@@ -110,7 +104,6 @@ def _adapted(
     *,
     out: Path,
     start: Weights,
-    steps: int,
     progress: Progress,
 ) -> Weights:
     site, parts = site_state.site, set[str]()
@@ -131,8 +124,8 @@ def _adapted(
         training,
         spec=spec,
         start=start,
-        recipe=home_recipe(spec, steps=steps, seed=study.seed),
-        folds=min(FOLDS, len(training)),
+        recipe=home_recipe(spec, steps=site.adapt.steps, seed=study.seed),
+        folds=min(site.adapt.folds, len(training)),
         device=site.device,
         watch=watch,
     )

@@ -54,7 +54,7 @@ def pooled_scores(
     spec = model_spec(study)
     network = spec.build()
     load_trainable(network, start)
-    steps = study.evaluation.home_steps * len(members)
+    steps = sum(site.adapt.steps for site in members)
     with one_thread():
         train_plainly(
             network,

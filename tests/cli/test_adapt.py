@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from medfl.config import load_site
+from medfl.errors import ModelError
 from medfl.segmentation.model_file import STAYS, ModelSpec, model_bytes, read_provenance
 from medfl.segmentation.networks import trainable_state
 
@@ -62,3 +63,25 @@ def test_mistakes_end_in_a_sentence(
     medfl("adapt", site_file, model, "-o", inside, "--start", model).refused(3, "no patient")
     medfl("adapt", site_file, model, "-o", inside, "--folds", 90).refused(2, "folds (90)")
     assert not inside.exists()
+
+
+def test_what_is_not_given_stands_in_the_sites_file(
+    medfl: Medfl, site_file: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def note(*_: Any, **named: Any) -> None:
+        given.append({key: named[key] for key in ("steps", "folds", "seed")})
+        raise ModelError("enough")
+
+    monkeypatch.setattr("medfl.site.own_model.write_own_model", note)
+    command = ("adapt", site_file, model, "-o", load_site(site_file).state / "own.safetensors")
+    medfl(*command)
+    site_file.write_text(f"{site_file.read_text()}\n[adapt]\nsteps = 7\nfolds = 4\nseed = 5\n")
+    medfl(*command)
+    medfl(*command, "--steps", 9, "--folds", 2, "--seed", 0)
+    assert given == [
+        {"steps": 100, "folds": 3, "seed": 0},
+        {"steps": 7, "folds": 4, "seed": 5},
+        {"steps": 9, "folds": 2, "seed": 0},
+    ]

@@ -134,3 +134,29 @@ def test_the_site_files_of_the_repository_are_sound(
         monkeypatch.setenv(name, "/data")
     values: Any = load_site(file)
     assert values.declared_patients >= 1
+
+
+def test_a_model_of_the_hospitals_own_is_made_only_where_the_file_says_so(tmp_path: Path) -> None:
+    adapt = loaded(tmp_path).adapt
+    assert not adapt.after_study
+    assert (adapt.steps, adapt.folds, adapt.seed, adapt.device) == (100, 3, 0, "cpu")
+    given = loaded(tmp_path, SITE + "[adapt]\nafter_study = true\nsteps = 7\n").adapt
+    assert (given.after_study, given.steps, given.folds) == (True, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("steps = 0", "adapt.steps"),
+        ("steps = 1000001", "adapt.steps"),
+        ("folds = 1", "adapt.folds"),
+        ("folds = 101", "adapt.folds"),
+        ("seed = -1", "adapt.seed"),
+        ('device = "gpu"', "adapt.device"),
+        ("after_study = 1", "adapt.after_study"),
+        ("rounds = 3", "adapt.rounds"),
+    ],
+)
+def test_how_it_is_made_has_its_ends(tmp_path: Path, line: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"key {re.escape(key)}:"):
+        loaded(tmp_path, f"{SITE}[adapt]\n{line}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from pathlib import Path
@@ -62,6 +63,7 @@ class Home:
             "steps": STEPS,
             "folds": 2,
             "seed": 0,
+            "device": self.site.device,
             "watch": unwatched,
         }
         return own_model.write_own_model(self.state, self.model, **values | changes)
@@ -190,7 +192,14 @@ def test_held_out_patients_have_no_say(federation: Any, monkeypatch: pytest.Monk
 
 def test_the_file_is_its_owners_and_says_that_it_stays(home: Home) -> None:
     found = home.adapt()
-    assert stat.S_IMODE(home.out.stat().st_mode) == 0o600
+    table = own_model.table_of(home.out)
+    for file in (home.out, table):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    tried = json.loads(table.read_text())
+    assert tried["privacy"] == STAYS
+    assert {each["name"]: tuple(each["dice"]) for each in tried["candidates"]} == {
+        each.name: each.dice for each in found.candidates
+    }
     provenance = read_provenance(home.out)
     assert provenance["privacy"] == STAYS
     assert provenance["chosen"] == found.chosen.name

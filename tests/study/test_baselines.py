@@ -20,19 +20,19 @@ from medfl.study import baselines, home_baselines, pooled_baseline
 from medfl.study.run import run_study
 
 ALL = ("initial-only", "non-private", "local-only", "threshold")
-OPEN: dict[str, Any] = {"privacy": {"share_metrics": True, "allow_baselines": True}}
+STEPS = 2
+OPEN: dict[str, Any] = {
+    "privacy": {"share_metrics": True, "allow_baselines": True},
+    "adapt": {"steps": STEPS},
+}
 SITES = ("east", "south")
 
 pytestmark = pytest.mark.slow
 
 
-def run(
-    federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False, home_steps: int = 1
-) -> Path:
+def run(federation: Any, *, names: tuple[str, ...] = ALL, resume: bool = False) -> Path:
     out: Path = federation.scratch / "run"
-    study = federation.study(
-        training={"rounds": 1}, evaluation={"baselines": list(names), "home_steps": home_steps}
-    )
+    study = federation.study(training={"rounds": 1}, evaluation={"baselines": list(names)})
     run_study(
         study,
         federation.sites(*SITES, **OPEN),
@@ -124,12 +124,12 @@ def test_all_patients_in_one_place_are_the_training_patients_of_all_sites(
         train(network, store, among=among, recipe=recipe, **named)
 
     monkeypatch.setattr(pooled_baseline, "train_plainly", noted)
-    out = run(federation, names=("pooled",), home_steps=2)
+    out = run(federation, names=("pooled",))
     sites = federation.sites(*SITES, **OPEN)
     states = [simulated_state(site, run_folder=out) for site in sites]
     training = {each.patient_id for state in states for each in state.patients.training}
     held_out = {each.patient_id for state in states for each in state.patients.held_out}
-    assert seen == [(training, 2 * len(sites))]
+    assert seen == [(training, STEPS * len(sites))]
     assert held_out
     assert not training & held_out
     found = scored(out)

@@ -31,13 +31,13 @@ from medfl.study.run import run_study
 from medfl.study.side_by_side import Part, PartTeller, SideBySideGrid, Together, share_out
 from medfl.study.workers import Workers
 
-OPEN: dict[str, Any] = {"privacy": {"share_metrics": True, "allow_baselines": True}, "threads": 2}
+OPEN: dict[str, Any] = {
+    "privacy": {"share_metrics": True, "allow_baselines": True},
+    "threads": 2,
+    "adapt": {"steps": 2},
+}
 SITES = ("east", "north", "south")
-BESIDE = {
-    "evaluation": {
-        "every": 1, "home_steps": 2, "baselines": ["local-only", "alone", "adapted", "pooled"]
-    }
-}  # fmt: skip
+BESIDE = {"evaluation": {"every": 1, "baselines": ["local-only", "alone", "adapted", "pooled"]}}
 STUDY: dict[str, Any] = {
     "aggregation": {"strategy": "fedadam", "server_learning_rate": 1e-3, "ema_decay": 0.9},
     "evaluation": {"every": 1},
