@@ -29,6 +29,12 @@ def print_summary(summary: Summary) -> None:
             "of its patients is in the model.",
             style="bold red",
         )
+    for name, code in summary.undelivered.items():
+        console.print(
+            f"{name} does not have the final model (code {code!r}). The same command with --resume "
+            "sends it again; nothing is trained or charged for it.",
+            style="bold",
+        )
 
 
 def _dice(value: float | None) -> str:

@@ -37,6 +37,9 @@ from medfl.protocol.keys import Rotation, SiteKeys, is_signed
 Weights = dict[str, torch.Tensor]
 """Trainable parameters by name, float32 on the CPU."""
 
+FINISH = "query.finish"
+"""Flower's type of the message that brings the final model."""
+
 MAX_BODY_BYTES = 1_000_000
 MAX_WEIGHT_BYTES = 2**30
 MAX_SEEN_IMAGES = 20_000
@@ -228,6 +231,32 @@ class Scores(Body):
 
     site: Name
     scores: tuple[PatientScore, ...]
+
+
+class Participant(Body):
+    """What a model's file says of one site that took part in its training."""
+
+    label_scheme: LabelScheme
+    mechanism: WireMechanism
+
+
+class FinishTask(Body):
+    """Server to site, once after the last round: the final model of the run, to keep.
+
+    Attributes:
+        sites: All of the run, so that the site's file says what the server's says.
+    """
+
+    study: StudyConfig
+    run: Identifier
+    sites: dict[Name, Participant]
+
+
+class Finished(Body):
+    """Site to server: it has the final model. The name and the run; nothing that it computed."""
+
+    site: Name
+    run: Identifier
 
 
 BodyType = TypeVar("BodyType", bound=Body)

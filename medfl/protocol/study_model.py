@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from medfl.config import StudyConfig
-from medfl.protocol.messages import Declaration, Weights
+from medfl.protocol.messages import Declaration, Participant, Weights
 from medfl.segmentation.model_file import ModelSpec, model_bytes
 from medfl.segmentation.networks import trained_names
 from medfl.version import __version__
@@ -39,7 +39,7 @@ def study_model_bytes(
     *,
     study: StudyConfig,
     round_number: int,
-    declarations: Mapping[str, Declaration],
+    declarations: Mapping[str, Declaration | Participant],
 ) -> bytes:
     """A model file of this study after a round, with what it cost."""
     synthetic = study.synthetic

@@ -109,6 +109,8 @@ SUMMARY = Document("summary.json", TypeAdapter(Summary))
 AUDIT = Document("audit.json", TypeAdapter(Audit))
 PRETRAINING = Document("pretraining.json", TypeAdapter(Pretraining))
 WAITING = Document("waiting.json", TypeAdapter(Waiting))
+UNDELIVERED = Document("undelivered.json", TypeAdapter(dict[str, str]))
+"""Hospitals that did not get the final model, with the code of the reason."""
 
 ROUNDS = Lines("rounds.jsonl", TypeAdapter(Round))
 EVENTS = Lines("federation_ledger.jsonl", TypeAdapter(Event))

@@ -346,6 +346,7 @@ class Summary(Record):
         dice_by_site: The same for each site by itself.
         idle: Sites that joined and took part in no round, with the code that they were lost by
             most often.
+        undelivered: Hospitals that do not have the final model, with the code of the reason.
     """
 
     study: str
@@ -354,3 +355,4 @@ class Summary(Record):
     dice: dict[Variant, dict[Region, Finite]]
     dice_by_site: dict[Variant, dict[str, dict[Region, Finite]]]
     idle: dict[str, str] = {}
+    undelivered: dict[str, str] = {}

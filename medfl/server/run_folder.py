@@ -30,6 +30,7 @@ from medfl.runs.files import (
     ROUNDS,
     RUN,
     STUDY,
+    UNDELIVERED,
     WAITING,
     Document,
     Lines,
@@ -240,6 +241,16 @@ class RunFolder:
             ReportError: If one is damaged.
         """
         return metrics_table.read_scores(self.path)
+
+    def undelivered(self) -> dict[str, str]:
+        """Hospitals that do not have the final model, with the code of the reason.
+
+        Raises:
+            ReportError: If the file is damaged.
+        """
+        if not (self.path / UNDELIVERED.name).exists():
+            return {}
+        return UNDELIVERED.read(self.path)
 
     def truncate_tables(self, *, after_round: int, variant: Variant) -> None:
         """Drop table rows later than the checkpoint, which a resumed run writes again."""

@@ -27,11 +27,12 @@ from medfl.protocol.messages import (
     to_record,
 )
 from medfl.protocol.study_model import study_model_bytes, trained_parameters
-from medfl.runs.files import WAITING
+from medfl.runs.files import UNDELIVERED, WAITING
 from medfl.runs.records import Outcome, Round, SiteRound, Variant
 from medfl.runs.waiting import Waiting
 from medfl.server.agreement import Doorkeeper, agree, content_of, welcome_all
 from medfl.server.ask import answers, discard
+from medfl.server.handover import hand_over
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder, ServerState
@@ -122,6 +123,7 @@ def serve_study(grid: Grid, run: Run) -> None:
             server.score(state)
         folder.write_state(state, study=study)
     folder.write_checkpoint("final", server.model_file(state))
+    server.hand_over(state)
 
 
 class _Server:
@@ -229,6 +231,19 @@ class _Server:
             in_order, variant=self._run.variant, round_number=state.round
         )
         self._run.progress.scored(state.round, in_order)
+
+    def hand_over(self, state: ServerState) -> None:
+        """Send the final model to the hospitals; a run is finished without those who miss it."""
+        undelivered = hand_over(
+            state.average,
+            study=self._run.study,
+            run=self._run.run,
+            grid=self._grid,
+            declarations=self._declarations,
+            nodes=self._nodes,
+            timeout=self._run.timeout,
+        )
+        self._run.folder.write(UNDELIVERED, undelivered)
 
     def model_file(self, state: ServerState) -> bytes:
         """The averaged model after a round, as a file."""

@@ -1,12 +1,14 @@
 """Everything that runs at a hospital, for whoever has to review it there.
 
 **What runs.** `client_app` receives each of the server's messages, in a process of its own. There
-are three kinds: a proposal of a study, a round of training, a model to be scored. Whatever else
-comes is refused. The server sends numbers and settings, never code: `medfl.deployment.hospital`
-pins the app that the installed medfl makes, and starts, ends and logs these processes.
+are four kinds: a proposal of a study, a round of training, a model to be scored, and the final
+model of a run, which is kept. Whatever else comes is refused. The server sends numbers and
+settings, never code: `medfl.deployment.hospital` pins the app that the installed medfl makes, and
+starts, ends and logs these processes.
 
 **What it reads.** The site's own file (`medfl.config.site`), the images that the file names, and
-the state folder: privacy ledger, keys, outbox, cache. `state` is the only module that opens them.
+the state folder: privacy ledger, keys, outbox, cache (`state` is the only module that opens them)
+and the models of runs (`run_models`).
 Nothing is read from the server's side, and nothing is downloaded.
 
 **When a study is proposed** (`round.declare`) the site's policy is asked first. If the study's
@@ -33,19 +35,21 @@ a refusal costs nothing:
 8. The update is stored, durably, and entered into the ledger as released (`outbox`).
 9. Where the file says so, the update rests until a whole multiple of `answer_seconds` is over.
 
-**What leaves.** Four kinds of bodies, all of them in `medfl.protocol.messages`, signed with the
-site's key: a declaration (public constants, the mechanism, the state of the ledger), an update (the
-noisy weights and what they cost), scores of held-out patients (`scores`; sites with open data only,
-and only if their file allows it), and refusals, which are one code of a fixed list and never a text
-(`medfl.protocol.failures`). One of the codes says something of patients: that one of them is on the
-list of public images that the site's file names. `ledger_export` writes, by hand and on request,
-the account that an auditor reads.
+**What leaves.** Five kinds of bodies, all of them in `medfl.protocol.messages`: two that are signed
+with the site's key, a declaration (public constants, the mechanism, the state of the ledger) and an
+update (the noisy weights and what they cost); scores of held-out patients (`scores`; sites with
+open data only, and only if their file allows it); that the final model is here, with the names of
+site and run and nothing else (`final_model`); and refusals, which are one code of a fixed list and
+never a text (`medfl.protocol.failures`). One of the codes says something of patients: that one of
+them is on the list of public images that the site's file names. `ledger_export` writes, by hand and
+on request, the account that an auditor reads.
 
 **What does not leave.** Images, masks, names of files and folders, identifiers, numbers of patients
 other than the declared one, gradients and sums without noise, texts of errors, who was drawn, and
 the hospital's own model: `adaptation` trains it without noise when somebody at the hospital asks
-for it, and `own_model` writes it into the state folder, marked as staying there. No kind of message
-has room for it.
+for it or the site's file says so, and `own_model` writes it into the state folder, marked as
+staying there. No kind of message has room for it, and the process that makes it after a study
+(`medfl.deployment.hospital.homework`) answers none.
 
 `filling` prepares a cohort before a study, and `lost_ledger` goes on after a loss, both by hand. No
 module here imports `medfl.server`, and a contract that is checked with the tests keeps it so.

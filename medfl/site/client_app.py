@@ -16,7 +16,9 @@ from medfl.errors import MessageError
 from medfl.privacy.engine import StepObserver
 from medfl.protocol.failures import code_of, line_of
 from medfl.protocol.messages import (
+    FINISH,
     EvaluateTask,
+    FinishTask,
     Proposal,
     TrainTask,
     read_body,
@@ -24,6 +26,7 @@ from medfl.protocol.messages import (
     refusal,
     to_record,
 )
+from medfl.site.final_model import receive
 from medfl.site.round import declare, train_update
 from medfl.site.scores import evaluate
 from medfl.site.state import SiteState
@@ -36,7 +39,7 @@ StateOf = Callable[[Context], SiteState]
 ObserverOf = Callable[[str], StepObserver]
 """Progress of the site with this name."""
 
-KINDS = frozenset({"query", "train", "evaluate"})
+KINDS = frozenset({"query", "train", "evaluate", FINISH})
 """Flower's types of the messages that a site answers."""
 
 
@@ -77,6 +80,15 @@ def make_client_app(state_of: StateOf, *, observer_of: ObserverOf) -> ClientApp:
             message,
             lambda record: to_record(
                 evaluate(state_of(context), read_body(record, EvaluateTask), read_weights(record))
+            ),
+        )
+
+    @app.query(FINISH.removeprefix("query."))
+    def finish(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: to_record(
+                receive(state_of(context), read_body(record, FinishTask), read_weights(record))
             ),
         )
 

@@ -23,7 +23,7 @@ from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.accounting.planner import plan_site
 from medfl.privacy.engine import StepObserver, local_optimizer, train_round
 from medfl.privacy.ledger.allowance import most_steps
-from medfl.privacy.ledger.ledger import Agreement, Permit
+from medfl.privacy.ledger.ledger import Agreement, Ledger, Permit
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
 from medfl.privacy.policy import check_proposal, check_study
@@ -41,6 +41,7 @@ from medfl.segmentation.networks import (
     trainable_state,
     trained_names,
 )
+from medfl.site.first_model import keep_start
 from medfl.site.seen_patients import require_unseen_by_start
 from medfl.site.state import SiteState
 
@@ -161,7 +162,7 @@ def train_update(
             f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
             code="policy-rounds",
         )
-    _require_bounded(weights)
+    require_bounded(weights)
     request = _digest(task, weights)
     stored = site_state.outbox.get(task.message_id, request=request)
     if stored is not None:
@@ -174,13 +175,7 @@ def train_update(
     trained = trained_names(network, task.study.training.trainable)
     keys = site_state.keys
     with site_state.open_ledger() as ledger, only_trained(network, trained):
-        agreement = ledger.agreement(task.run)
-        if agreement is None:
-            raise PolicyRefused(
-                "Expected a run that this site agreed to, found no agreement.",
-                code="policy-not-agreed",
-            )
-        _require_agreed(agreement, task.study)
+        agreement = agreed(ledger, run=task.run, study=task.study)
         if agreement.mechanism.in_round(task.round) != task.mechanism:
             raise PolicyRefused(
                 "Expected the mechanism that this site agreed to for this round of the run, found "
@@ -203,6 +198,8 @@ def train_update(
             # Once more, since files may have been exchanged after the agreement.
             patients=site_state.marks(members=agreement.members),
         )
+        if task.round == 1 and site_state.site.purpose == "hospital":
+            keep_start(site_state.site.state, weights, study=task.study, run=task.run)
         _train(site_state, task, network, patients, permit=permit, on_step=on_step)
         released = trainable_state(network)
         head = ledger.head()
@@ -228,7 +225,12 @@ def train_update(
     return update, released
 
 
-def _require_bounded(weights: Weights) -> None:
+def require_bounded(weights: Weights) -> None:
+    """Refuse weights beyond any model.
+
+    Raises:
+        MessageError: If their norm is above `MAX_WEIGHTS_NORM`.
+    """
     norms = [value.double().norm() for value in weights.values()]
     norm = float(torch.stack(norms).norm()) if norms else 0.0
     # What is not finite is refused with the model's own code.
@@ -306,6 +308,22 @@ def _rehearse(
     finally:
         network.zero_grad(set_to_none=True)
     site_state.rehearsed.add((study.digest, names[largest]))
+
+
+def agreed(ledger: Ledger, *, run: str, study: StudyConfig) -> Agreement:
+    """What this site agreed to for a run.
+
+    Raises:
+        PolicyRefused: If it agreed to nothing, or to another study.
+    """
+    agreement = ledger.agreement(run)
+    if agreement is None:
+        raise PolicyRefused(
+            "Expected a run that this site agreed to, found no agreement.",
+            code="policy-not-agreed",
+        )
+    _require_agreed(agreement, study)
+    return agreement
 
 
 def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:

@@ -255,6 +255,7 @@ def _summary(
             for variant, sites in by_site.items()
         },
         idle=_idle(folder.rounds()),
+        undelivered=folder.undelivered(),
     )
 
 

@@ -125,6 +125,10 @@ def test_a_pretraining_is_shown_until_the_first_model_is_there(
     follower.look()
     follower.look()
     assert heard.told == ["first model", (2, 9), "rounds"]
+    folder.write_checkpoint("final", b"a model")
+    follower.look()
+    follower.look()
+    assert heard.told == ["first model", (2, 9), "rounds", "final model to the hospitals"]
 
 
 def test_a_line_that_is_being_written_is_told_when_it_is_whole(folder: RunFolder) -> None:

@@ -19,7 +19,7 @@ from medfl.errors import BudgetExceeded, ConfigError, DataError
 from medfl.privacy import engine
 from medfl.privacy.engine import PatientOptimizer
 from medfl.protocol.failures import MAX_CHARACTERS, code_of, line_of
-from medfl.protocol.messages import Proposal, refusal_code, to_record
+from medfl.protocol.messages import FINISH, Proposal, refusal_code, to_record
 from medfl.server.progress import Silent
 from medfl.site import round as site_round
 from medfl.site.state import SiteState
@@ -276,3 +276,24 @@ def test_a_site_that_never_took_part_is_named_at_the_end(federation: Any, capsys
     assert summary.idle == {"north": "silent"}
     print_summary(summary)
     assert "north took part in NO round" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_hospital_without_the_final_model_is_named_at_the_end(
+    federation: Any, capsys: Any
+) -> None:
+    study = federation.study(
+        privacy={"noise": "operating-system"},
+        training={"rounds": 1},
+        aggregation={"round_timeout_seconds": 1.0},
+    )
+    sites = [federation.hospital(name) for name in ("east", "north", "south")]
+
+    def silent(site: str, message: Message, answer: Callable[[], Message]) -> Message | None:
+        return None if (site, message.metadata.message_type) == ("north", FINISH) else answer()
+
+    finished = federation.run(study, sites, fault=silent)
+    summary = finish_run(finished.folder, study, minutes=1.0, command="", progress=Silent())
+    assert summary.undelivered == {"north": "silent"}
+    print_summary(summary)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "north does not have the final model (code 'silent')" in told

@@ -7,6 +7,8 @@ from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.study.pretraining_progress import read_progress
 
+_LAST = "final model to the hospitals"
+
 
 class Follower:
     """Tells a `Progress` what is new in a run folder.
@@ -37,7 +39,7 @@ class Follower:
         if new:
             self._declared = len(declarations)
             self._progress.planned(new, rounds=self._rounds)
-        if new or self._phase:
+        if (new or self._phase) and self._phase != _LAST:
             self._look_at_first_model()
         # A resumed run does again what came after its checkpoint.
         self._told = min(self._told, max((line.round for line in lines), default=0))
@@ -45,6 +47,8 @@ class Follower:
             if line.round > self._told:
                 self._told = line.round
                 self._progress.round_finished(line)
+        if self._phase and (self._folder.path / "checkpoints" / "final.safetensors").exists():
+            self._enter(_LAST)
 
     def _look_at_first_model(self) -> None:
         """It is made when the sites have agreed, perhaps by a pretraining; then rounds begin."""
