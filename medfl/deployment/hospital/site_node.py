@@ -2,7 +2,8 @@
 
 This process starts and watches two others, a SuperNode and what runs its ClientApps, and writes
 their log. The three live and die together: if one of them ends by itself the site ends with an
-error, so that the service manager starts it anew.
+error, so that the service manager starts it anew. A fourth makes the hospital's own model after a
+study, where the site's file says so; nothing depends on it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 import secrets
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import httpx
 
+from medfl.deployment.hospital.children import follow_child, start_child
+from medfl.deployment.hospital.homework import Homework
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
 from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.hospital.site_log import SiteLog
@@ -70,11 +72,16 @@ def run_site(site_file: Path, *, server: str, authority: Path) -> None:
         closing(SiteLog(site.state, data=site.data)) as log,
     ):
         log.say(f"Site {site.name}; the whole log is in {log.path}.")
-        with _children(log, _arguments(site_file, server=server, authority=authority)) as children:
+        homework = Homework(site_file=site_file, state=site.state, log=log)
+        with (
+            closing(homework),
+            _children(log, _arguments(site_file, server=server, authority=authority)) as children,
+        ):
             while not stopped.wait(POLL_SECONDS):
                 if (site.state / LEFT).exists():
                     break
                 _require_alive(children, log)
+                homework.look()
         log.say("Ended.")
 
 
@@ -138,8 +145,8 @@ def _children(
     readers = []
     try:
         for name, given in arguments.items():
-            children[name] = child = _start(_MODULES[name], given, secret=secret)
-            readers.append(threading.Thread(target=_follow, args=(log, child), daemon=True))
+            children[name] = child = start_child(_MODULES[name], given, secret=secret)
+            readers.append(threading.Thread(target=follow_child, args=(log, child), daemon=True))
             readers[-1].start()
         yield children
     finally:
@@ -148,32 +155,6 @@ def _children(
             stop(children[name])
         for reader in readers:
             reader.join(timeout=POLL_SECONDS)
-
-
-def _start(module: str, arguments: list[str], *, secret: bytes) -> subprocess.Popen[bytes]:
-    # Not `-m`: a fork server would run such a module again in every fork.
-    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
-    # How often the runner asks the node for a message, in seconds.
-    environment = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", **os.environ}
-    child = subprocess.Popen(  # noqa: S603
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    # The pipe stays open: its end tells the child that this process is gone.
-    stdin = child.stdin
-    if stdin is not None:
-        stdin.write(secret)
-        stdin.flush()
-    return child
-
-
-def _follow(log: SiteLog, child: subprocess.Popen[bytes]) -> None:
-    output = child.stdout
-    if output is not None:
-        log.follow(line.decode(errors="replace") for line in output)
 
 
 def _require_alive(children: dict[str, subprocess.Popen[bytes]], log: SiteLog) -> None:
