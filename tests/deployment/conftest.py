@@ -279,7 +279,7 @@ def hospital_file(
     return path
 
 
-@pytest.fixture(name="wait_for")
+@pytest.fixture(name="wait_for", scope="session")
 def wait_for_fixture() -> Any:
     """The function, which a test file cannot import from here."""
     return wait_for
