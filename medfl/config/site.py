@@ -290,7 +290,8 @@ class SiteConfig(Section):
         declared_patients: Public number of training patients; sets the divisor of the mechanism.
         weight: Public weight of the site's update in the global model.
         state: Folder of keys, ledger, outbox and cache (mode 0700).
-        threads: CPU threads of one training process.
+        threads: CPU threads of one training process, of checks and of a pretraining; in a
+            simulation each site has one, whatever this says.
         cache_gigabytes: Most disk for prepared images, in `state`; the longest unread go first.
     """
 

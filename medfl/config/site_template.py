@@ -29,7 +29,8 @@ state = "."                     # keys, ledger, outbox, cache: this folder, on a
 # second one for the same patients. No site chooses its place: /var/lib/medfl-witness if it exists
 # (an administrator makes it, best on another disk), else ~/.local/state/medfl of the account.
 device = "cpu"                  # or "cuda", "cuda:1"
-threads = 2                     # CPU threads of one training process, at most the physical cores
+threads = 2                     # CPU threads of one training process, at most the physical cores;
+                                # a simulation gives each site one, and works at several at once
 cache_gigabytes = 60.0          # most disk for prepared images; `medfl cache clear` empties it
 
 """
