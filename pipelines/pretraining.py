@@ -34,6 +34,7 @@ from medfl.cli.pretrain import write_with_progress
 from medfl.config import StudyConfig, load_study
 from medfl.config.site import LabelScheme, Layout, Modality, Region, SiteData
 from medfl.data.cache import TensorCache
+from medfl.data.cohort import split
 from medfl.data.fingerprint import patient_fingerprints
 from medfl.data.layouts.survey import names_of_masks, read_cohort
 from medfl.data.transforms import Frame, prepare_case
@@ -44,6 +45,7 @@ from medfl.reporting.estimates import Estimate, estimate, paired_difference
 from medfl.segmentation.metrics import dice_by_level
 from medfl.segmentation.model_file import read_provenance
 from medfl.site.seen_patients import met_before
+from medfl.site.state import OPEN_DATA_KEY
 
 STUDIES = Path(__file__).resolve().parents[1] / "site_configs"
 MODEL = "pretrained.safetensors"
@@ -62,13 +64,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """Real cases, by site; the study has the same name."""
+    """Real cases, by site; the study has the same name.
+
+    Attributes:
+        held_out: Share of each site's patients that its site file holds out.
+    """
 
     name: str
     layout: Layout
     label_scheme: LabelScheme
     modalities: tuple[Modality, ...]
     has_sites: bool
+    held_out: float = 0.0
 
     def study(self) -> StudyConfig:
         """What is trained on synthetic patients."""
@@ -92,6 +99,16 @@ class Collection:
             for folder in folders
         }
 
+    def aside(self, sites: Mapping[str, SiteData]) -> set[tuple[str, str]]:
+        """Site and id of the patients who may not be looked at while anything is tuned."""
+        return {
+            (name, patient.patient_id)
+            for name, data in sites.items()
+            for patient in split(
+                read_cohort(data), held_out=self.held_out, key=OPEN_DATA_KEY
+            ).held_out
+        }
+
 
 COLLECTIONS = {
     "lgg": Collection(
@@ -100,6 +117,7 @@ COLLECTIONS = {
         label_scheme="lgg",
         modalities=("t1n", "t1c", "t2f"),
         has_sites=True,
+        held_out=0.25,
     ),
     "brats2015": Collection(
         name="brats2015",
@@ -197,18 +215,27 @@ def _judge(
 ) -> None:
     """Segment, score, write, and add a row a region."""
     regions = collection.study().input.regions
+    aside = collection.aside(sites)
     found = network_dice(model, sites, regions=regions, out=folder)
     for region in regions:
         rival = best_threshold(sites, region)
-        threshold = _shown(estimate(rival.dice, statistic="mean"))
         _write_scores(folder / f"{region}.csv", found[region], rival)
-        table.add_row(
-            f"{collection.name} {region}",
-            str(len(found[region])),
-            _shown(estimate(found[region], statistic="mean")),
-            f"{threshold}\n{rival.modality} > {rival.level:.2f}",
-            _shown(paired_difference(found[region], rival.dice)),
-        )
+        parts = {f"{collection.name} {region}": found[region].keys()}
+        if aside:
+            parts["not looked at"] = aside
+        for label, patients in parts.items():
+            network, threshold = (
+                {key: dice for key, dice in each.items() if key in patients}
+                for each in (found[region], rival.dice)
+            )
+            best = _shown(estimate(threshold, statistic="mean"))
+            table.add_row(
+                label,
+                str(len(network)),
+                _shown(estimate(network, statistic="mean")),
+                f"{best}\n{rival.modality} > {rival.level:.2f}",
+                _shown(paired_difference(network, threshold)),
+            )
     _draw(sites, found["WT"], out=folder).savefig(folder / "cases.png", dpi=110)
 
 

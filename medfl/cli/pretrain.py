@@ -91,7 +91,10 @@ def _whom(made: StartingPoint) -> str:
 def write_with_progress(
     study: StudyConfig, *, out: Path, sites: Sequence[SiteConfig] = ()
 ) -> StartingPoint:
-    """Pretrain and write the file, with all of torch's threads and bars on standard error.
+    """Pretrain and write the file, with bars on standard error.
+
+    Torch has one thread: sums over several are rounded in another order, and whoever makes a file
+    again shall get the same bytes, however many cores there are.
 
     Returns:
         What a study has to say of the file.
@@ -99,8 +102,6 @@ def write_with_progress(
     Raises:
         MedflError: As `write_starting_point`.
     """
-    import torch
-
     from medfl.study.starting_point import write_starting_point
 
     with shown_advance() as advance:
@@ -108,7 +109,7 @@ def write_with_progress(
             study,
             out=out,
             sites=sites,
-            threads=torch.get_num_threads(),
+            threads=1,
             drawn=lambda done, total: advance(f"{study.id}: synthetic patients", done, total),
             advance=lambda done, total: advance(f"{study.id}: training steps", done, total),
             on_patients=lambda done, total: advance(f"{study.id}: public patients", done, total),

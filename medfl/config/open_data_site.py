@@ -35,6 +35,12 @@ max_local_steps = 20
 max_rounds = 200
 share_metrics = true       # open data only
 allow_baselines = true     # open data only
+{adapt}"""
+
+_ADAPT = """
+[adapt]                    # how the site trains a model of its own, without noise
+steps = {steps}
+folds = {folds}
 """
 
 
@@ -49,6 +55,7 @@ def open_data_site(
     patients: int,
     held_out: float,
     include: str = "",
+    adapt: tuple[int, int] | None = None,
 ) -> str:
     """The text of a site file.
 
@@ -62,6 +69,7 @@ def open_data_site(
         patients: All patients, those held out included.
         held_out: Share of patients that never train.
         include: File with the names of the site's cases, where a root holds several sites'.
+        adapt: Steps and folds of `medfl adapt`, where they are not the usual ones.
     """
     return _SITE_FILE.format(
         name=name,
@@ -73,4 +81,5 @@ def open_data_site(
         modalities=json.dumps(list(modalities)),
         held_out=held_out,
         include=f"include = {json.dumps(include)}\n" if include else "",
+        adapt=_ADAPT.format(steps=adapt[0], folds=adapt[1]) if adapt else "",
     )

@@ -12,6 +12,8 @@ from medfl.errors import DataError
 from medfl.phantom.patient import hospital_looks, write_hospital
 
 HELD_OUT = 0.25
+# Steps and folds of a hospital's own training: on a demo's small images, in a demo's time.
+ADAPT = (40, 2)
 
 
 def write_hospitals(
@@ -67,6 +69,7 @@ def write_hospitals(
             modalities=MODALITY_ORDER,
             patients=patients[number],
             held_out=HELD_OUT,
+            adapt=ADAPT,
         )
         write_atomically(file, text.encode())
         files.append(file)

@@ -20,6 +20,7 @@ from medfl.config.open_data_site import open_data_site
 from medfl.config.site import MODALITY_ORDER
 from medfl.phantom.patient import hospital_looks, write_hospital
 from medfl.segmentation.metrics import score
+from medfl.site.state import simulated_state
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -98,6 +99,22 @@ def test_the_threshold_is_the_best_for_these_very_patients(
         other = collection.best_threshold(sites, "WT")
         assert np.mean(list(other.dice.values())) <= best
     assert best > 0.2
+
+
+def test_patients_who_may_not_be_looked_at_are_those_that_the_site_files_hold_out(
+    pipeline: ModuleType, real_data: Path
+) -> None:
+    """Whatever is tuned on the others can be judged by the held-out patients of a study."""
+    collection = pipeline.COLLECTIONS["lgg"]
+    aside = collection.aside(collection.sites(real_data))
+    configs = Path(__file__).parents[2] / "site_configs" / "lgg"
+    held_out = set()
+    for file in sorted(configs.glob("[A-Z]*.toml")):
+        site = load_site(file)
+        parts = simulated_state(site, run_folder=Path("none")).patients
+        held_out |= {(site.name, patient.patient_id) for patient in parts.held_out}
+    assert len(held_out) == 22
+    assert aside == held_out
 
 
 @pytest.mark.slow
