@@ -86,7 +86,7 @@ def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
         preexec_fn=_listen_to_ctrl_c,
         start_new_session=True,
     )
-    watchdog = threading.Timer(120, child.kill)
+    watchdog = threading.Timer(400, child.kill)
     watchdog.start()
     assert child.stderr is not None
     seen = ""
