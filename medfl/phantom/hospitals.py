@@ -13,7 +13,7 @@ from medfl.phantom.patient import hospital_looks, write_hospital
 
 HELD_OUT = 0.25
 # Steps and folds of a hospital's own training: on a demo's small images, in a demo's time.
-ADAPT = (40, 2)
+ADAPT = (25, 2)
 
 
 def write_hospitals(

@@ -117,7 +117,7 @@ def _headline(run: RunResults) -> Headline | None:
     phrases: dict[Variant, str] = {
         "non-private": "the same training without noise",
         "local-only": "models that each site trains alone with the same noise",
-        "alone": "models that each site trains alone without noise, and keeps",
+        "alone": "what each site makes of the starting model alone, without noise, and keeps",
         "adapted": "what each site makes of the federated model at home, and keeps",
         "pooled": "ordinary training on all patients in one place",
         "initial-only": "the starting model",

@@ -181,7 +181,8 @@ def model_notes(run: RunResults) -> list[tuple[str, str]]:
         "federated": "the study's final model",
         "non-private": "the same federated training without noise",
         "local-only": "each site's own model, trained with the same noise on its own patients only",
-        "alone": "each site's own model, trained without noise on its own patients only; it would "
+        "alone": "each site's choice among the starting model, that model trained on without noise "
+        "on the site's own patients only, and their average; it would "
         "stay at the site",
         "adapted": "each site's choice among the federated model, that model trained on at home "
         "without noise, what the site trains alone, and averages; it would stay at the site",

@@ -1,8 +1,10 @@
 """What each hospital has without the federation, and what it makes of the federated model at home.
 
 A hospital that keeps its model owes nobody noise, so what it could do alone is ordinary training on
-its own patients. That is what joining has to be measured by, and no baseline with noise is. Both
-models would stay inside; only in a simulation of open data are they scored side by side.
+its own patients, from the study's start, which is public. That is what joining has to be measured
+by, and no baseline with noise is. Nor would it keep a model that is worse than the start: alone it
+chooses by cross-validation, as it does with the federated model. Both models would stay inside;
+only in a simulation of open data are they scored side by side.
 """
 
 from __future__ import annotations
@@ -17,11 +19,9 @@ from safetensors.torch import load_file
 from medfl.config import SiteConfig, StudyConfig
 from medfl.protocol.messages import EvaluateTask, Scores, Weights
 from medfl.protocol.study_model import model_spec
-from medfl.segmentation.networks import load_trainable, trainable_state
 from medfl.server.progress import Progress
 from medfl.site.adaptation import adapt
 from medfl.site.own_model import home_recipe
-from medfl.site.plain_training import train_plainly
 from medfl.site.scores import evaluate
 from medfl.site.state import SiteState, simulated_state
 from medfl.study.side_by_side import PartTeller, Together, share_out
@@ -45,8 +45,8 @@ def home_scores(
     """Make each hospital's own model, and score it on the hospital's held-out patients.
 
     Args:
-        name: ``alone`` trains from the study's first model, ``adapted`` chooses as `medfl adapt`
-            does, which may choose the former; a site of one patient keeps the federated model.
+        name: ``alone`` is what `medfl adapt` makes of the study's first model, and ``adapted`` what
+            it makes of the federated one; a site of one patient keeps the model that it gets.
         study: The study.
         sites: Its sites.
         out: Its run folder, finished.
@@ -70,57 +70,42 @@ def _home(tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, star
     def scores(site: SiteConfig) -> Scores:
         site_state, progress = simulated_state(site, run_folder=out), PartTeller(site.name, tell)
         if name == "alone":
-            weights = _alone(site_state, study, start=start, progress=progress)
+            choose = partial(_chosen, model=start, start=None, does="alone")
         else:
-            weights = _adapted(site_state, study, out=out, start=start, progress=progress)
+            federated = load_file(out / "checkpoints" / "final.safetensors")
+            choose = partial(
+                _chosen, model=federated, start=start, does="adapts the federated model"
+            )
         task = EvaluateTask(study=study, round=study.training.rounds, distances=True)
-        return evaluate(site_state, task, weights)
+        return evaluate(site_state, task, choose(site_state, study, progress=progress))
 
     return scores
 
 
-def _alone(
-    site_state: SiteState, study: StudyConfig, *, start: Weights, progress: Progress
-) -> Weights:
-    site = site_state.site
-    progress.phase("alone")
-    training, _ = site_state.stores(study)
-    network = site_state.network(study)
-    load_trainable(network, start)
-    train_plainly(
-        network,
-        training,
-        among=range(len(training)),
-        recipe=home_recipe(model_spec(study), steps=site.adapt.steps, seed=study.seed),
-        device=site.device,
-        advance=progress.advanced,
-    )
-    return trainable_state(network)
-
-
-def _adapted(
+def _chosen(
     site_state: SiteState,
     study: StudyConfig,
     *,
-    out: Path,
-    start: Weights,
+    model: Weights,
+    start: Weights | None,
+    does: str,
     progress: Progress,
 ) -> Weights:
+    """What `medfl adapt` makes of a model at one site."""
     site, parts = site_state.site, set[str]()
 
     def watch(part: str, done: int, total: int) -> None:
         if part not in parts:
             parts.add(part)
-            progress.phase(f"adapts the federated model, {part}")
+            progress.phase(f"{does}, {part}")
         progress.advanced(done, total)
 
     training, _ = site_state.stores(study)
-    federated = load_file(out / "checkpoints" / "final.safetensors")
     if len(training) < 2:  # nobody unseen to choose by
-        return federated
+        return model
     spec = model_spec(study)
     adaptation = adapt(
-        federated,
+        model,
         training,
         spec=spec,
         start=start,

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from medfl.privacy.ledger.ledger import Ledger
-from medfl.segmentation.networks import trainable_state
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.site.state import simulated_state
@@ -83,26 +82,34 @@ def test_every_baseline_is_scored_on_the_same_patients_once(federation: Any) -> 
 def test_what_a_site_has_alone_and_what_it_gets_are_scored_on_its_own_patients(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained on its training patients without noise; nothing is charged, nothing is sent."""
-    starts: list[dict[str, torch.Tensor]] = []
-    trained: list[int] = []
-    train = home_baselines.train_plainly
+    """Alone it chooses as it does after joining, from the start; nothing is charged or sent."""
+    asked: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None, int, int]] = []
+    adapt = home_baselines.adapt
 
-    def noted(network: torch.nn.Module, store: Any, *, among: Any, **named: Any) -> None:
-        starts.append(trainable_state(network))
-        trained.append(len(among))
-        train(network, store, among=among, **named)
+    def noted(model: Any, store: Any, *, start: Any, recipe: Any, **named: Any) -> Any:
+        asked.append((model, start, recipe.steps, len(store)))
+        return adapt(model, store, start=start, recipe=recipe, **named)
 
-    monkeypatch.setattr(home_baselines, "train_plainly", noted)
+    monkeypatch.setattr(home_baselines, "adapt", noted)
     out = run(federation, names=("alone", "adapted"))
     found = scored(out)
     assert set(found) == {"federated", "alone", "adapted"}
     assert set(found["alone"]) == set(found["adapted"]) == set(found["federated"])
     assert {row.lesion_dice is None for row in RunFolder(out).scores() if row.round == 1} == {False}
-    initial = load_file(out / "checkpoints" / "initial.safetensors")
-    assert all(torch.equal(first[name], initial[name]) for first in starts for name in initial)
+    initial, final = (
+        load_file(out / "checkpoints" / f"{name}.safetensors") for name in ("initial", "final")
+    )
     sites = federation.sites(*SITES, **OPEN)
-    assert trained == [site.declared_patients for site in sites]
+    patients = [site.declared_patients for site in sites]
+    assert [store for *_, store in asked] == patients * 2
+    assert {steps for _, _, steps, _ in asked} == {STEPS}
+    for model, start, *_ in asked[:2]:
+        assert start is None
+        assert all(torch.equal(model[name], initial[name]) for name in initial)
+    for model, start, *_ in asked[2:]:
+        assert start is not None
+        assert all(torch.equal(model[name], final[name]) for name in final)
+        assert all(torch.equal(start[name], initial[name]) for name in initial)
     assert not (out / "baselines").exists()
     for site in sites:
         with Ledger.open(out / "sites" / site.name / "ledger") as ledger:
@@ -150,10 +157,10 @@ def test_a_site_of_one_patient_has_nobody_to_choose_by_and_keeps_the_federated_m
     run_study(study, [site], out=out, engine="inprocess", progress=Silent())
     start = load_file(out / "checkpoints" / "initial.safetensors")
     site_state = simulated_state(site, run_folder=out)
-    kept = home_baselines._adapted(
-        site_state, study, out=out, start=start, steps=1, progress=Silent()
-    )
     federated = load_file(out / "checkpoints" / "final.safetensors")
+    kept = home_baselines._chosen(
+        site_state, study, model=federated, start=start, does="adapts", progress=Silent()
+    )
     assert all(torch.equal(kept[name], federated[name]) for name in federated)
 
 
