@@ -96,7 +96,7 @@ def _table(adaptation: Adaptation, *, site: str) -> Table:
         "not see them",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for heading in ("Dice", "over the federated model", ""):
         table.add_column(heading, justify="right")
     for candidate in adaptation.candidates:
