@@ -6,10 +6,11 @@
     python pipelines/who_gains.py --study STUDY.toml --site A.toml --site B.toml
 
 Without `--study` and `--site` it is the four hospitals of TCGA-LGG. A hospital that keeps its model
-owes nobody noise, so what it has alone is ordinary training on its own patients, from the same
-start. What it gets by joining is what it makes of the private federated model at home. Both are
-scored on its held-out patients, which no training and no choice has seen. One run for each epsilon
-and seed; a run that is finished is not run again, and one that was stopped goes on.
+owes nobody noise, so what it has alone is what it makes of the public start by ordinary training on
+its own patients. What it gets by joining is what it makes of the private federated model in the
+same way, with the same cross-validation. Both are scored on its held-out patients, which no
+training and no choice has seen. One run for each epsilon and seed; a run that is finished is not
+run again, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from medfl.config.study import Baseline
 from medfl.reporting.estimates import (
     Estimate,
     PatientKey,
-    by_patient,
+    by_patient_in,
     estimate_over_runs,
     paired_difference_over_runs,
 )
@@ -162,10 +163,8 @@ Dice = Mapping[PatientKey, float]
 
 
 def _dice(run: RunResults, variant: Variant, region: Region, *, site: str) -> Dice:
-    rows = (
-        row for row in run.scores_of(variant) if row.region == region and site in (ALL, row.site)
-    )
-    return by_patient(rows, measure="dice")
+    at = "" if site == ALL else site
+    return by_patient_in(run.scores_of(variant), region, measure="dice", site=at)
 
 
 def _cell(

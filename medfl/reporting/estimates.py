@@ -58,6 +58,21 @@ def by_patient(scores: Iterable[Score], *, measure: Measure) -> dict[PatientKey,
     return {patient: float(np.mean(cases)) for patient, cases in sorted(values.items())}
 
 
+def by_patient_in(
+    scores: Iterable[Score], region: Region, *, measure: Measure, site: str = ""
+) -> dict[PatientKey, float]:
+    """`by_patient` of one region, at one site or at all of them.
+
+    Args:
+        scores: Rows of one variant and round.
+        region: Region.
+        measure: Column.
+        site: A site's name, or nothing for all.
+    """
+    rows = (row for row in scores if row.region == region and site in ("", row.site))
+    return by_patient(rows, measure=measure)
+
+
 def in_region(
     scores: Iterable[Score],
     region: Region,
@@ -78,8 +93,7 @@ def in_region(
     Returns:
         The estimate, or None where no patient was scored.
     """
-    rows = (row for row in scores if row.region == region and site in ("", row.site))
-    return estimate(by_patient(rows, measure=measure), statistic=statistic)
+    return estimate(by_patient_in(scores, region, measure=measure, site=site), statistic=statistic)
 
 
 def mean_dice(scores: Iterable[Score], region: Region) -> Estimate | None:

@@ -9,7 +9,7 @@ from medfl.reporting.estimates import (
     Estimate,
     Measure,
     Statistic,
-    by_patient,
+    by_patient_in,
     in_region,
     paired_difference,
 )
@@ -207,14 +207,7 @@ def _paired(
 ) -> Estimate | None:
     """Mean Dice of one variant minus that of another, at one site or at all."""
     first, second = (
-        by_patient(
-            (
-                score
-                for score in run.scores_of(name)
-                if score.region == region and site in ("", score.site)
-            ),
-            measure="dice",
-        )
+        by_patient_in(run.scores_of(name), region, measure="dice", site=site)
         for name in (one, other)
     )
     return paired_difference(first, second)

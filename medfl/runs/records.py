@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -34,16 +34,7 @@ NoiseOrigin = Literal["operating-system", "seeded"]
 FIRST_REVISION = 1
 """Of the engine of medfl 0.1, which promised too small a loss."""
 
-VARIANT_ORDER: tuple[Variant, ...] = (
-    "federated",
-    "non-private",
-    "local-only",
-    "alone",
-    "adapted",
-    "pooled",
-    "initial-only",
-    "threshold",
-)
+VARIANT_ORDER: tuple[Variant, ...] = get_args(Variant)
 
 
 def _number(value: object) -> object:

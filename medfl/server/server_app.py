@@ -193,10 +193,9 @@ class _Server:
         self._run.folder.write(WAITING, waiting)
         outcomes: dict[str, SiteRound] = {}
         questions = _questions(tasks, weights=state.weights)
+        start = self._trained_of(state.weights)
         for site, reply in self._answers(questions, kind="train", group=str(number)):
-            weights, outcomes[site] = self._receive(
-                reply, tasks[site], start=self._trained_of(state.weights), site=site
-            )
+            weights, outcomes[site] = self._receive(reply, tasks[site], start=start, site=site)
             discard(reply)
             if weights is not None:
                 spool.put(site, weights)
