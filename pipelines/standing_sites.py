@@ -1,6 +1,6 @@
 """Sites that send the global model back at once, so that a process holds a server and little else.
 
-They agree, sign and answer as real ones do, but have no patients and no ledger.
+They agree, sign and answer as real ones do, but have no patients, no ledger and keep no model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.privacy.accounting.planner import plan_site
 from medfl.protocol.keys import SiteKeys
 from medfl.protocol.messages import (
+    FINISH,
     Declaration,
+    Finished,
+    FinishTask,
     Proposal,
     SiteUpdate,
     TrainTask,
@@ -80,5 +83,11 @@ def standing_sites(study: StudyConfig, sites: Sequence[SiteConfig], *, folder: P
             ledger_hash=f"{sequence:064x}",
         )
         return Message(to_record(update.signed(keys[number]), weights=weights), reply_to=message)
+
+    @app.query(FINISH.removeprefix("query."))
+    def keep(message: Message, context: Context) -> Message:
+        name = sites[int(context.node_config["partition-id"])].name
+        run = read_body(message.content, FinishTask).run
+        return Message(to_record(Finished(site=name, run=run)), reply_to=message)
 
     return app
