@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from medfl.errors import ConfigError, PrivacyError
 from medfl.json_text import to_json
 
 if TYPE_CHECKING:
+    from medfl.privacy.accounting.grid import GridPlan
     from medfl.study.plan import StudyPlan
 
 # The libraries behind a plan take seconds to import: they are imported after the files are read.
@@ -62,6 +63,12 @@ _NAME_WIDTH = 14  # of a site's name in a table, before it is folded
 def plan(
     study: StudyFile,
     sites: SiteFiles,
+    runs: Annotated[
+        int,
+        typer.Option(
+            "--runs", min=1, max=1000, help="Runs of the study, from which settings are chosen."
+        ),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     picture: Annotated[
         Path | None,
@@ -73,13 +80,16 @@ def plan(
     The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
     delta, and what the site's ledger has left. A site whose policy or budget would refuse the study
     is named, and left out of what the others may expect. No image is read.
+
+    A choice among several runs costs all of them: --runs charges a whole grid of settings, and says
+    what each run may cost so that the budgets last.
     """
     proposal, files = load_study(study), [load_site(path) for path in sites]
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigError(f"Expected --picture with a name that ends in .png, found {picture}.")
     from medfl.study.plan import plan_study
 
-    planned = plan_study(proposal, files)
+    planned = plan_study(proposal, files, runs=runs)
     if picture is not None and planned.sites:
         _draw(planned, picture)
     if as_json:
@@ -114,8 +124,32 @@ def _print(planned: StudyPlan) -> None:
         for row in report["sites"]:
             table.add_row(*[_shown(key, row[key]) for key in columns.values()])
         console.print(table)
+    if planned.grid:
+        console.print(_grid(planned.grid))
     for line in (*_sentences(planned, report), report["rule_of_thumb"]):
         console.print(line, highlight=False, markup=False)
+
+
+def _grid(grid: Sequence[GridPlan]) -> Table:
+    from medfl.reporting import wording
+
+    table = Table(
+        title=f"{grid[0].runs} runs, one after the other",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("site", min_width=_NAME_WIDTH, overflow="fold")
+    for heading in ("epsilon\nof each", "epsilon after\nall of them", "budget"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for of_site in grid:
+        table.add_row(
+            of_site.site,
+            wording.at_most(of_site.epsilon_of_each),
+            wording.at_most(of_site.epsilon),
+            f"{of_site.epsilon_budget:g}",
+        )
+    return table
 
 
 def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:

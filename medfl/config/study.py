@@ -29,6 +29,7 @@ from medfl.config.site import (
     in_order,
 )
 from medfl.config.synthetic import StudySynthetic
+from medfl.config.tuning import StudyTuning
 
 Baseline = Literal[
     "non-private", "local-only", "alone", "adapted", "pooled", "initial-only", "threshold"
@@ -261,6 +262,7 @@ class StudyConfig(Section):
         seed: Of initial weights, crops and augmentation. Never of DP noise or patient draws,
             unless `privacy.noise` is ``seeded``, which only open data allows.
         overlap: Groups of sites that may share patients; without any, nobody is at two sites.
+        tuning: What the settings were chosen on; a study need not say.
     """
 
     id: Name
@@ -273,6 +275,7 @@ class StudyConfig(Section):
     evaluation: StudyEvaluation = StudyEvaluation()
     synthetic: StudySynthetic | None = None
     overlap: tuple[StudyOverlap, ...] = ()
+    tuning: StudyTuning | None = None
 
     @property
     def total_steps(self) -> int:

@@ -217,12 +217,13 @@ def accesses(run: RunResults) -> Table:
                 "left a site adds nothing to ε",
             ),
             (
-                "Earlier runs, tuning",
+                "Earlier runs",
                 "no" if run.is_open_data else "in the lifetime ε",
                 "not counted for open data"
                 if run.is_open_data
                 else "a hospital's ledger counts every run on the same patients",
             ),
+            _choice_of_settings(run),
             ("Choice of the final model", "not needed", "the last round, never chosen by score"),
             (
                 "Scores on held-out patients",
@@ -247,6 +248,23 @@ def accesses(run: RunResults) -> Table:
             ),
         ),
     )
+
+
+def _choice_of_settings(run: RunResults) -> tuple[str, str, str]:
+    use, tuning = "Choice of the settings", run.study.tuning
+    if tuning is None:
+        return (use, "not stated", "the study does not say what its settings were chosen on")
+    if tuning.on == "sites":
+        why = (
+            f"as its coordinator states, among {wording.counted(tuning.runs, 'run')} at these sites"
+        )
+        if run.is_open_data:
+            return (use, "no", f"{why}; not counted for open data")
+        return (use, "in the lifetime ε", f"{why}, each of them charged")
+    if not tuning.collections:
+        return (use, "not needed", "as its coordinator states, on synthetic patients or none")
+    listed = ", ".join(tuning.collections)
+    return (use, "no", f"as its coordinator states, on the public patients of {listed}")
 
 
 def _pretraining(run: RunResults) -> tuple[str, str, str]:

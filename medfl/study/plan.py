@@ -9,6 +9,7 @@ from typing import Any
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import BudgetExceeded, PolicyRefused
+from medfl.privacy.accounting.grid import GridPlan, plan_grid
 from medfl.privacy.accounting.planner import (
     Benefit,
     SitePlan,
@@ -49,12 +50,14 @@ class StudyPlan:
         sites: One plan a site that would take part, in the order in which they were given.
         refusals: Why another site would refuse, by its name: its policy, or its budget.
         parameters: Trained parameters of the network.
+        grid: What several runs of the study cost these sites, in their order; empty for one run.
     """
 
     study: StudyConfig
     sites: tuple[SitePlan, ...]
     refusals: Mapping[str, PolicyRefused | BudgetExceeded]
     parameters: int
+    grid: tuple[GridPlan, ...] = ()
 
     @property
     def collections(self) -> tuple[str, ...]:
@@ -82,6 +85,7 @@ class StudyPlan:
             "start_collections": list(self.collections),
             "sites": [self._row(plan) for plan in self.sites],
             "refused": {name: refusal.code for name, refusal in self.refusals.items()},
+            "grid": [asdict(of_site) for of_site in self.grid],
             "federation": None
             if together is None
             else {
@@ -125,7 +129,11 @@ class StudyPlan:
 
 
 def plan_study(
-    study: StudyConfig, sites: Sequence[SiteConfig], *, run_folder: Path | None = None
+    study: StudyConfig,
+    sites: Sequence[SiteConfig],
+    *,
+    run_folder: Path | None = None,
+    runs: int = 1,
 ) -> StudyPlan:
     """Plan a study from the ledgers as they are; no image is needed.
 
@@ -136,6 +144,7 @@ def plan_study(
         study: The study.
         sites: The sites.
         run_folder: Where open-data sites keep their ledgers; they start at zero without it.
+        runs: Of the study, from here on: more than one to choose settings from.
 
     Returns:
         The plans; a site whose policy or budget would refuse the study is named there.
@@ -149,15 +158,21 @@ def plan_study(
     network = model_spec(study).build(seed=study.seed)
     trained = trained_names(network, study.training.trainable)
     plans: list[SitePlan] = []
+    grids: list[GridPlan] = []
     refusals: dict[str, PolicyRefused | BudgetExceeded] = {}
     for site in sites:
         try:
             check_study(study, site)
-            plans.append(_plan(study, site, run_folder=run_folder))
+            plan = _plan(study, site, run_folder=run_folder)
+            grid = plan_grid(plan, runs=runs)
+            grid.require_fit()
         except PolicyRefused as error:
             refusals[site.name] = PolicyRefused(f"Site {site.name}: {error}", code=error.code)
         except BudgetExceeded as error:
             refusals[site.name] = error
+        else:
+            plans.append(plan)
+            grids.append(grid)
     return StudyPlan(
         study=study,
         sites=tuple(plans),
@@ -165,6 +180,7 @@ def plan_study(
         parameters=sum(
             weight.numel() for name, weight in trainable_state(network).items() if name in trained
         ),
+        grid=tuple(grids) if runs > 1 else (),
     )
 
 

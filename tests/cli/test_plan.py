@@ -371,3 +371,24 @@ def test_a_picture_in_a_folder_that_is_not_there_is_said(
     refused(
         medfl("plan", study(), site(), "--picture", tmp_path / "no" / "plan.png"), 1, "plan.png"
     )
+
+
+def test_a_grid_of_runs_is_charged_and_fits_a_terminal(medfl: Medfl, study: Any, site: Any) -> None:
+    path = study(epsilon=1.0)
+    report = json.loads(medfl("plan", path, site("DU"), "--runs", 12, "--json").out)
+    (grid,) = report["grid"]
+    assert (grid["site"], grid["runs"], grid["affordable"]) == ("DU", 12, 12)
+    assert report["sites"][0]["epsilon"] < grid["epsilon"] <= 10.0
+    shown = medfl("plan", path, site("DU"), "--runs", 12)
+    assert (shown.code, shown.err) == (0, "")
+    assert "12 runs, one after the other" in shown.out
+    assert max(len(line) for line in shown.out.splitlines()) <= 80
+
+
+def test_a_site_that_cannot_pay_for_the_grid_is_named(medfl: Medfl, study: Any, site: Any) -> None:
+    small, large = site("DU"), site("FG", budget=100.0)
+    ended = medfl("plan", study(), small, large, "--runs", 5, "--json")
+    refused(ended, 3, "Site DU", "5 runs", "budget of 10", "pays for 1")
+    report = json.loads(ended.out)
+    assert report["refused"] == {"DU": "budget-exceeded"}
+    assert [row["site"] for row in report["sites"]] == ["FG"]

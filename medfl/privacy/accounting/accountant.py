@@ -42,6 +42,7 @@ __all__ = [
     "noise_multiplier_for",
     "privacy_curve",
     "replace_one_epsilon",
+    "smallest_noise",
 ]
 
 Accuracy = Literal["budget", "report"]
@@ -202,11 +203,21 @@ def noise_multiplier_for(
             used = max(used, lifetime / budget)
         return min(used, 1e6) - 1.0
 
-    return _smallest_noise(excess)
+    return smallest_noise(excess)
 
 
-def _smallest_noise(excess: Callable[[float], float]) -> float:
-    """The first value of the grid without excess, for a decreasing function."""
+def smallest_noise(excess: Callable[[float], float]) -> float:
+    """The first noise multiplier without excess.
+
+    Args:
+        excess: Decreases with the noise multiplier; above 0 where there is too little noise.
+
+    Returns:
+        With four decimals, at least 0.2.
+
+    Raises:
+        BudgetExceeded: If 1000 is not enough.
+    """
     high = 1.0
     while excess(high) > 0:
         high *= 2

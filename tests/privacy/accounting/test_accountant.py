@@ -311,7 +311,7 @@ def test_the_search_ends_on_the_right_value_of_the_grid() -> None:
     # Limits a hair above a grid value, which a root that is good to 1e-6 alone would miss.
     for index in range(4000, 60_000, 1733):
         limit = index / 10_000 + 1e-7
-        found = accountant._smallest_noise(lambda sigma, limit=limit: 1 if sigma < limit else -1)
+        found = accountant.smallest_noise(lambda sigma, limit=limit: 1 if sigma < limit else -1)
         assert found == (index + 1) / 10_000
 
 
@@ -345,7 +345,7 @@ def test_a_used_up_budget_is_reported_instead_of_absurd_noise() -> None:
 
 
 @pytest.mark.slow
-def test_a_generous_target_gets_the_smallest_noise_of_the_search() -> None:
+def test_a_generous_target_gets_thesmallest_noise_of_the_search() -> None:
     assert noise_multiplier_for(epsilon=1e9, delta=DELTA, sampling_prob=0.3, steps=1) == 0.2
 
 
