@@ -32,13 +32,9 @@ class StudyTuning(Section):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if self.on == "sites" and self.runs == 1:
-            raise ValueError(
-                "expected runs >= 2 with on = 'sites', found 1: no choice"
-            )
+            raise ValueError("expected runs >= 2 with on = 'sites', found 1: no choice")
         if self.on == "public" and self.runs != 1:
-            raise ValueError(
-                f"expected on = 'sites' with runs, found 'public', {self.runs}"
-            )
+            raise ValueError(f"expected on = 'sites' with runs, found 'public', {self.runs}")
         if self.on == "sites" and self.collections:
             raise ValueError(
                 f"expected collections with on = 'public' only, found {list(self.collections)}"

@@ -22,8 +22,9 @@ power of two that depends on sigma C alone.
     optimizer. Whatever weights the server sent, zeros included, the new weights are a function of
     them and of the released integers.
 
-Peikert (CRYPTO 2010, theorem 3.1) and Canonne et al. (arXiv 2004.00010) give the same view for
-discrete Gaussian noise, which sums of several sites need; one site's own sum does not.
+Where several sites share the noise of one sum (`noisy_sum`), step 3 holds for their total instead;
+`medfl.privacy.noise_shares` has the proof. Peikert (CRYPTO 2010, theorem 3.1) and Canonne et al.
+(arXiv 2004.00010) take the same view of discrete Gaussian noise.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from medfl.config.study import Optimizer
 from medfl.errors import PrivacyError
 from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.mechanism import REVISION, Mechanism, NoiseOrigin
+from medfl.privacy.noise_shares import require_fine_grid
 from medfl.privacy.patients import Patients
 from medfl.privacy.sampling import poisson_draw
 
@@ -170,9 +172,11 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
             total = parameter.summed_grad
             if self._mechanism.is_private:
                 noise = self._source.rounded_normal(
-                    tuple(parameter.shape), std=self._mechanism.noise_std / grid
+                    tuple(parameter.shape), std=self._mechanism.share_std / grid
                 )
                 total = total + noise.to(total.device)
+            if self._mechanism.trust == "secure":
+                parameter.noisy_sum = total.cpu()
             parameter.grad = (total.double() * grid).to(parameter.dtype)
 
 
@@ -281,7 +285,7 @@ def train_round(
     Raises:
         PermitExhausted: If the permit covers fewer steps; nothing was computed for that step.
         PrivacyError: If the noise does not come from where the mechanism says, or the mechanism is
-            one of another engine or of a whole run.
+            one of another engine or of a whole run, or weights would move under a share of noise.
     """
     if source.origin != mechanism.noise_origin:
         raise PrivacyError(
@@ -290,6 +294,11 @@ def train_round(
     if mechanism.revision != REVISION:
         raise PrivacyError(
             f"Expected a mechanism of revision {REVISION}, found {mechanism.revision}."
+        )
+    if mechanism.trust == "secure" and any(group["lr"] for group in optimizer.param_groups):
+        raise PrivacyError(
+            "Expected weights that do not move with trust 'secure', found a learning rate: a share "
+            "of the noise protects the sum of several sites, not a site's own weights."
         )
     private = PatientOptimizer(optimizer, mechanism=mechanism, source=source)
     if proximal_mu > 0:
@@ -313,6 +322,55 @@ def train_round(
         drawn.append(len(batch))
         on_step(step + 1, mechanism.local_steps)
     return RoundDiagnostics(drawn=tuple(drawn), discarded=discarded, failures=tuple(failures))
+
+
+def noisy_sum(
+    network: nn.Module,
+    *,
+    mechanism: Mechanism,
+    permit: Permit,
+    patients: Patients,
+    source: NoiseSource,
+    on_step: StepObserver,
+) -> tuple[dict[str, Tensor], RoundDiagnostics]:
+    """One step's sum of clipped gradients with this site's share of the noise, as integers.
+
+    It protects nobody by itself: it may leave the site only where it is hidden among the sums of
+    other sites. Patients are drawn, clipped and paid for by `train_round`, with weights that stay.
+
+    Args:
+        network: The network; its trainable parameters are summed over.
+        mechanism: Public parameters of the round, of trust ``secure``.
+        permit: The charge of the one step.
+        patients: Those who can be drawn.
+        source: Randomness of noise and of patient draws.
+        on_step: Progress.
+
+    Returns:
+        Multiples of the mechanism's grid by parameter, int64 on the CPU, divided by nothing; and
+        diagnostics that stay at the site.
+
+    Raises:
+        PermitExhausted: If the permit covers no step.
+        PrivacyError: As for `train_round`; if the trust is another, or the shares of the noise are
+            too small for the grid.
+    """
+    if mechanism.trust != "secure":
+        raise PrivacyError(f"Expected a mechanism of trust 'secure', found {mechanism.trust!r}.")
+    if mechanism.is_private:
+        require_fine_grid(mechanism.share_std / mechanism.grid)
+    trained = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    diagnostics = train_round(
+        network,
+        mechanism=mechanism,
+        permit=permit,
+        patients=patients,
+        optimizer=torch.optim.SGD(trained.values(), lr=0.0),
+        source=source,
+        proximal_mu=0.0,
+        on_step=on_step,
+    )
+    return {name: each.noisy_sum for name, each in trained.items()}, diagnostics
 
 
 def _proximal_hook(parameters: Sequence[nn.Parameter], *, mu: float) -> Callable[..., None]:

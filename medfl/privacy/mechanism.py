@@ -19,6 +19,7 @@ from medfl.config.study import MIN_CLIP_NORM
 Clipping = Literal["fixed", "normalised"]
 NoiseOrigin = Literal["operating-system", "seeded"]
 Adjacency = Literal["zero-out"]
+Trust = Literal["local", "secure"]
 
 REVISION = 2
 """Of the engine here: patients share no randomness, and noisy sums lie on a fixed grid."""
@@ -33,7 +34,16 @@ MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-3, 1e6
 MIN_SAMPLING_PROB = 1e-6
 MAX_COUNT = 10**7
 
+MAX_SITES = 10**4
+
 _GRID_BITS = 20
+# What entries that do not say it mean.
+_WITHOUT_A_WORD: dict[str, Any] = {
+    "revision": FIRST_REVISION,
+    "clip_norm_schedule": None,
+    "trust": "local",
+    "honest_sites": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,11 @@ class Mechanism:
         adjacency: ``zero-out``: a patient's gradient is replaced by nothing, n is public.
         revision: Of the engine that runs it; values without one come from the first.
         clip_norm_schedule: Of C in a whole run; None for one round, or where C stays as it is.
+        trust: ``local``: the site's own noise protects what leaves it, whoever sees it. ``secure``:
+            nobody sees but the sum of several sites, each adds a share of the noise, and sigma is
+            that of the sum; see `medfl.privacy.noise_shares`. A round is then one step.
+        honest_sites: h, how many shares the noise of the sum is sure to hold besides those that
+            colluding sites could subtract; 1 with ``local``.
 
     Raises:
         ValueError: If a parameter is outside its range.
@@ -80,6 +95,8 @@ class Mechanism:
     adjacency: Adjacency = "zero-out"
     revision: int = REVISION
     clip_norm_schedule: RoundSchedule | None = None
+    trust: Trust = "local"
+    honest_sites: int = 1
 
     def __post_init__(self) -> None:
         for name in ("sampling_prob", "noise_multiplier", "clip_norm"):
@@ -102,6 +119,7 @@ class Mechanism:
             self.noise_origin in ("operating-system", "seeded"),
         )
         _expect("adjacency 'zero-out'", self.adjacency, self.adjacency == "zero-out")
+        self._check_trust()
         course = self.clip_norm_schedule
         if course is not None:
             least = self.clip_norm * course.least
@@ -119,6 +137,17 @@ class Mechanism:
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             _expect(f"{name} in [{least:g}, {most:g}]", value, least <= value <= most)
+
+    def _check_trust(self) -> None:
+        _expect("a known trust", self.trust, self.trust in ("local", "secure"))
+        shares = self.honest_sites
+        whole = type(shares) is int and 1 <= shares <= MAX_SITES
+        _expect(f"honest_sites in [1, {MAX_SITES}]", shares, whole)
+        if self.trust == "local":
+            _expect("honest_sites = 1 with trust 'local'", shares, shares == 1)
+        else:
+            # Of several steps all but the last would rest on the site's own small share alone.
+            _expect("local_steps = 1 with trust 'secure'", self.local_steps, self.local_steps == 1)
 
     def in_round(self, round_number: int) -> Self:
         """The mechanism of one round, with the clip norm that the schedule gives it.
@@ -141,8 +170,13 @@ class Mechanism:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on one coordinate of a step's sum of gradients."""
+        """Standard deviation of the noise on one coordinate of the sum that others get to see."""
         return self.noise_multiplier * self.clip_norm
+
+    @property
+    def share_std(self) -> float:
+        """Standard deviation of what this site adds to it: all of it, or a share."""
+        return self.noise_std / math.sqrt(self.honest_sites)
 
     @property
     def grid(self) -> float:
@@ -153,6 +187,22 @@ class Mechanism:
         """
         _, exponent = math.frexp(self.noise_std if self.is_private else self.clip_norm)
         return math.ldexp(1.0, exponent - 1 - _GRID_BITS)
+
+    @property
+    def as_counted(self) -> Self:
+        """The same with everything made equal that does not enter epsilon.
+
+        Sites that differ in nothing else then share what an accountant has computed.
+        """
+        return replace(
+            self,
+            clip_norm=1.0,
+            clip_norm_schedule=None,
+            local_steps=1,
+            declared_patients=1,
+            trust="local",
+            honest_sites=1,
+        )
 
     @property
     def is_private(self) -> bool:
@@ -177,11 +227,13 @@ class Mechanism:
         return dp_accounting.SelfComposedDpEvent(step, steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The parameters as JSON types; without a schedule where there is none."""
+        """The parameters as JSON types; without what says nothing new."""
         values = asdict(self)
+        # As it always was: hashes and signatures of old entries cover these very words.
         if self.clip_norm_schedule is None:
-            # As it always was: hashes and signatures of old entries cover these very words.
             del values["clip_norm_schedule"]
+        if self.trust == "local":
+            del values["trust"], values["honest_sites"]
         return values
 
     @classmethod
@@ -191,7 +243,7 @@ class Mechanism:
         Raises:
             ValueError: If a key is missing or unknown, or a value is outside its range.
         """
-        values = {"revision": FIRST_REVISION, "clip_norm_schedule": None, **values}
+        values = _WITHOUT_A_WORD | values
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
             raise ValueError(

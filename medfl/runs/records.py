@@ -132,6 +132,8 @@ class EventMechanism(Record):
 
     Attributes:
         revision: Of the engine; medfl 0.1 wrote none.
+        trust: Whether the noise protects the site's own update, or the sum of several.
+        honest_sites: How many sites' shares the noise of such a sum is sure to hold.
     """
 
     sampling_prob: Probability
@@ -143,6 +145,8 @@ class EventMechanism(Record):
     noise_origin: NoiseOrigin
     adjacency: Literal["zero-out"]
     revision: Revision = FIRST_REVISION
+    trust: Literal["local", "secure"] = "local"
+    honest_sites: Count = 1
 
 
 class Event(Record):

@@ -16,10 +16,10 @@ from medfl.privacy.engine import NORMALISING_OFFSET, PatientOptimizer, train_rou
 from medfl.privacy.noise import SecureNormal
 from medfl.site import round as site_round
 
-_STD = "std=self._mechanism.noise_std / grid"
+_STD = "std=self._mechanism.share_std / grid"
 _FRESH = """\
                 noise = self._source.rounded_normal(
-                    tuple(parameter.shape), std=self._mechanism.noise_std / grid
+                    tuple(parameter.shape), std=self._mechanism.share_std / grid
                 )
 """
 _ROUNDED = "self._rounded_pairs(len(part) // 2, std=std).ravel()"

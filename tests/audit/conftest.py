@@ -23,7 +23,7 @@ class OtherNoise(PatientOptimizer):
     def noise(self) -> list[Tensor]:
         """What is added to each parameter's sum."""
         grid = self._mechanism.grid
-        std = self._mechanism.noise_std / grid
+        std = self._mechanism.share_std / grid
         return [self._source.rounded_normal(tuple(p.shape), std=std) for p in self.params]
 
     def add_noise(self) -> None:

@@ -40,6 +40,8 @@ FALLING = RoundSchedule(shape="linear", warmup_rounds=1, final_fraction=0.1, rou
         ("sampling_prob", 9e-7),
         ("local_steps", 10**7 + 1),
         ("declared_patients", 10**7 + 1),
+        ("trust", "blind"),
+        *(("honest_sites", value) for value in (0, 2, True, 1.0)),
     ],
 )
 def test_a_parameter_outside_its_range_is_refused(name: str, value: object) -> None:
@@ -170,3 +172,34 @@ def test_a_schedule_survives_json_and_a_damaged_one_is_refused() -> None:
 def test_no_round_may_have_a_clip_norm_that_float32_cannot_honour() -> None:
     with pytest.raises(ValueError, match=r"clip_norm >= 1e-06 in all rounds"):
         Mechanism(**{**VALUES, "clip_norm": 5e-6}, clip_norm_schedule=FALLING)
+
+
+SECURE: dict[str, Any] = {**VALUES, "local_steps": 1, "trust": "secure", "honest_sites": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("local_steps", 2), ("honest_sites", 0), ("honest_sites", 10_001)]
+)
+def test_a_secure_sum_has_one_step_and_shares(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        Mechanism(**{**SECURE, name: value})
+
+
+def test_a_site_adds_a_share_and_all_shares_are_the_noise_that_is_counted() -> None:
+    secure = Mechanism(**SECURE)
+    local = dataclasses.replace(secure, trust="local", honest_sites=1)
+    assert secure.share_std * math.sqrt(4) == pytest.approx(secure.noise_std) == 3.0
+    assert (local.share_std, local.noise_std) == (3.0, 3.0)
+    # Sites whose integers are added must have one grid, however many they are.
+    assert secure.grid == local.grid
+    assert secure.event(steps=7) == local.event(steps=7)
+    assert secure.as_counted == local.as_counted
+
+
+def test_old_words_of_a_mechanism_stay_as_they_were() -> None:
+    """Ledgers and signatures cover them."""
+    local = Mechanism(**VALUES)
+    assert {"trust", "honest_sites"}.isdisjoint(local.to_dict())
+    secure = Mechanism(**SECURE)
+    assert Mechanism.from_dict(json.loads(json.dumps(secure.to_dict()))) == secure
+    assert Mechanism.from_dict(local.to_dict()) == local

@@ -92,13 +92,10 @@ def plan_grid(plan: SitePlan, *, runs: int) -> GridPlan:
 
 def _after(plan: SitePlan, *, runs: int, noise_multiplier: float | None = None) -> float:
     """Lifetime epsilon after the runs, with the plan's noise or another."""
-    # What does not enter epsilon is made equal, so that plans of several sites share a result.
-    alike = replace(
-        plan.mechanism, clip_norm=1.0, clip_norm_schedule=None, local_steps=1, declared_patients=1
-    )
+    mechanism = plan.mechanism.as_counted
     if noise_multiplier is not None:
-        alike = replace(alike, noise_multiplier=noise_multiplier)
-    study = [Charge(mechanism=alike, steps=plan.total_steps)]
+        mechanism = replace(mechanism, noise_multiplier=noise_multiplier)
+    study = [Charge(mechanism=mechanism, steps=plan.total_steps)]
     return lifetime_epsilon(
         [*plan.history, *[study] * runs], delta=plan.delta, budget=plan.epsilon_budget
     )

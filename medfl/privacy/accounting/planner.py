@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from medfl.config import SiteConfig, StudyConfig
@@ -238,12 +238,7 @@ def expected_benefit(ratio: float) -> Benefit:
 def _lifetime(
     history: History, mechanism: Mechanism, *, steps: int, delta: float, budget: float
 ) -> float:
-    # Clip norm, patients and the steps of a round do not enter epsilon: made equal here, sites
-    # that differ in nothing else share what the accountant has computed.
-    alike = replace(
-        mechanism, clip_norm=1.0, clip_norm_schedule=None, local_steps=1, declared_patients=1
-    )
-    study = [Charge(mechanism=alike, steps=steps)] if steps else []
+    study = [Charge(mechanism=mechanism.as_counted, steps=steps)] if steps else []
     return lifetime_epsilon([*history, study], delta=delta, budget=budget)
 
 
