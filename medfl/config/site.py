@@ -246,6 +246,12 @@ class SitePolicy(Section):
         seen_lists: SHA-256 of the lists of public images, seen by starting models, that a hospital
             compares its own with. A study whose start has seen others is refused: the answer tells
             whether a patient is on the list, so somebody here decides which list may be asked.
+        trust: The trust modes of studies that the site takes part in: ``local``, where its own
+            noise protects its patients from everybody, and ``secure``, where it relies on others.
+        min_share_noise_multiplier: Of what the site adds by itself to a secure sum, over the clip
+            norm: a floor under what its patients have if all others sided with the server.
+        peers: Event keys of the other sites by name, compared by telephone: a hospital enters a
+            secure sum with these only, since a server could make up the rest.
     """
 
     epsilon: Positive
@@ -259,6 +265,17 @@ class SitePolicy(Section):
     allow_baselines: bool = False
     answer_seconds: Annotated[float, Field(ge=0, le=86400)] = 0.0
     seen_lists: tuple[Sha256, ...] = ()
+    trust: tuple[Literal["local", "secure"], ...] = Field(default=("local",), min_length=1)
+    min_share_noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    peers: dict[Name, Sha256] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _modes_are_distinct(self) -> Self:
+        if self.trust not in (("local",), ("secure",), ("local", "secure")):
+            raise ValueError(
+                f"expected 'local' or 'secure' or both in this order, found {list(self.trust)}"
+            )
+        return self
 
 
 class SiteAdaptation(Section):

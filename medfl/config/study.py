@@ -35,6 +35,7 @@ Baseline = Literal[
     "non-private", "local-only", "alone", "adapted", "pooled", "initial-only", "threshold"
 ]
 Optimizer = Literal["sgd", "adam", "adamw"]
+Trust = Literal["local", "secure"]
 Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 
 MIN_CLIP_NORM = 1e-6
@@ -137,6 +138,11 @@ class StudyPrivacy(Section):
 
     Attributes:
         clip_norm_schedule: Of the clip norm. The noise follows it, so that epsilon does not change.
+        trust: Whom the noise protects from. ``local``: everybody, the server included, sees an
+            update that its own hospital has made noisy enough. ``secure``: the server sees nothing
+            but the sum of a round, to which each hospital adds a share of the noise.
+        colluding_sites: With ``secure``, how many hospitals may side with the server without
+            breaking the promise. Their shares of the noise are not counted.
     """
 
     epsilon: Positive
@@ -145,6 +151,17 @@ class StudyPrivacy(Section):
     clip_norm_schedule: StudySchedule = StudySchedule()
     clipping: Literal["fixed", "normalised"] = "normalised"
     noise: Literal["operating-system", "seeded"] = "operating-system"
+    trust: Trust = "local"
+    colluding_sites: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    @model_validator(mode="after")
+    def _collusion_has_a_meaning(self) -> Self:
+        if self.trust == "local" and self.colluding_sites:
+            raise ValueError(
+                f"expected colluding_sites = 0 with trust = 'local', found {self.colluding_sites}: "
+                "a hospital's own noise protects from all of them"
+            )
+        return self
 
 
 class StudyTraining(Section):
@@ -306,6 +323,13 @@ class StudyConfig(Section):
         return None if schedule.is_constant else schedule.over(self.training.rounds)
 
     @property
+    def honest_sites(self) -> int:
+        """How many shares the noise of a sum is sure to hold; 1 where every site has its own."""
+        if self.privacy.trust == "local":
+            return 1
+        return self.aggregation.min_sites - self.privacy.colluding_sites
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of this study, as hexadecimal text."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
@@ -317,6 +341,30 @@ class StudyConfig(Section):
                 "expected aggregation.strategy = 'fedprox' where training.proximal_mu > 0, "
                 f"found {self.aggregation.strategy!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sum_can_be_secure(self) -> Self:
+        if self.privacy.trust == "local":
+            return self
+        training, sites = self.training, self.aggregation.min_sites
+        for holds, rule, found in (
+            (training.local_steps == 1, "training.local_steps = 1", training.local_steps),
+            (training.optimizer == "sgd", "training.optimizer = 'sgd'", training.optimizer),
+            (training.weight_decay == 0, "training.weight_decay = 0", training.weight_decay),
+            (training.proximal_mu == 0, "training.proximal_mu = 0", training.proximal_mu),
+            (sites >= 2, "aggregation.min_sites >= 2", sites),
+            (
+                self.honest_sites >= 1,
+                "aggregation.min_sites > privacy.colluding_sites",
+                f"{sites} with {self.privacy.colluding_sites}",
+            ),
+        ):
+            if not holds:
+                raise ValueError(
+                    f"expected {rule} with privacy.trust = 'secure', where a round is one noisy "
+                    f"sum, found {found}"
+                )
         return self
 
     @model_validator(mode="after")

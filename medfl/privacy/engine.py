@@ -370,7 +370,7 @@ def noisy_sum(
         proximal_mu=0.0,
         on_step=on_step,
     )
-    return {name: each.noisy_sum for name, each in trained.items()}, diagnostics
+    return {name: vars(each)["noisy_sum"] for name, each in trained.items()}, diagnostics
 
 
 def _proximal_hook(parameters: Sequence[nn.Parameter], *, mu: float) -> Callable[..., None]:

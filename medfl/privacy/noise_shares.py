@@ -5,8 +5,8 @@ a share of the noise: with h shares of standard deviation s = sigma C / (g sqrt(
 grid g, the noise on the total has the standard deviation sigma C / g, which is what the Gaussian
 mechanism with noise multiplier sigma asks for. But each site rounds its own share to an integer,
 and a sum of rounded values is not a rounded sum. This module holds the proof that it may be treated
-as one. It replaces discrete Gaussian shares (Canonne, Kamath and Steinke, arXiv 2004.00010; Kairouz,
-Liu and Steinke, arXiv 2102.06387), which need a sampler of their own and an accountant of their own.
+as one. It replaces discrete Gaussian shares (Canonne, Kamath and Steinke, arXiv 2004.00010;
+Kairouz, Liu and Steinke, arXiv 2102.06387), which need a sampler and an accountant of their own.
 
 **Claim.** Let N_1 .. N_h be independent, N(0, s^2) each, and S an integer that depends on the
 patients (their truncated gradients, added up). Then the released total S + sum_i round(N_i) has a

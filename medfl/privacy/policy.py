@@ -6,7 +6,9 @@ site's log.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import PolicyRefused
@@ -37,9 +39,20 @@ def check_study(study: StudyConfig, site: SiteConfig, *, private: bool = True) -
         declared_patients=site.declared_patients,
         noise_origin=study.privacy.noise,
         clip_norm_schedule=study.clip_norm_schedule,
+        trust=study.privacy.trust,
+        honest_sites=study.honest_sites,
     )
+    if private:
+        # As large as the planner will make it for the floor under the site's own share.
+        floor = share_floor(site, honest_sites=study.honest_sites)
+        proposed = replace(proposed, noise_multiplier=max(proposed.noise_multiplier, floor))
     check_proposal(proposed, rounds=study.training.rounds, site=site)
     _check_start(study, site)
+
+
+def share_floor(site: SiteConfig, *, honest_sites: int) -> float:
+    """The noise multiplier of a secure sum with which the site's own share is large enough."""
+    return site.privacy.min_share_noise_multiplier * math.sqrt(honest_sites)
 
 
 def _check_start(study: StudyConfig, site: SiteConfig) -> None:
@@ -92,6 +105,27 @@ def _rules(
             "policy-noise-multiplier",
             f"noise_multiplier >= {policy.min_noise_multiplier}",
             mechanism.noise_multiplier,
+        )
+    yield (
+        mechanism.trust in policy.trust,
+        "policy-trust",
+        f"trust in {list(policy.trust)} (privacy.trust)",
+        mechanism.trust,
+    )
+    if mechanism.trust == "secure":
+        share = mechanism.noise_multiplier / math.sqrt(mechanism.honest_sites)
+        yield (
+            not mechanism.is_private or share >= policy.min_share_noise_multiplier * (1 - 1e-9),
+            "policy-share",
+            f"a share of the noise >= {policy.min_share_noise_multiplier} C",
+            share,
+        )
+        yield (
+            site.weight == site.declared_patients,
+            "policy-weight",
+            f"weight = declared_patients = {site.declared_patients} in a secure sum, where every "
+            "patient counts alike",
+            site.weight,
         )
     yield (
         mechanism.revision == REVISION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,8 @@ def plan_study(
         else:
             plans.append(plan)
             grids.append(grid)
+    if study.privacy.trust == "secure":
+        plans = [_with_common_noise(plan, plans) for plan in plans]
     return StudyPlan(
         study=study,
         sites=tuple(plans),
@@ -182,6 +184,13 @@ def plan_study(
         ),
         grid=tuple(grids) if runs > 1 else (),
     )
+
+
+def _with_common_noise(plan: SitePlan, plans: Sequence[SitePlan]) -> SitePlan:
+    """A secure sum has one noise: the largest that a site of it needs."""
+    sigma = max(each.mechanism.noise_multiplier for each in plans)
+    more = replace(plan, mechanism=replace(plan.mechanism, noise_multiplier=sigma))
+    return replace(more, epsilon=more.epsilon_after(more.total_steps))
 
 
 def _plan(study: StudyConfig, site: SiteConfig, *, run_folder: Path | None) -> SitePlan:

@@ -1,4 +1,4 @@
-"""Rounded shares of several sites are as good as one Gaussian: checked against exact probabilities."""
+"""Rounded shares of several sites are as good as one Gaussian, by exact probabilities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Law = npt.NDArray[np.float64]
 def rounded_normal(std: float, *, reach: int) -> Law:
     """Exact probabilities of round(N(0, std^2)) on -reach .. reach."""
     values = np.arange(-reach, reach + 1)
-    return ndtr((values + 0.5) / std) - ndtr((values - 0.5) / std)
+    law: Law = ndtr((values + 0.5) / std) - ndtr((values - 0.5) / std)
+    return law
 
 
 def sum_of(law: Law, *, shares: int) -> Law:

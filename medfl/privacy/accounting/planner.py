@@ -16,6 +16,7 @@ from medfl.errors import BudgetExceeded
 from medfl.privacy.accounting.accountant import Charge, lifetime_epsilon, noise_multiplier_for
 from medfl.privacy.ledger.ledger import TOLERANCE
 from medfl.privacy.mechanism import Mechanism
+from medfl.privacy.policy import share_floor
 
 History = Sequence[Sequence[Charge]]
 """Charges of earlier studies, one sequence a study."""
@@ -64,8 +65,11 @@ class SitePlan:
 
     @property
     def noise_per_coordinate(self) -> float:
-        """Noise of one step of this site, per coordinate and in units of C: sigma / (q n)."""
-        return self.mechanism.noise_multiplier / self.mechanism.divisor
+        """Noise that this site adds in one step, per coordinate and in units of C.
+
+        sigma / (q n), or what of it is this site's share.
+        """
+        return self.mechanism.share_std / self.mechanism.clip_norm / self.mechanism.divisor
 
     def epsilon_after(self, steps: int) -> float:
         """Lifetime epsilon once so many noisy steps of the study are done.
@@ -107,7 +111,12 @@ class SitePlan:
 
 
 def plan_site(
-    study: StudyConfig, site: SiteConfig, *, history: History = (), private: bool = True
+    study: StudyConfig,
+    site: SiteConfig,
+    *,
+    history: History = (),
+    private: bool = True,
+    noise_multiplier: float = 0.0,
 ) -> SitePlan:
     """Choose the noise with which the study stays within its target and the site's budget.
 
@@ -116,6 +125,7 @@ def plan_site(
         site: The site's file.
         history: What the site's ledger was charged before, study by study.
         private: False for the baseline without noise.
+        noise_multiplier: At least so much, where other sites of a secure sum need more.
 
     Returns:
         The plan; its noise multiplier is at least the floor of the site's policy.
@@ -126,7 +136,11 @@ def plan_site(
     policy = site.privacy
     charges = tuple(tuple(charges) for charges in history)
     before = lifetime_epsilon(charges, delta=policy.delta, budget=policy.epsilon)
-    sigma = _noise_multiplier(study, site, history=charges) if private else 0.0
+    sigma = 0.0
+    if private:
+        own = _noise_multiplier(study, site, history=charges)
+        floor = share_floor(site, honest_sites=study.honest_sites)
+        sigma = max(own, floor, noise_multiplier)
     mechanism = Mechanism(
         sampling_prob=study.privacy.sampling_prob,
         noise_multiplier=sigma,
@@ -136,6 +150,8 @@ def plan_site(
         declared_patients=site.declared_patients,
         noise_origin=study.privacy.noise,
         clip_norm_schedule=study.clip_norm_schedule,
+        trust=study.privacy.trust,
+        honest_sites=study.honest_sites,
     )
     return SitePlan(
         site=site.name,
@@ -159,7 +175,9 @@ def plan_site(
 def averaged_noise(plans: Sequence[SitePlan]) -> float:
     """Noise on one step of the averaged update, per coordinate and in units of C.
 
-    The sites' noise is independent: sqrt(sum_i (w_i sigma_i / (q_i n_i))^2) / sum_i w_i.
+    The sites' noise is independent: sqrt(sum_i (w_i s_i / (q_i n_i))^2) / sum_i w_i, where s_i is
+    sigma_i, or sigma / sqrt(h) in a secure sum whose noise is sure to hold h shares: there the
+    weights are the patients, which leaves sigma sqrt(K / h) / (q N) with K sites that stay.
     """
     total = sum(plan.weight for plan in plans)
     return math.hypot(*(plan.weight * plan.noise_per_coordinate for plan in plans)) / total
