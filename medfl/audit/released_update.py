@@ -22,7 +22,8 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import ConfigError
 from medfl.protocol.messages import Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
-from medfl.site.round import declare, train_update
+from medfl.site.agreement import declare
+from medfl.site.round import train_update
 from medfl.site.state import simulated_state
 
 _RUN = "audit"

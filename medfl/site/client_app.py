@@ -26,8 +26,9 @@ from medfl.protocol.messages import (
     refusal,
     to_record,
 )
+from medfl.site.agreement import declare
 from medfl.site.final_model import receive
-from medfl.site.round import declare, train_update
+from medfl.site.round import train_update
 from medfl.site.scores import evaluate
 from medfl.site.state import SiteState
 

@@ -16,7 +16,8 @@ from medfl.errors import FederationError, MessageError, PolicyRefused
 from medfl.protocol.messages import Finished, FinishTask, Weights
 from medfl.protocol.study_model import model_spec, study_model_bytes
 from medfl.segmentation.networks import load_trainable
-from medfl.site.round import agreed, require_bounded
+from medfl.site.agreement import agreed
+from medfl.site.round import require_bounded
 from medfl.site.run_models import models_of, write_model
 from medfl.site.state import SiteState
 

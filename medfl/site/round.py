@@ -19,17 +19,12 @@ from torch import nn
 
 from medfl.config import StudyConfig
 from medfl.errors import FederationError, MessageError, PolicyRefused
-from medfl.privacy.accounting.charges import Charge
-from medfl.privacy.accounting.planner import plan_site
 from medfl.privacy.engine import StepObserver, local_optimizer, train_round
-from medfl.privacy.ledger.allowance import most_steps
-from medfl.privacy.ledger.ledger import Agreement, Ledger, Permit
+from medfl.privacy.ledger.ledger import Permit
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
-from medfl.privacy.policy import check_proposal, check_study
+from medfl.privacy.policy import check_proposal
 from medfl.protocol.messages import (
-    Declaration,
-    Proposal,
     SiteUpdate,
     TrainTask,
     Weights,
@@ -41,8 +36,8 @@ from medfl.segmentation.networks import (
     trainable_state,
     trained_names,
 )
+from medfl.site.agreement import agreed
 from medfl.site.first_model import keep_start
-from medfl.site.seen_patients import require_unseen_by_start
 from medfl.site.state import SiteState
 
 logger = logging.getLogger(__name__)
@@ -53,77 +48,6 @@ MAX_WEIGHTS_NORM = 1e6
 # Of a simulation: the round that a resumed run asks for again, the one before, and what is small.
 _KEPT_OF_OPEN_DATA, _KEPT_BYTES = 2, 2**28
 _REHEARSAL = -1  # the step of a gradient that nobody gets
-
-
-def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
-    """Answer a proposal: the site's public constants and the mechanism that it will run.
-
-    Raises:
-        PolicyRefused: If the proposal is weaker than the site's policy.
-        PrivacyError: If the study's start has seen a patient of the site.
-        BudgetExceeded: If the study does not fit what is left of the budget.
-        MedflError: If the site cannot take part (data, modalities, ledger).
-    """
-    site, study = site_state.site, proposal.study
-    check_study(study, site, private=proposal.private)
-    require_unseen_by_start(site_state, proposal)
-    # Whatever would make a round fail shall fail here, before anything is charged.
-    site_state.stores(study)
-    trained_names(site_state.network(study), study.training.trainable)
-    keys = site_state.keys
-    with site_state.open_ledger() as ledger:
-        agreement = ledger.agreement(proposal.run)
-        if agreement is None:
-            site_state.require_declared_patients()
-            mechanism = plan_site(
-                study, site, history=ledger.history(), private=proposal.private
-            ).mechanism
-        else:
-            _require_agreed(agreement, study)
-            mechanism = agreement.mechanism
-        check_proposal(mechanism, rounds=study.training.rounds, site=site)
-        # A run that goes on after a crash has paid for some of its steps already.
-        done = ledger.steps(run=proposal.run)
-        if done < study.total_steps:
-            remaining = Charge(mechanism=mechanism, steps=study.total_steps - done)
-            epsilon = ledger.admit(study.id, [remaining], run=proposal.run)
-        else:
-            epsilon = ledger.spent().epsilon
-        if agreement is None:
-            ledger.agree(
-                proposal.run,
-                Agreement(
-                    study=study.id,
-                    proposal=study.digest,
-                    mechanism=mechanism,
-                    members=frozenset(site_state.members),
-                    steps=most_steps(
-                        rounds=study.training.rounds, local_steps=mechanism.local_steps
-                    ),
-                ),
-                patients=site_state.marks(),
-            )
-        head, affected = ledger.head(), ledger.affected_steps()
-    declaration = Declaration(
-        site=site.name,
-        run=proposal.run,
-        run_steps=done,
-        event_key=keys.event_key,
-        rotations=keys.rotations,
-        purpose=site.purpose,
-        declared_patients=site.declared_patients,
-        weight=site.weight,
-        modalities=site.data.modalities,
-        label_scheme=site.data.label_scheme,
-        delta=site.privacy.delta,
-        epsilon_budget=site.privacy.epsilon,
-        epsilon=epsilon,
-        mechanism=mechanism,
-        ledger_sequence=head.sequence,
-        ledger_hash=head.hash,
-        affected_steps=affected,
-    )
-    return declaration.signed(keys)
 
 
 def train_update(
@@ -308,31 +232,6 @@ def _rehearse(
     finally:
         network.zero_grad(set_to_none=True)
     site_state.rehearsed.add((study.digest, names[largest]))
-
-
-def agreed(ledger: Ledger, *, run: str, study: StudyConfig) -> Agreement:
-    """What this site agreed to for a run.
-
-    Raises:
-        PolicyRefused: If it agreed to nothing, or to another study.
-    """
-    agreement = ledger.agreement(run)
-    if agreement is None:
-        raise PolicyRefused(
-            "Expected a run that this site agreed to, found no agreement.",
-            code="policy-not-agreed",
-        )
-    _require_agreed(agreement, study)
-    return agreement
-
-
-def _require_agreed(agreement: Agreement, study: StudyConfig) -> None:
-    if agreement.proposal != study.digest:
-        raise PolicyRefused(
-            f"Expected the proposal that this site agreed to for the run ({agreement.study}), "
-            f"found another ({study.id}).",
-            code="policy-not-agreed",
-        )
 
 
 def _train(

@@ -15,7 +15,7 @@ from medfl.protocol.messages import Declaration, Proposal
 from medfl.server.account import privacy_summary
 from medfl.server.ledger import FederationLedger
 from medfl.server.run_folder import RunFolder
-from medfl.site.round import declare
+from medfl.site.agreement import declare
 
 STEPS, ROUNDS = 5, 3
 MECHANISM = Mechanism(

@@ -12,7 +12,8 @@ from medfl.privacy import engine
 from medfl.protocol.messages import Declaration, Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
 from medfl.site import round as site_round
-from medfl.site.round import declare, train_update
+from medfl.site.agreement import declare
+from medfl.site.round import train_update
 from medfl.site.state import SiteState
 
 

@@ -17,7 +17,8 @@ from medfl.privacy.patients import Patients
 from medfl.protocol.messages import Proposal, TrainTask
 from medfl.segmentation.networks import trainable_state
 from medfl.site import state as site_states
-from medfl.site.round import declare, train_update
+from medfl.site.agreement import declare
+from medfl.site.round import train_update
 from medfl.site.state import SiteState
 
 

@@ -29,7 +29,7 @@ from medfl.segmentation.networks import trainable_state
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.site import seen_patients
-from medfl.site.round import declare
+from medfl.site.agreement import declare
 from medfl.site.seen_patients import digests_of, list_digest
 from medfl.site.state import CACHE, hospital_state, simulated_state
 from medfl.study.in_process_grid import run_in_process
