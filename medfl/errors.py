@@ -10,10 +10,12 @@ Drawn as a tree; `code` is all that may leave a site (the text stays local)::
     │   ├── BudgetExceeded        budget-exceeded   the ledger refuses to overspend
     │   ├── PolicyRefused         policy-*          the proposal is weaker than the site's policy
     │   ├── LedgerError           ledger            missing, damaged, edited or restored ledger
-    │   └── PermitExhausted       permit-exhausted  a noisy step without a charge
+    │   ├── PermitExhausted       permit-exhausted  a noisy step without a charge
+    │   └── SecureSumRefused      secure-sum-*      a site was asked for what could single it out
     ├── FederationError           federation
     │   ├── MessageError          message-*         a record is malformed
-    │   └── QuorumError           quorum            too few usable sites
+    │   ├── QuorumError           quorum            too few usable sites
+    │   └── SecureSumError        secure-sum-*      no sum, or a contribution that is no part of it
     └── ReportError               report            a run folder cannot be read
 """
 
@@ -86,6 +88,12 @@ class PermitExhausted(PrivacyError):
     default_code = "permit-exhausted"
 
 
+class SecureSumRefused(PrivacyError):
+    """A site was asked for what could show one site's contribution to a secure sum."""
+
+    default_code = "secure-sum"
+
+
 class FederationError(MedflError):
     """A round or a run cannot go on."""
 
@@ -102,6 +110,12 @@ class QuorumError(FederationError):
     """Fewer usable sites than the study demands."""
 
     default_code = "quorum"
+
+
+class SecureSumError(FederationError):
+    """A message of a secure sum cannot be used, or the round has no sum."""
+
+    default_code = "secure-sum"
 
 
 class ReportError(MedflError):
