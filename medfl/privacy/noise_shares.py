@@ -49,9 +49,12 @@ from __future__ import annotations
 import math
 
 from medfl.errors import PrivacyError
+from medfl.privacy.mechanism import Mechanism
 
 LEAST_SHARE = 64.0
 """Units of the grid."""
+
+_REACH = 20.0
 
 
 def require_fine_grid(share_std: float) -> None:
@@ -91,3 +94,23 @@ def rounding_excess(share_std: float, *, shares: int) -> float:
         return 0.0
     exponent = -2 * math.pi**2 * share_std**2 * (1 - 1 / shares)
     return 2 * shares * math.exp(exponent) * (1 + 2.0**-50)
+
+
+def largest_total(mechanism: Mechanism, *, patients: int, sites: int) -> int:
+    """How far a coordinate of a secure sum can be from 0.
+
+    All patients drawn, all of their gradients along one coordinate, and noise of 20 standard
+    deviations: a coordinate beyond has a probability below 2 exp(-200), far inside any delta, and
+    then the round is void, which tells nothing that the noise would not.
+
+    Args:
+        mechanism: Of the round.
+        patients: N, those that all sites declare.
+        sites: K, whose shares of the noise there can be.
+
+    Returns:
+        Multiples of the mechanism's grid.
+    """
+    signal = patients * math.ceil(mechanism.clip_norm / mechanism.grid)
+    noise = _REACH * mechanism.share_std / mechanism.grid * math.sqrt(sites)
+    return signal + math.ceil(noise)

@@ -40,7 +40,7 @@ Weights = dict[str, torch.Tensor]
 FINISH = "query.finish"
 """Flower's type of the message that brings the final model."""
 
-MAX_BODY_BYTES = 1_000_000
+MAX_BODY_BYTES = 4_000_000
 MAX_WEIGHT_BYTES = 2**30
 MAX_SEEN_IMAGES = 20_000
 """That a starting model may have seen; more would not fit into a body."""

@@ -20,6 +20,7 @@ class Waiting(Record):
         deadline: When it goes on without those that are silent.
         asked: Names of the sites that were asked.
         answered: Names of those that have answered.
+        phase: Of a secure sum, in words; empty where a round has one phase.
     """
 
     round: Count
@@ -27,6 +28,7 @@ class Waiting(Record):
     deadline: AwareDatetime
     asked: tuple[str, ...]
     answered: tuple[str, ...]
+    phase: str = ""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -44,13 +46,14 @@ class Waiting(Record):
         return datetime.now(UTC) > self.deadline
 
     @classmethod
-    def begin(cls, number: int, *, asked: Iterable[str], timeout: float) -> Self:
+    def begin(cls, number: int, *, asked: Iterable[str], timeout: float, phase: str = "") -> Self:
         """A round in which sites were asked now, and none has answered.
 
         Args:
             number: 1 for the first round.
             asked: Names of the sites.
             timeout: Seconds until the round goes on without those that are silent.
+            phase: Of a secure sum.
         """
         since = datetime.now(UTC)
         return cls(
@@ -59,6 +62,7 @@ class Waiting(Record):
             deadline=since + timedelta(seconds=timeout),
             asked=tuple(sorted(asked)),
             answered=(),
+            phase=phase,
         )
 
     def heard(self, site: str) -> Self:

@@ -128,6 +128,11 @@ class SealedShares:
     dealing: Dealing
     sealed: Mapping[str, bytes]
 
+    @property
+    def site(self) -> str:
+        """The dealer."""
+        return self.dealing.site
+
     def to_dict(self) -> dict[str, Any]:
         """The message as JSON types."""
         return {"dealing": self.dealing.to_dict(), "sealed": wire.plain(self.sealed)}

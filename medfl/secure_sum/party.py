@@ -23,7 +23,6 @@ from medfl.secure_sum.dealing import deal, opened
 from medfl.secure_sum.messages import (
     Advert,
     Confirmation,
-    Dealing,
     Delivery,
     MaskedInput,
     SealedShares,
@@ -158,10 +157,9 @@ class Party:
                 -again).
         """
         state = self._state
-        refusals.require_phase(state.phase, Phase.SHARED)
+        self.require_deliveries(deliveries)
         refusals.require_vector(vector, state.terms)
         dealings = [delivery.dealing for delivery in deliveries]
-        self._require_dealings(dealings)
         for delivery in deliveries:
             with suppress(ValueError):
                 dealer = delivery.dealing.site
@@ -240,8 +238,15 @@ class Party:
         """Give up the round, or end it: nothing is left that could answer again."""
         self._state = SiteState(terms=self.terms, site=self._state.site, phase=Phase.SPENT)
 
-    def _require_dealings(self, dealings: Sequence[Dealing]) -> None:
+    def require_deliveries(self, deliveries: Sequence[Delivery]) -> None:
+        """Refuse what `mask` would refuse, for whoever has to pay before there is a vector.
+
+        Raises:
+            SecureSumRefused: As `mask` says.
+        """
         state = self._state
+        refusals.require_phase(state.phase, Phase.SHARED)
+        dealings = [delivery.dealing for delivery in deliveries]
         refusals.require_sound(dealings, state.terms)
         seen = digest_of("adverts", state.adverts, terms=state.terms)
         holders = [advert.site for advert in state.adverts]

@@ -120,6 +120,8 @@ def check_declaration(
         and mechanism.declared_patients == declaration.declared_patients
         and mechanism.is_private == private
         and mechanism.revision == REVISION
+        and mechanism.trust == study.privacy.trust
+        and mechanism.honest_sites == study.honest_sites
     )
     if not agreed:
         raise MessageError("Expected the study's mechanism.", code="declaration-mechanism")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -23,6 +24,7 @@ from medfl.config import StudyConfig
 from medfl.durable import write_atomically
 from medfl.errors import FederationError, ReportError
 from medfl.protocol.messages import Declaration, Scores, Weights
+from medfl.protocol.secure_round import Members
 from medfl.runs import metrics_table
 from medfl.runs.files import (
     DECLARATIONS,
@@ -47,6 +49,12 @@ from medfl.runs.records import (
 
 ROUNDS_CSV = "rounds.csv"
 ROUND_COLUMNS = ("round", "site", *SiteRound.model_fields)
+
+ROSTER = Document("roster.json", TypeAdapter(Members))
+"""Who is added up in a secure sum; the same from the first round to the last."""
+
+SUM_ROUND = Document("sum_round.json", TypeAdapter(int))
+"""The newest round of a secure sum that was begun."""
 
 _UPDATES = "updates"
 
@@ -99,6 +107,22 @@ class RunFolder:
     def write(self, file: Document[T], value: T) -> None:
         """Replace one of the files that hold one value."""
         write_atomically(self.path / file.name, file.text(value).encode())
+
+    def roster(self) -> Members:
+        """The sites of the run's secure sums; nobody before they were asked.
+
+        Raises:
+            ReportError: If the file is damaged.
+        """
+        return ROSTER.read(self.path) if (self.path / ROSTER.name).exists() else {}
+
+    def begun_sum(self) -> int:
+        """The newest round of a secure sum that was begun; 0 if none was.
+
+        Raises:
+            ReportError: If the file is damaged.
+        """
+        return SUM_ROUND.read(self.path) if (self.path / SUM_ROUND.name).exists() else 0
 
     def updates(self, round_number: int) -> Path:
         """Where the updates of a round lie until they are averaged; nothing outlives the round."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -24,8 +24,11 @@ from medfl.protocol.messages import (
     Weights,
     read_body,
     read_weights,
+    to_arrays,
     to_record,
+    weights_digest,
 )
+from medfl.protocol.secure_round import Members, round_terms
 from medfl.protocol.study_model import study_model_bytes, trained_parameters
 from medfl.runs.files import UNDELIVERED, WAITING
 from medfl.runs.records import Outcome, Round, SiteRound, Variant
@@ -35,7 +38,9 @@ from medfl.server.ask import answers, discard
 from medfl.server.handover import hand_over
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Progress
-from medfl.server.run_folder import RunFolder, ServerState
+from medfl.server.run_folder import ROSTER, SUM_ROUND, RunFolder, ServerState
+from medfl.server.secure_agreement import agree_on_roster, roster_of
+from medfl.server.secure_round import SecureRound, SecureTotal, moved_by
 from medfl.server.spool import Spool
 from medfl.server.strategy import Aggregator, admit, exponential_average
 
@@ -105,8 +110,27 @@ def serve_study(grid: Grid, run: Run) -> None:
         seen=run.seen,
         timeout=run.timeout,
     )
+    roster: Members = {}
+    if study.privacy.trust == "secure":
+        roster = folder.roster() or roster_of(declarations)
+        folder.write(ROSTER, roster)
+        declarations = agree_on_roster(
+            grid,
+            study,
+            run=run.run,
+            private=run.private,
+            seen=run.seen,
+            declarations=declarations,
+            nodes=nodes,
+            roster=roster,
+            ledger=ledger,
+            timeout=run.timeout,
+        )
+        nodes = {site: nodes[site] for site in declarations}
     run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
-    server = _Server(grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger)
+    server = _Server(
+        grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger, roster=roster
+    )
     if state is None:
         weights = run.start()
         state = ServerState(run=run.run, round=0, weights=weights, average=weights, moments={})
@@ -116,8 +140,11 @@ def serve_study(grid: Grid, run: Run) -> None:
     folder.truncate_tables(after_round=state.round, variant=run.variant)
     server.aggregator.restore(state.moments)
     run.progress.phase("rounds")
+    void = folder.begun_sum()
     for number in range(state.round + 1, study.training.rounds + 1):
-        state = server.round(state, number)
+        # A site never begins a round of a secure sum twice: one that was interrupted is void.
+        begun_before = number <= void
+        state = server.void(state, number) if begun_before else server.round(state, number)
         if number % study.evaluation.every == 0 or number == study.training.rounds:
             folder.write_checkpoint(f"round-{number:04d}", server.model_file(state))
             server.score(state)
@@ -137,12 +164,14 @@ class _Server:
         declarations: Mapping[str, Declaration],
         nodes: Mapping[str, int],
         ledger: FederationLedger,
+        roster: Members,
     ) -> None:
         self._grid = grid
         self._run = run
         self._declarations = declarations
         self._nodes = nodes
         self._ledger = ledger
+        self._roster = roster
         self._trained = trained_parameters(run.study)
         self.aggregator = Aggregator(run.study)
 
@@ -153,16 +182,37 @@ class _Server:
         finally:
             self._run.folder.forget_round()
 
+    def void(self, state: ServerState, number: int) -> ServerState:
+        """Pass over a round that was begun and ended without a sum; what it cost stays charged."""
+        record = Round(
+            round=number,
+            seconds=0.0,
+            sites={
+                site: self._outcome(site, "rejected", code="secure-sum-void")
+                for site in self._nodes
+            },
+        )
+        self._run.folder.append_round(record)
+        self._run.progress.round_finished(record)
+        return replace(state, round=number)
+
     def _round(self, state: ServerState, number: int) -> ServerState:
         begin = time.monotonic()
         study, run = self._run.study, self._run
-        spool = Spool(run.folder.updates(number))
-        outcomes = self._collect(state, number, spool=spool)
+        updates: Mapping[str, ArrayRecord]
+        if self._roster:
+            updates, outcomes = self._collect_sum(state, number)
+            weights = dict.fromkeys(updates, 1.0)
+        else:
+            spool = Spool(run.folder.updates(number))
+            outcomes = self._collect(state, number, spool=spool)
+            updates = spool.updates
+            weights = {site: d.weight for site, d in self._declarations.items()}
         _require_quorum(outcomes, needed=study.aggregation.min_sites, number=number)
         new = self.aggregator.aggregate(
-            spool.updates,
+            updates,
             start=self._trained_of(state.weights),
-            site_weights={site: d.weight for site, d in self._declarations.items()},
+            site_weights=weights,
             round_number=number,
         )
         average = exponential_average(
@@ -205,6 +255,63 @@ class _Server:
             if site not in outcomes:
                 outcomes[site] = self._lost(site, "silent", task, code="silent")
         return {site: outcomes[site] for site in tasks}
+
+    def _collect_sum(
+        self, state: ServerState, number: int
+    ) -> tuple[dict[str, ArrayRecord], dict[str, SiteRound]]:
+        """Learn the sum of all sites, as if one site with all of their patients had answered."""
+        study, start = self._run.study, self._trained_of(state.weights)
+        tasks = {site: self._task(site, number) for site in self._nodes}
+        some = next(iter(tasks.values()))
+        terms = round_terms(
+            study,
+            run=self._run.run,
+            round_number=number,
+            members=self._roster,
+            mechanism=some.mechanism,
+            model_digest=weights_digest(state.weights),
+            length=sum(value.numel() for value in start.values()),
+        )
+        self._run.folder.write(SUM_ROUND, number)
+        found = SecureRound(
+            terms,
+            tasks=tasks,
+            ask=lambda questions, *, kind, phase: self._asked(
+                questions, kind=kind, number=number, phase=phase
+            ),
+            check=lambda update, site: self._ledger.check(update, site=site),
+        ).collect(state.weights)
+        outcomes = {site: self._outcome_in(found, site, task) for site, task in tasks.items()}
+        if found.code:
+            return {}, outcomes
+        patients = sum(self._roster[site].declared_patients for site in found.survivors)
+        new = moved_by(found.total, start=start, study=study, task=some, patients=patients)
+        return {"sum": to_arrays(new)}, outcomes
+
+    def _asked(
+        self, questions: Mapping[str, RecordDict], *, kind: str, number: int, phase: str
+    ) -> Iterator[tuple[str, Message]]:
+        """Answers of one phase of a round, with a note of who is waited for."""
+        waiting = Waiting.begin(number, asked=questions, timeout=self._run.timeout, phase=phase)
+        self._run.folder.write(WAITING, waiting)
+        for site, reply in self._answers(questions, kind=kind, group=str(number)):
+            yield site, reply
+            waiting = waiting.heard(site)
+            self._run.folder.write(WAITING, waiting)
+
+    def _outcome_in(self, found: SecureTotal, site: str, task: TrainTask) -> SiteRound:
+        """What a round of a secure sum was for one site, whose charge counts in any case."""
+        admitted = site in found.survivors
+        code = "" if admitted else found.codes.get(site, "") or found.code
+        update = found.updates.get(site)
+        if update is not None:
+            self._ledger.record(update, site=site, round_number=task.round, admitted=admitted)
+            outcome: Outcome = "admitted" if admitted else "rejected"
+            return self._outcome(site, outcome, code=code, steps=update.steps)
+        outcome = "silent" if code == "silent" else "refused"
+        if site in found.charged:
+            return self._lost(site, outcome, task, code=code)
+        return self._outcome(site, outcome, code=code)  # it was never asked to compute anything
 
     def score(self, state: ServerState) -> None:
         """Ask sites with open data for scores; hospitals share none and are not asked."""

@@ -7,20 +7,25 @@ ledger, where every round looks it up.
 from __future__ import annotations
 
 from medfl.config import StudyConfig
-from medfl.errors import PolicyRefused
+from medfl.errors import PolicyRefused, SecureSumRefused
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.accounting.planner import plan_site
 from medfl.privacy.ledger.allowance import most_steps
 from medfl.privacy.ledger.ledger import Agreement, Ledger
 from medfl.privacy.policy import check_proposal, check_study
 from medfl.protocol.messages import Declaration, Proposal
+from medfl.protocol.secure_round import Member, RosterTask
 from medfl.segmentation.networks import trained_names
 from medfl.site.seen_patients import require_unseen_by_start
 from medfl.site.state import SiteState
+from medfl.site.sum_state import SumState
 
 
 def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
     """Answer a proposal: the site's public constants and the mechanism that it will run.
+
+    Where updates will be added up in secret, it is the mechanism that the site needs at least, and
+    the site agrees to nothing before it knows with whom: see `join`.
 
     Raises:
         PolicyRefused: If the proposal is weaker than the site's policy.
@@ -28,6 +33,55 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
         BudgetExceeded: If the study does not fit what is left of the budget.
         MedflError: If the site cannot take part (data, modalities, ledger).
     """
+    return _declared(site_state, proposal, agrees=proposal.study.privacy.trust == "local")
+
+
+def join(site_state: SiteState, task: RosterTask) -> Declaration:
+    """Agree to a study whose updates are added up in secret, with these sites and this noise.
+
+    Raises:
+        PolicyRefused: If the noise is less than this site needs (policy-noise-multiplier), or a
+            hospital has not named one of the others under this key (policy-peers).
+        SecureSumRefused: If the roster has not this site as it is, is too short, or is another one
+            than the run had (secure-sum-roster).
+        MedflError: As `declare` says.
+    """
+    _require_known(site_state, task)
+    sums = SumState(site_state.sums_folder, run=task.run)
+    declaration = _declared(site_state, task, agrees=True, noise_multiplier=task.noise_multiplier)
+    sums.agree(task.members)
+    return declaration
+
+
+def _require_known(site_state: SiteState, task: RosterTask) -> None:
+    site, members = site_state.site, task.members
+    own = Member(event_key=site_state.keys.event_key, declared_patients=site.declared_patients)
+    if task.study.privacy.trust != "secure" or members.get(site.name) != own:
+        raise SecureSumRefused(
+            "Expected a roster of a secure sum with this site as it is, found another.",
+            code="secure-sum-roster",
+        )
+    needed = task.study.aggregation.min_sites
+    if len(members) < needed:
+        raise SecureSumRefused(
+            f"Expected a roster of at least {needed} sites, found {len(members)}.",
+            code="secure-sum-roster",
+        )
+    if site.purpose == "open-data":
+        return
+    for name, member in members.items():
+        if name != site.name and site.privacy.peers.get(name) != member.event_key:
+            raise PolicyRefused(
+                "Expected every other site of a secure sum in privacy.peers of this site's file, "
+                f"under the key that was compared by telephone; found {name} with the key "
+                f"{member.event_key}.",
+                code="policy-peers",
+            )
+
+
+def _declared(
+    site_state: SiteState, proposal: Proposal, *, agrees: bool, noise_multiplier: float = 0.0
+) -> Declaration:
     site, study = site_state.site, proposal.study
     check_study(study, site, private=proposal.private)
     require_unseen_by_start(site_state, proposal)
@@ -40,11 +94,17 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
         if agreement is None:
             site_state.require_declared_patients()
             mechanism = plan_site(
-                study, site, history=ledger.history(), private=proposal.private
+                study,
+                site,
+                history=ledger.history(),
+                private=proposal.private,
+                noise_multiplier=noise_multiplier,
             ).mechanism
         else:
             _require_agreed(agreement, study)
             mechanism = agreement.mechanism
+        if study.privacy.trust == "secure" and agrees:
+            _require_noise(noise_multiplier, needed=mechanism.noise_multiplier)
         check_proposal(mechanism, rounds=study.training.rounds, site=site)
         # A run that goes on after a crash has paid for some of its steps already.
         done = ledger.steps(run=proposal.run)
@@ -53,7 +113,7 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
             epsilon = ledger.admit(study.id, [remaining], run=proposal.run)
         else:
             epsilon = ledger.spent().epsilon
-        if agreement is None:
+        if agreement is None and agrees:
             ledger.agree(
                 proposal.run,
                 Agreement(
@@ -88,6 +148,16 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
         affected_steps=affected,
     )
     return declaration.signed(keys)
+
+
+def _require_noise(proposed: float, *, needed: float) -> None:
+    """The planner takes the larger one, so that equality says that it is enough."""
+    if proposed != needed:
+        raise PolicyRefused(
+            f"Expected a secure sum with a noise_multiplier of {needed:g}, which this site needs "
+            f"or agreed to, found {proposed:g}.",
+            code="policy-noise-multiplier",
+        )
 
 
 def agreed(ledger: Ledger, *, run: str, study: StudyConfig) -> Agreement:

@@ -26,7 +26,24 @@ from medfl.protocol.messages import (
     refusal,
     to_record,
 )
-from medfl.site.agreement import declare
+from medfl.protocol.secure_round import (
+    ADD,
+    ADVERTISE,
+    CONFIRM,
+    ROSTER,
+    SHARE,
+    UNMASK,
+    AddTask,
+    AdvertTask,
+    ConfirmTask,
+    RosterTask,
+    ShareTask,
+    UnmaskTask,
+    answer_record,
+    masked_record,
+)
+from medfl.site import secure_round
+from medfl.site.agreement import declare, join
 from medfl.site.final_model import receive
 from medfl.site.round import train_update
 from medfl.site.scores import evaluate
@@ -40,7 +57,9 @@ StateOf = Callable[[Context], SiteState]
 ObserverOf = Callable[[str], StepObserver]
 """Progress of the site with this name."""
 
-KINDS = frozenset({"query", "train", "evaluate", FINISH})
+KINDS = frozenset(
+    {"query", "train", "evaluate", FINISH, ROSTER, ADVERTISE, SHARE, ADD, CONFIRM, UNMASK}
+)
 """Flower's types of the messages that a site answers."""
 
 
@@ -84,7 +103,7 @@ def make_client_app(state_of: StateOf, *, observer_of: ObserverOf) -> ClientApp:
             ),
         )
 
-    @app.query(FINISH.removeprefix("query."))
+    @app.query(_name(FINISH))
     def finish(message: Message, context: Context) -> Message:
         return _answer(
             message,
@@ -93,7 +112,75 @@ def make_client_app(state_of: StateOf, *, observer_of: ObserverOf) -> ClientApp:
             ),
         )
 
+    _answer_secure_sums(app, state_of, observer_of=observer_of)
     return app
+
+
+def _answer_secure_sums(app: ClientApp, state_of: StateOf, *, observer_of: ObserverOf) -> None:
+    """Register the phases of `medfl.site.secure_round`."""
+
+    @app.query(_name(ROSTER))
+    def roster(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: to_record(join(state_of(context), read_body(record, RosterTask))),
+        )
+
+    @app.query(_name(ADVERTISE))
+    def advertise(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: answer_record(
+                secure_round.advertise(state_of(context), read_body(record, AdvertTask)).to_dict()
+            ),
+        )
+
+    @app.query(_name(SHARE))
+    def share(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: answer_record(
+                secure_round.share(state_of(context), read_body(record, ShareTask)).to_dict()
+            ),
+        )
+
+    @app.train(_name(ADD))
+    def add(message: Message, context: Context) -> Message:
+        def work(record: RecordDict) -> RecordDict:
+            site_state = state_of(context)
+            update, masked = secure_round.add(
+                site_state,
+                read_body(record, AddTask),
+                read_weights(record),
+                expires=message.metadata.created_at + message.metadata.ttl,
+                on_step=observer_of(site_state.site.name),
+            )
+            return masked_record(update, masked)
+
+        return _answer(message, work)
+
+    @app.query(_name(CONFIRM))
+    def confirm(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: answer_record(
+                secure_round.confirm(state_of(context), read_body(record, ConfirmTask)).to_dict()
+            ),
+        )
+
+    @app.query(_name(UNMASK))
+    def unmask(message: Message, context: Context) -> Message:
+        return _answer(
+            message,
+            lambda record: answer_record(
+                secure_round.unmask(state_of(context), read_body(record, UnmaskTask)).to_dict()
+            ),
+        )
+
+
+def _name(kind: str) -> str:
+    """What Flower calls a message of its type that is not the usual one."""
+    return kind.partition(".")[2]
 
 
 def ignore_steps(done: int, total: int) -> None:

@@ -13,14 +13,22 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from medfl.config import StudyConfig
 from medfl.errors import FederationError, MessageError, PolicyRefused
-from medfl.privacy.engine import StepObserver, local_optimizer, train_round
-from medfl.privacy.ledger.ledger import Permit
+from medfl.privacy.engine import (
+    RoundDiagnostics,
+    StepObserver,
+    local_optimizer,
+    train_round,
+)
+from medfl.privacy.ledger.ledger import Ledger, Permit
 from medfl.privacy.noise import SecureNormal
 from medfl.privacy.patients import Patients
 from medfl.privacy.policy import check_proposal
@@ -80,13 +88,13 @@ def train_update(
         MedflError: If the round cannot be computed; what was charged stays charged.
     """
     arrived = time.monotonic()
-    check_proposal(task.mechanism, rounds=task.study.training.rounds, site=site_state.site)
-    if task.round > task.study.training.rounds:
+    if task.mechanism.trust != "local":
         raise PolicyRefused(
-            f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
-            code="policy-rounds",
+            "Expected a round of trust 'local', where the site's noise protects its own update, "
+            f"found {task.mechanism.trust!r}.",
+            code="policy-trust",
         )
-    require_bounded(weights)
+    check_task(site_state, task, weights)
     request = _digest(task, weights)
     stored = site_state.outbox.get(task.message_id, request=request)
     if stored is not None:
@@ -94,10 +102,78 @@ def train_update(
             # Once more, in case a crash came between the outbox and the ledger.
             ledger.mark_released(task.message_id, stored.digest)
         return SiteUpdate.model_validate_json(stored.body), stored.weights
+    with paid_round(site_state, task, weights, expires=expires, arrived=arrived) as paid:
+        _train(site_state, task, paid, on_step=on_step)
+        released = trainable_state(paid.network)
+        update = paid.statement(site_state, task, digest=weights_digest(released))
+        stored_digest = site_state.outbox.put(
+            task.message_id, request=request, body=update.model_dump_json(), weights=released
+        )
+        paid.ledger.mark_released(task.message_id, stored_digest)
+    if site_state.site.purpose == "open-data":
+        site_state.outbox.keep_newest(_KEPT_OF_OPEN_DATA, max_bytes=_KEPT_BYTES)
+    rest(arrived, seconds=site_state.site.privacy.answer_seconds)
+    return update, released
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaidRound:
+    """A round that was charged and may touch patients now.
+
+    Attributes:
+        ledger: Open.
+        network: With the global model's weights; only what the study trains asks for gradients.
+        patients: Those who can be drawn.
+        permit: The charge.
+    """
+
+    ledger: Ledger
+    network: nn.Module
+    patients: Patients
+    permit: Permit
+
+    def statement(self, site_state: SiteState, task: TrainTask, *, digest: str) -> SiteUpdate:
+        """What the round has cost, signed.
+
+        Args:
+            site_state: The site.
+            task: The request.
+            digest: Of what is released.
+        """
+        head = self.ledger.head()
+        return SiteUpdate(
+            site=site_state.site.name,
+            run=task.run,
+            round=task.round,
+            run_steps=self.ledger.steps(run=task.run),
+            weights_digest=digest,
+            message_id=task.message_id,
+            mechanism=task.mechanism,
+            steps=task.mechanism.local_steps,
+            ledger_sequence=head.sequence,
+            ledger_hash=head.hash,
+        ).signed(site_state.keys)
+
+
+@contextmanager
+def paid_round(
+    site_state: SiteState, task: TrainTask, weights: Weights, *, expires: float, arrived: float
+) -> Iterator[PaidRound]:
+    """Look at everything that could make a round fail, then charge it.
+
+    Args:
+        site_state: The site.
+        task: The server's request, which `check_task` let pass.
+        weights: The global model.
+        expires: When the server stops waiting, in seconds since 1970 by its clock.
+        arrived: When the request came, by `time.monotonic`.
+
+    Raises:
+        MedflError: As `train_update` says.
+    """
     network = site_state.network(task.study)
     load_trainable(network, weights)
     trained = trained_names(network, task.study.training.trainable)
-    keys = site_state.keys
     with site_state.open_ledger() as ledger, only_trained(network, trained):
         agreement = agreed(ledger, run=task.run, study=task.study)
         if agreement.mechanism.in_round(task.round) != task.mechanism:
@@ -124,29 +200,23 @@ def train_update(
         )
         if task.round == 1 and site_state.site.purpose == "hospital":
             keep_start(site_state.site.state, weights, study=task.study, run=task.run)
-        _train(site_state, task, network, patients, permit=permit, on_step=on_step)
-        released = trainable_state(network)
-        head = ledger.head()
-        update = SiteUpdate(
-            site=site_state.site.name,
-            run=task.run,
-            round=task.round,
-            run_steps=ledger.steps(run=task.run),
-            weights_digest=weights_digest(released),
-            message_id=task.message_id,
-            mechanism=task.mechanism,
-            steps=task.mechanism.local_steps,
-            ledger_sequence=head.sequence,
-            ledger_hash=head.hash,
-        ).signed(keys)
-        stored_digest = site_state.outbox.put(
-            task.message_id, request=request, body=update.model_dump_json(), weights=released
+        yield PaidRound(ledger=ledger, network=network, patients=patients, permit=permit)
+
+
+def check_task(site_state: SiteState, task: TrainTask, weights: Weights) -> None:
+    """Refuse what the site's policy refuses, and weights beyond any model; nothing is charged.
+
+    Raises:
+        PolicyRefused: If the task is weaker than the site's policy.
+        MessageError: If the weights are beyond any model.
+    """
+    check_proposal(task.mechanism, rounds=task.study.training.rounds, site=site_state.site)
+    if task.round > task.study.training.rounds:
+        raise PolicyRefused(
+            f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
+            code="policy-rounds",
         )
-        ledger.mark_released(task.message_id, stored_digest)
-    if site_state.site.purpose == "open-data":
-        site_state.outbox.keep_newest(_KEPT_OF_OPEN_DATA, max_bytes=_KEPT_BYTES)
-    _wait(arrived, seconds=site_state.site.privacy.answer_seconds)
-    return update, released
+    require_bounded(weights)
 
 
 def require_bounded(weights: Weights) -> None:
@@ -182,7 +252,7 @@ def _require_in_time(expires: float, *, arrived: float, seconds: float) -> None:
         )
 
 
-def _wait(arrived: float, *, seconds: float) -> None:
+def rest(arrived: float, *, seconds: float) -> None:
     """Let a finished update rest until a whole multiple of `seconds` has passed.
 
     A step takes longer with more patients, so the time of an answer says how many were drawn.
@@ -235,47 +305,47 @@ def _rehearse(
 
 
 def _train(
-    site_state: SiteState,
-    task: TrainTask,
-    network: nn.Module,
-    patients: Patients,
-    *,
-    permit: Permit,
-    on_step: StepObserver,
+    site_state: SiteState, task: TrainTask, paid: PaidRound, *, on_step: StepObserver
 ) -> None:
-    site, study = site_state.site, task.study
+    study = task.study
     diagnostics = train_round(
-        network,
+        paid.network,
         mechanism=task.mechanism,
-        permit=permit,
-        patients=patients,
+        permit=paid.permit,
+        patients=paid.patients,
         optimizer=local_optimizer(
-            network,
+            paid.network,
             kind=study.training.optimizer,
             learning_rate=study.learning_rate(task.round),
             weight_decay=study.training.weight_decay,
         ),
-        source=_noise_source(task, site.name),
+        source=noise_source(task, site_state.site.name),
         proximal_mu=study.training.proximal_mu,
         on_step=on_step,
     )
+    tell(diagnostics, round_number=task.round)
+
+
+def tell(diagnostics: RoundDiagnostics, *, round_number: int) -> None:
+    """Let the site's own log know of patients that contributed nothing."""
     if diagnostics.discarded:
         logger.warning(
             "Round %d: %d patient gradients were not finite and contributed zero.",
-            task.round,
+            round_number,
             diagnostics.discarded,
         )
     for reason, count in sorted(Counter(diagnostics.failures).items()):
         logger.error(
             "Round %d: %d patient gradients could not be computed (%s) and contributed zero. "
             "`medfl check` looks for the reason.",
-            task.round,
+            round_number,
             count,
             reason,
         )
 
 
-def _noise_source(task: TrainTask, site: str) -> SecureNormal:
+def noise_source(task: TrainTask, site: str) -> SecureNormal:
+    """The randomness of a round's draws and noise."""
     if task.mechanism.noise_origin == "seeded":
         return SecureNormal.seeded(task.study.seed, task.study.id, site, task.round)
     return SecureNormal.from_operating_system()

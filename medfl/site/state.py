@@ -39,6 +39,9 @@ from medfl.site.training_patients import training_patients
 CACHE = "cache"
 """Folder of prepared images in the state folder."""
 
+SUMS = "secure_sums"
+"""Folder of rosters and rounds of secure sums in the state folder."""
+
 SITE_KEY = "site.key"
 """Secret of pseudonyms and of the held-out split, in the state folder."""
 
@@ -70,6 +73,11 @@ class SiteState:
     def ledger_folder(self) -> Path:
         """Folder of the privacy ledger."""
         return self._folder / "ledger"
+
+    @property
+    def sums_folder(self) -> Path:
+        """Folder of the secure sums."""
+        return self._folder / SUMS
 
     def open_ledger(self) -> Ledger:
         """Open the ledger; for open data it is made at first use.

@@ -145,7 +145,7 @@ def _streams() -> list[Any]:
         round=1,
     )
     fresh = [SecureNormal.from_operating_system().uniform(8).tolist() for _ in range(2)]
-    by_site = [site_round._noise_source(task, site).uniform(8).tolist() for site in "ab"]
+    by_site = [site_round.noise_source(task, site).uniform(8).tolist() for site in "ab"]
     return [fresh[0] == fresh[1], by_site[0] == by_site[1]]
 
 

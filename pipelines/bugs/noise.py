@@ -34,7 +34,7 @@ def _share_between_sites(planting: Planting) -> None:
         key = hashlib.sha256(secret + str(task.round).encode()).digest()
         return SecureNormal(key, origin=task.mechanism.noise_origin)
 
-    planting.exchange(site_round, "_noise_source", of_the_round)
+    planting.exchange(site_round, "noise_source", of_the_round)
 
 
 def _sum_in_float32(planting: Planting) -> None:

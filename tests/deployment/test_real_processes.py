@@ -73,7 +73,7 @@ def test_real_processes_train_to_the_model_of_a_simulation(
     assert seeding is not None and seeding.loader is not None
     module = importlib.util.module_from_spec(seeding)
     seeding.loader.exec_module(module)
-    monkeypatch.setattr(site_round, "_noise_source", module.seeded_noise)
+    monkeypatch.setattr(site_round, "noise_source", module.seeded_noise)
     sites = [
         load_site(write_hospital(tmp_path, name=name, state=tmp_path / "state" / name))
         for name in SITES

@@ -112,5 +112,5 @@ def test_a_server_that_does_not_wait_so_long_is_refused_before_the_charge(ask: A
 
 def test_a_short_rest_is_real_time() -> None:
     begin = time.monotonic()
-    site_round._wait(begin - 0.2, seconds=0.5)
+    site_round.rest(begin - 0.2, seconds=0.5)
     assert 0.25 < time.monotonic() - begin < 5

@@ -63,7 +63,7 @@ def _in_site_round(module: Any) -> None:
         reach(f"{name}-stored")
         return update
 
-    module._noise_source = seeded_noise
+    module.noise_source = seeded_noise
     module.declare, module.train_update = declare_and_mark, train_and_mark
 
 

@@ -1,0 +1,110 @@
+"""Before round 1 of a secure sum: every site learns with whom it will be added up, and agrees.
+
+The roster is fixed for the whole run, also where it goes on after a crash: who is on it and missing
+counts as fallen out, and who is not on it takes no part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from flwr.serverapp import Grid
+
+from medfl.config import StudyConfig
+from medfl.errors import MedflError, MessageError, QuorumError
+from medfl.protocol.messages import Declaration, read_body, to_record
+from medfl.protocol.secure_round import ROSTER, Member, Members, RosterTask
+from medfl.server.agreement import check_declaration, content_of
+from medfl.server.ask import ask
+from medfl.server.ledger import FederationLedger
+
+logger = logging.getLogger(__name__)
+
+
+def agree_on_roster(
+    grid: Grid,
+    study: StudyConfig,
+    *,
+    run: str,
+    private: bool,
+    seen: tuple[str, ...],
+    declarations: Mapping[str, Declaration],
+    nodes: Mapping[str, int],
+    roster: Members,
+    ledger: FederationLedger,
+    timeout: float,
+) -> dict[str, Declaration]:
+    """Ask every site of the roster to agree to it, and to the noise of the sum.
+
+    Args:
+        grid: The grid.
+        study: The study.
+        run: Identifier of the run.
+        private: False for the baseline without noise.
+        seen: Digests of the images that the study's start has seen.
+        declarations: What the sites declared that they need, by site.
+        nodes: Their nodes.
+        roster: Of the run, from `roster_of` or from before a crash.
+        ledger: Takes note of every site that agrees.
+        timeout: Seconds to wait for their answers.
+
+    Returns:
+        Declarations with the mechanism of the sum, of those that agreed.
+
+    Raises:
+        QuorumError: If they are fewer than `aggregation.min_sites`.
+    """
+    invited = {site: said for site, said in declarations.items() if site in roster}
+    # A run that goes on has its noise already: sites declare what they agreed to.
+    sigma = max((said.mechanism.noise_multiplier for said in invited.values()), default=0.0)
+    task = RosterTask(
+        study=study, run=run, private=private, seen=seen, members=roster, noise_multiplier=sigma
+    )
+    question = to_record(task)
+    answers = ask(
+        grid,
+        {nodes[site]: question for site in invited},
+        kind=ROSTER,
+        group="roster",
+        timeout=timeout,
+    )
+    agreed: dict[str, Declaration] = {}
+    problems = [f"{site}: not on the roster" for site in declarations if site not in roster]
+    for site in invited:
+        if nodes[site] not in answers:
+            problems.append(f"{site}: silent")
+            continue
+        try:
+            said = read_body(content_of(answers[nodes[site]]), Declaration)
+            check_declaration(said, study=study, private=private, known=agreed)
+            _expect_agreed(said, site=site, run=run, member=roster[site], sigma=sigma)
+            ledger.declare(said)
+        except MedflError as error:
+            problems.append(f"{site}: {error.code}")
+        else:
+            agreed[site] = said
+    if problems:
+        logger.warning("Left out of the secure sum: %s.", "; ".join(problems))
+    needed = study.aggregation.min_sites
+    if len(agreed) < needed:
+        raise QuorumError(
+            f"Expected at least {needed} sites that agree to the roster of a secure sum, found "
+            f"{len(agreed)} ({'; '.join(problems) or 'no refusals'})."
+        )
+    return agreed
+
+
+def roster_of(declarations: Mapping[str, Declaration]) -> Members:
+    """Everybody who agreed to the study."""
+    return {
+        site: Member(event_key=said.event_key, declared_patients=said.declared_patients)
+        for site, said in sorted(declarations.items())
+    }
+
+
+def _expect_agreed(said: Declaration, *, site: str, run: str, member: Member, sigma: float) -> None:
+    found = (said.site, said.run, said.event_key, said.declared_patients)
+    expected = (site, run, member.event_key, member.declared_patients)
+    if found != expected or said.mechanism.noise_multiplier != sigma:
+        raise MessageError("Expected an answer to this roster.", code="declaration-roster")

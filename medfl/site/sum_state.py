@@ -1,0 +1,126 @@
+"""`SumState`: what a site keeps of the secure sums of one run, between the messages of a round.
+
+Each message may be answered by a process of its own. What a round's next phase needs is secret and
+is written, for the owner only, before the answer leaves: a site that forgot an answer could be
+asked for another one, and two answers can unmask what one does not.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from medfl.durable import write_atomically
+from medfl.errors import FederationError, MessageError, SecureSumRefused
+from medfl.protocol.secure_round import Members
+from medfl.secret_files import require_owner_only
+from medfl.secure_sum.messages import Sign
+from medfl.secure_sum.party import Party
+
+_MEMBERS = TypeAdapter(Members)
+# The server chooses a run's name, which must not choose a path.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
+_STATE = re.compile(r"round-([0-9]{7})\.state")
+
+
+class SumState:
+    """The roster of one run, and the state of its newest round.
+
+    Args:
+        folder: Of all secure sums of the site.
+        run: Identifier of the run.
+
+    Raises:
+        MessageError: If the run has no name for a folder.
+    """
+
+    def __init__(self, folder: Path, *, run: str) -> None:
+        if not _NAME.fullmatch(run):
+            raise MessageError(
+                "Expected a run whose name can be a folder's, found another.", code="message-run"
+            )
+        self._folder = folder / run
+
+    def members(self) -> Members:
+        """With whom the site agreed to form sums.
+
+        Raises:
+            SecureSumRefused: If it agreed to nobody.
+            FederationError: If the file is damaged.
+        """
+        path = self._folder / "roster.json"
+        if not path.exists():
+            raise SecureSumRefused(
+                "Expected a run for which this site agreed to a roster, found none.",
+                code="secure-sum-roster",
+            )
+        require_owner_only(path)
+        try:
+            return _MEMBERS.validate_json(path.read_bytes())
+        except ValidationError:
+            raise FederationError(f"{path}: expected a roster, found a damaged file.") from None
+
+    def agree(self, members: Members) -> None:
+        """Keep the roster of the run, once and for all.
+
+        Raises:
+            SecureSumRefused: If the site agreed to another one before.
+        """
+        if (self._folder / "roster.json").exists():
+            if self.members() != members:
+                raise SecureSumRefused(
+                    "Expected the roster that this site agreed to for the run, found another.",
+                    code="secure-sum-roster",
+                )
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = _MEMBERS.dump_json(dict(sorted(members.items())))
+        write_atomically(self._folder / "roster.json", content, mode=0o600)
+
+    def begin(self, party: Party) -> None:
+        """Keep the first state of a round, and forget the rounds before it.
+
+        Raises:
+            SecureSumRefused: If this round or a later one was begun: its secrets are never made
+                again.
+        """
+        number, newest = party.terms.round, self.newest
+        if number <= newest:
+            raise SecureSumRefused(
+                f"Expected a round after {newest}, the last that was begun, found {number}.",
+                code="secure-sum-again",
+            )
+        self.keep(party)
+        for path in self._folder.glob("round-*.state"):
+            if path != self._path(number):
+                path.unlink()
+
+    @property
+    def newest(self) -> int:
+        """The last round that was begun; 0 if none was."""
+        found = [_STATE.fullmatch(path.name) for path in self._folder.glob("round-*.state")]
+        return max((int(match[1]) for match in found if match), default=0)
+
+    def party(self, round_number: int, *, sign: Sign) -> Party:
+        """This site in a round, as it left its last phase.
+
+        Raises:
+            SecureSumRefused: If the site is in no such round, or its state is damaged.
+        """
+        path = self._path(round_number)
+        if not path.exists():
+            raise SecureSumRefused(
+                f"Expected a round that this site has begun, found {round_number}.",
+                code="secure-sum-order",
+            )
+        require_owner_only(path)
+        return Party.restore(path.read_bytes(), sign=sign)
+
+    def keep(self, party: Party) -> None:
+        """Write a phase's state, before its answer leaves."""
+        write_atomically(self._path(party.terms.round), party.state(), mode=0o600)
+
+    def _path(self, round_number: int) -> Path:
+        return self._folder / f"round-{round_number:07d}.state"

@@ -1,0 +1,121 @@
+"""Whole runs whose updates are added up in secret, through the code that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from medfl.config import SiteConfig, StudyConfig
+from medfl.errors import QuorumError
+from medfl.privacy.ledger.ledger import Ledger
+from medfl.protocol.secure_round import ADD, ADVERTISE, CONFIRM, ROSTER, SHARE, UNMASK
+from tests.federations import Fault, Federation, Finished
+
+PHASES = (ADVERTISE, SHARE, ADD, CONFIRM, UNMASK)
+
+
+def secure(federation: Federation, **changes: Any) -> StudyConfig:
+    """The tiny study with a secure sum; of its three sites one may fall out."""
+    values: dict[str, Any] = {"privacy": {"trust": "secure"}}
+    for section, inner in changes.items():
+        values[section] = {**values.get(section, {}), **inner}
+    return federation.study(**values)
+
+
+def sites_of(federation: Federation, **privacy: Any) -> list[SiteConfig]:
+    """All sites, weighted by their patients and ready for a secure sum."""
+    return [
+        federation.site(
+            site.name,
+            weight=float(site.declared_patients),
+            privacy={"trust": ["local", "secure"], **privacy},
+        )
+        for site in federation.sites()
+    ]
+
+
+def silent(site: str, kind: str) -> Fault:
+    """One site does not answer from one phase on."""
+    order = (ROSTER, *PHASES)
+
+    def fault(name: str, message: Message, answer: Callable[[], Message]) -> Message | None:
+        at = message.metadata.message_type
+        late = at in order and order.index(at) >= order.index(kind)
+        return None if name == site and late else answer()
+
+    return fault
+
+
+def steps(run: Finished, site: str) -> int:
+    """Noisy steps that a site's ledger was charged for."""
+    with Ledger.open(run.state(site) / "ledger") as ledger:
+        ledger.verify()
+        return sum(each.steps for each in ledger.spent().by_run)
+
+
+def test_without_noise_it_is_the_average_over_all_patients(federation: Federation) -> None:
+    """A site's weight is its patients there, so that both ways say the same of each patient."""
+    sites = sites_of(federation, allow_baselines=True, max_clip_norm=10.0)
+    hidden = federation.run(secure(federation), sites, name="hidden", private=False)
+    shown = federation.run(federation.study(), sites, name="shown", private=False)
+    for name, value in shown.weights.items():
+        assert torch.allclose(hidden.weights[name], value, atol=2e-6), name
+    assert hidden.outcomes() == dict.fromkeys(("east", "north", "south"), ("admitted", ""))
+
+
+def test_every_site_is_charged_for_every_round_and_ledgers_verify(federation: Federation) -> None:
+    run = federation.run(secure(federation), sites_of(federation))
+    assert {site: steps(run, site) for site in run.outcomes()} == dict.fromkeys(run.outcomes(), 2)
+
+
+def test_no_update_of_one_site_is_in_what_it_sends(federation: Federation) -> None:
+    """Two runs of the same study and seed send other bytes, and give the same model."""
+    study = secure(federation)
+    first = federation.run(study, sites_of(federation), name="first", run_id="same")
+    second = federation.run(study, sites_of(federation), name="second", run_id="same")
+    for name, value in first.weights.items():
+        assert torch.equal(second.weights[name], value), name
+    large = [reply for reply in first.replies if len(reply) > 50_000]
+    again = [reply for reply in second.replies if len(reply) > 50_000]
+    assert len(large) == len(again) == 6
+    for one, other in zip(large, again, strict=True):
+        equal = sum(a == b for a, b in zip(one[4096:40_000], other[4096:40_000], strict=True))
+        assert equal / 35_904 < 0.01  # 1 in 256 by chance
+
+
+@pytest.mark.parametrize("kind", PHASES)
+def test_a_site_that_falls_out_in_any_phase_ends_nothing(
+    federation: Federation, kind: str
+) -> None:
+    run = federation.run(secure(federation), sites_of(federation), fault=silent("south", kind))
+    assert len(run.folder.rounds()) == 2
+    outcome = run.outcomes()["south"]
+    stays = kind in (CONFIRM, UNMASK)  # its vector is in the sum by then
+    assert outcome == (("admitted", "") if stays else ("silent", "silent"))
+    expected = 2 if stays else 0
+    assert steps(run, "south") == expected
+
+
+@pytest.mark.parametrize("kind", PHASES)
+def test_too_few_sites_end_the_run_without_a_sum_and_with_the_charge(
+    federation: Federation, kind: str
+) -> None:
+    def fault(site: str, message: Message, answer: Callable[[], Message]) -> Message | None:
+        gone = silent("south", kind)(site, message, answer)
+        return None if gone is None else silent("east", kind)(site, message, lambda: gone)
+
+    study = secure(federation)
+    with pytest.raises(QuorumError, match="at least 2 usable updates"):
+        federation.run(study, sites_of(federation), fault=fault)
+    run = Finished(path=federation.scratch / "run")
+    charged = 1 if kind in (ADD, CONFIRM, UNMASK) else 0
+    assert steps(run, "north") == charged
+    again = federation.run(study, sites_of(federation), resume=True)
+    # The first round was begun: no site makes its secrets again.
+    assert again.outcomes(1)["north"] == ("rejected", "secure-sum-void")
+    assert again.outcomes(2)["north"] == ("admitted", "")
+    assert steps(again, "north") == charged + 1
