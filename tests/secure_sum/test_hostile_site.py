@@ -11,7 +11,13 @@ import pytest
 from medfl.errors import SecureSumError, SecureSumRefused
 from medfl.secure_sum import dealing, shamir
 from medfl.secure_sum.collector import Collector
-from medfl.secure_sum.messages import MaskedInput, SealedShares, signed
+from medfl.secure_sum.messages import (
+    Confirmation,
+    MaskedInput,
+    SealedShares,
+    Unmasking,
+    signed,
+)
 from medfl.secure_sum.state import SiteState
 from tests.secure_sum.rounds import (
     PHASES,
@@ -287,6 +293,38 @@ def test_who_fell_out_gets_and_gives_nothing_more() -> None:
     assert played.survivors == tuple(site_names(3))
     with pytest.raises(SecureSumError, check=lambda e: e.code == "secure-sum-dropped"):
         played.collector.deliveries_for("site-003")
+
+
+def test_who_fell_out_cannot_come_back() -> None:
+    terms = make_terms(4)
+    vectors, parties, collector = make_vectors(terms), make_parties(terms), Collector(terms)
+    names = {"site": "site-003", "terms": terms.digest, "dealers": ZEROS}
+
+    def comes_back(accept: Any, message: Any) -> None:
+        with pytest.raises(SecureSumError, check=lambda e: e.code == "secure-sum-dropped"):
+            accept(signed(message, sign_as("site-003")))
+
+    for party in parties.values():
+        collector.take_advert(party.advertise())
+    del parties["site-003"]
+    for party in parties.values():
+        collector.take_shares(party.share(collector.adverts()))
+    for site, party in parties.items():
+        masked = party.mask(collector.deliveries_for(site), vectors[site])
+        comes_back(collector.take_masked, MaskedInput(**names, vector=masked.vector))
+        collector.take_masked(masked)
+    for party in parties.values():
+        said = party.confirm(collector.survivors())
+        late = Confirmation(**names, survivors=said.survivors)
+        comes_back(collector.take_confirmation, late)
+        collector.take_confirmation(said)
+    for party in parties.values():
+        answer = party.unmask(collector.confirmations())
+        comes_back(collector.take_unmasking, Unmasking(**names, seeds=answer.seeds, keys={}))
+        collector.take_unmasking(answer)
+    total, survivors = collector.total()
+    assert survivors == tuple(site_names(3))
+    assert np.array_equal(total, sum_of(vectors, survivors))
 
 
 def test_the_server_keeps_no_masked_vector() -> None:
