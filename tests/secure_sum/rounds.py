@@ -81,9 +81,14 @@ def make_vectors(terms: RoundTerms, *, seed: int = 0) -> dict[str, Int64Array]:
     }
 
 
-def make_parties(terms: RoundTerms) -> dict[str, Party]:
-    """All sites of a round."""
-    return {name: Party(terms, site=name, sign=sign_as(name)) for name in terms.roster.names}
+def make_parties(
+    terms: RoundTerms, *, told: Mapping[str, RoundTerms] | None = None
+) -> dict[str, Party]:
+    """All sites of a round, of which some were told other terms."""
+    return {
+        name: Party((told or {}).get(name, terms), site=name, sign=sign_as(name))
+        for name in terms.roster.names
+    }
 
 
 def unchanged(phase: str, site: str, message: Any) -> Any:
@@ -137,6 +142,7 @@ def play(
     upstream: Upstream = unchanged,
     downstream: Downstream = unchanged,
     restart: bool = False,
+    told: Mapping[str, RoundTerms] | None = None,
 ) -> Played:
     """A whole round.
 
@@ -147,9 +153,10 @@ def play(
         upstream: Changes a message on its way to the server.
         downstream: Changes a request, a tuple of arguments, on its way to a site.
         restart: Whether every phase of a site runs on a state restored from its bytes.
+        told: Other terms, by site.
     """
     collector = Collector(terms)
-    played = Played(collector, make_parties(terms))
+    played = Played(collector, make_parties(terms, told=told))
     asked = {
         "advertise": (lambda _site: (), collector.take_advert),
         "share": (lambda _site: (collector.adverts(),), collector.take_shares),

@@ -536,6 +536,10 @@ def test_a_model_or_scale_that_makes_all_others_vanish(
         )
         loose, told_to_others = make_terms(), make_terms(**{name: told})
         assert loose.digest == told_to_others.digest
-    played = play(loose, vectors)  # each site's terms have the digest of the others'
+    others = (FIRST, SECOND, THIRD)
+    # The digests are kept from the moment in which they did not bind it.
+    played = play(loose, vectors, told=dict.fromkeys(others, told_to_others))
     assert np.array_equal(played.total, vectors[VICTIM])
-    assert honest.digest != other.digest
+    bound_again = play(honest, vectors, told=dict.fromkeys(others, other))
+    assert bound_again.total.size == 0
+    assert set(bound_again.refused.values()) == {"secure-sum-terms"}
