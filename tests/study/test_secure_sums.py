@@ -20,7 +20,10 @@ PHASES = (ADVERTISE, SHARE, ADD, CONFIRM, UNMASK)
 
 def secure(federation: Federation, **changes: Any) -> StudyConfig:
     """The tiny study with a secure sum; of its three sites one may fall out."""
-    values: dict[str, Any] = {"privacy": {"trust": "secure"}}
+    values: dict[str, Any] = {
+        "privacy": {"trust": "secure"},
+        "aggregation": {"round_timeout_seconds": 6.0},
+    }
     for section, inner in changes.items():
         values[section] = {**values.get(section, {}), **inner}
     return federation.study(**values)
@@ -88,9 +91,7 @@ def test_no_update_of_one_site_is_in_what_it_sends(federation: Federation) -> No
 
 
 @pytest.mark.parametrize("kind", PHASES)
-def test_a_site_that_falls_out_in_any_phase_ends_nothing(
-    federation: Federation, kind: str
-) -> None:
+def test_a_site_that_falls_out_in_any_phase_ends_nothing(federation: Federation, kind: str) -> None:
     run = federation.run(secure(federation), sites_of(federation), fault=silent("south", kind))
     assert len(run.folder.rounds()) == 2
     outcome = run.outcomes()["south"]
