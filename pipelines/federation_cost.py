@@ -20,8 +20,9 @@ from tiny_federation import write_sites, write_study
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.server.progress import Silent
+from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, make_server_app
+from medfl.server.server_app import make_server_app
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.pretraining import initial_weights
 from medfl.study.simulation import Engine, prepare_folder, simulate

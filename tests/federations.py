@@ -33,8 +33,9 @@ from medfl.protocol.keys import SiteKeys
 from medfl.protocol.messages import Declaration, SiteUpdate
 from medfl.server.ask import ask
 from medfl.server.progress import Progress, Silent
+from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, make_server_app
+from medfl.server.server_app import make_server_app
 from medfl.site.client_app import ignore_steps
 from medfl.site.state import SiteState, create_ledger, simulated_state
 from medfl.study.in_process_grid import InProcessGrid, run_in_process

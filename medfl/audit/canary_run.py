@@ -36,8 +36,9 @@ from medfl.runs.records import Round
 from medfl.server.agreement import content_of
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Silent
+from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, make_server_app
+from medfl.server.server_app import make_server_app
 from medfl.site.client_app import ignore_steps
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 from medfl.study.pretraining import initial_weights

@@ -24,7 +24,7 @@ import numpy as np
 from medfl.audit.path_observer import NEVER, Coins, PathObserver, SparingState
 from medfl.audit.released_integers import Int64Array
 from medfl.config import SiteConfig, StudyConfig
-from medfl.config.study import MIN_CLIP_NORM
+from medfl.config.study_privacy import MIN_CLIP_NORM
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
 from medfl.site.state import CACHE, SiteState, simulated_state

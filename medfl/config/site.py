@@ -135,6 +135,7 @@ def _root(value: object) -> Path:
     return Path(expand_variables(value))
 
 
+Trust = Literal["local", "secure"]
 Name = Annotated[str, AfterValidator(_name)]
 Device = Annotated[str, AfterValidator(_device)]
 ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
@@ -265,7 +266,7 @@ class SitePolicy(Section):
     allow_baselines: bool = False
     answer_seconds: Annotated[float, Field(ge=0, le=86400)] = 0.0
     seen_lists: tuple[Sha256, ...] = ()
-    trust: tuple[Literal["local", "secure"], ...] = Field(default=("local",), min_length=1)
+    trust: tuple[Trust, ...] = Field(default=("local",), min_length=1)
     min_share_noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     peers: dict[Name, Sha256] = Field(default_factory=dict)
 

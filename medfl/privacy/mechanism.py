@@ -14,12 +14,12 @@ from typing import Any, Literal, Self
 import dp_accounting
 
 from medfl.config.schedule import RoundSchedule
-from medfl.config.study import MIN_CLIP_NORM
+from medfl.config.site import Trust
+from medfl.config.study_privacy import MIN_CLIP_NORM
 
 Clipping = Literal["fixed", "normalised"]
 NoiseOrigin = Literal["operating-system", "seeded"]
 Adjacency = Literal["zero-out"]
-Trust = Literal["local", "secure"]
 
 REVISION = 2
 """Of the engine here: patients share no randomness, and noisy sums lie on a fixed grid."""

@@ -36,11 +36,13 @@ from medfl.protocol.secure_round import (
     AddTask,
     AdvertTask,
     ConfirmTask,
+    Members,
     ShareTask,
     UnmaskTask,
     answer_of,
     masked_of,
 )
+from medfl.runs.records import Outcome
 from medfl.secure_sum.collector import Collector
 from medfl.secure_sum.messages import (
     Advert,
@@ -78,9 +80,16 @@ class Ask(Protocol):
     """Asks sites and hands over their answers as they come."""
 
     def __call__(
-        self, questions: Mapping[str, RecordDict], *, kind: str, phase: str
+        self, questions: Mapping[str, RecordDict], *, kind: str, group: str, phase: str
     ) -> Iterator[tuple[str, Message]]:
         """Site and answer."""
+
+
+class Check(Protocol):
+    """Screens what a site says of its ledger; raises `MedflError`."""
+
+    def __call__(self, update: SiteUpdate, *, site: str) -> None:
+        """Of one site."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +112,51 @@ class SecureTotal:
     charged: frozenset[str]
     code: str
 
+    def outcome(self, site: str) -> tuple[Outcome, str]:
+        """What the round was for a site, and why it is not in the sum; empty text if it is."""
+        if site in self.survivors:
+            return "admitted", ""
+        code = self.codes.get(site, "") or self.code
+        if site in self.updates:
+            return "rejected", code
+        return ("silent" if code == "silent" else "refused"), code
+
+    def moved(
+        self,
+        start: Weights,
+        *,
+        study: StudyConfig,
+        tasks: Mapping[str, TrainTask],
+        members: Members,
+    ) -> Weights:
+        """The weights after the round's step: what one site with all patients would send.
+
+        Args:
+            start: The trained parameters of the global model.
+            study: Its learning rate.
+            tasks: What the sites were asked for; grid and q are common to them.
+            members: Says how many patients the survivors declare, N.
+
+        Returns:
+            start - h g total / (q N), with the round's learning rate h and the grid g; nothing
+            without a sum.
+        """
+        if self.code:
+            return {}
+        task = tasks[self.survivors[0]]
+        mechanism = task.mechanism
+        patients = sum(members[site].declared_patients for site in self.survivors)
+        divisor = mechanism.sampling_prob * patients
+        scale = study.learning_rate(task.round) * mechanism.grid / divisor
+        new: Weights = {}
+        begin = 0
+        for name in sorted(start):
+            end = begin + start[name].numel()
+            part = torch.from_numpy(self.total[begin:end]).reshape(start[name].shape)
+            new[name] = (start[name].double() - scale * part.double()).to(start[name].dtype)
+            begin = end
+        return new
+
 
 class SecureRound:
     """One round.
@@ -120,7 +174,7 @@ class SecureRound:
         *,
         tasks: Mapping[str, TrainTask],
         ask: Ask,
-        check: Callable[[SiteUpdate, str], None],
+        check: Check,
     ) -> None:
         self._collector = Collector(terms)
         self._tasks = tasks
@@ -216,7 +270,7 @@ class SecureRound:
         site = update.site
         expect(site in self._tasks, "update-site", "a site of the round")
         task = self._tasks[site]
-        self._check(update, site)
+        self._check(update, site=site)
         self._updates[site] = update
         asked = (task.run, task.round, task.message_id)
         answered = (update.run, update.round, update.message_id)
@@ -239,7 +293,9 @@ class SecureRound:
     ) -> None:
         """Ask, and take each answer; whoever gives none, or a bad one, gets a code."""
         unheard = set(questions)
-        for site, reply in self._ask(questions, kind=kind, phase=PHASES[kind]):
+        for site, reply in self._ask(
+            questions, kind=kind, group=str(self._number), phase=PHASES[kind]
+        ):
             unheard.discard(site)
             try:
                 answer = read(content_of(reply))
@@ -262,35 +318,3 @@ class SecureRound:
             charged=self._charged,
             code=code,
         )
-
-
-def moved_by(
-    total: npt.NDArray[np.int64],
-    *,
-    start: Weights,
-    study: StudyConfig,
-    task: TrainTask,
-    patients: int,
-) -> Weights:
-    """The weights after one step along a sum: what a single site with all patients would send.
-
-    Args:
-        total: Multiples of the grid, int64, shape (d,), parameters by ascending names.
-        start: The trained parameters of the global model.
-        study: Its learning rate.
-        task: Of any site of the round; the grid and q are common.
-        patients: N, those that the survivors declare.
-
-    Returns:
-        start - h g total / (q N), with the round's learning rate h and the grid g.
-    """
-    mechanism = task.mechanism
-    scale = study.learning_rate(task.round) * mechanism.grid / (mechanism.sampling_prob * patients)
-    new: Weights = {}
-    begin = 0
-    for name in sorted(start):
-        end = begin + start[name].numel()
-        part = torch.from_numpy(total[begin:end]).reshape(start[name].shape)
-        new[name] = (start[name].double() - scale * part.double()).to(start[name].dtype)
-        begin = end
-    return new

@@ -7,13 +7,12 @@ round and a federation ledger, and it goes on when a site fails.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from medfl.config import StudyConfig
 from medfl.errors import MedflError, QuorumError
 from medfl.protocol.messages import (
     Declaration,
@@ -31,50 +30,18 @@ from medfl.protocol.messages import (
 from medfl.protocol.secure_round import Members, round_terms
 from medfl.protocol.study_model import study_model_bytes, trained_parameters
 from medfl.runs.files import UNDELIVERED, WAITING
-from medfl.runs.records import Outcome, Round, SiteRound, Variant
+from medfl.runs.records import Outcome, Round, SiteRound
 from medfl.runs.waiting import Waiting
-from medfl.server.agreement import Doorkeeper, agree, content_of, welcome_all
+from medfl.server.agreement import agree, content_of
 from medfl.server.ask import answers, discard
 from medfl.server.handover import hand_over
 from medfl.server.ledger import FederationLedger
-from medfl.server.progress import Progress
-from medfl.server.run_folder import ROSTER, SUM_ROUND, RunFolder, ServerState
+from medfl.server.run import Run
+from medfl.server.run_folder import ROSTER, SUM_ROUND, ServerState
 from medfl.server.secure_agreement import agree_on_roster, roster_of
-from medfl.server.secure_round import SecureRound, SecureTotal, moved_by
+from medfl.server.secure_round import SecureRound, SecureTotal
 from medfl.server.spool import Spool
 from medfl.server.strategy import Aggregator, admit, exponential_average
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run of a study: what is fixed before the first message.
-
-    Attributes:
-        run: Identifier of the run; message ids derive from it, so that a resumed run repeats them.
-        private: False for the baseline without noise.
-        variant: Name under which scores are stored.
-        start: Makes the first global model.
-        welcome: Decides which site may declare for which node.
-        seen: Digests of the images that the study's start has seen.
-        turns: How many sites one place to work at serves one after the other; each gets the time
-            of a round for itself.
-    """
-
-    study: StudyConfig
-    folder: RunFolder
-    run: str
-    private: bool
-    variant: Variant
-    start: Callable[[], Weights]
-    progress: Progress
-    welcome: Doorkeeper = welcome_all
-    seen: tuple[str, ...] = ()
-    turns: int = 1
-
-    @property
-    def timeout(self) -> float:
-        """Seconds until a round goes on without those that are silent."""
-        return self.study.aggregation.round_timeout_seconds * self.turns
 
 
 def make_server_app(run: Run) -> ServerApp:
@@ -143,8 +110,7 @@ def serve_study(grid: Grid, run: Run) -> None:
     void = folder.begun_sum()
     for number in range(state.round + 1, study.training.rounds + 1):
         # A site never begins a round of a secure sum twice: one that was interrupted is void.
-        begun_before = number <= void
-        state = server.void(state, number) if begun_before else server.round(state, number)
+        state = server.void(state, number) if number <= void else server.round(state, number)
         if number % study.evaluation.every == 0 or number == study.training.rounds:
             folder.write_checkpoint(f"round-{number:04d}", server.model_file(state))
             server.score(state)
@@ -259,59 +225,48 @@ class _Server:
     def _collect_sum(
         self, state: ServerState, number: int
     ) -> tuple[dict[str, ArrayRecord], dict[str, SiteRound]]:
-        """Learn the sum of all sites, as if one site with all of their patients had answered."""
+        """Learn the sum of all sites, and what the round was for each of them."""
         study, start = self._run.study, self._trained_of(state.weights)
         tasks = {site: self._task(site, number) for site in self._nodes}
-        some = next(iter(tasks.values()))
         terms = round_terms(
             study,
             run=self._run.run,
             round_number=number,
             members=self._roster,
-            mechanism=some.mechanism,
+            mechanism=next(iter(tasks.values())).mechanism,
             model_digest=weights_digest(state.weights),
             length=sum(value.numel() for value in start.values()),
         )
         self._run.folder.write(SUM_ROUND, number)
-        found = SecureRound(
-            terms,
-            tasks=tasks,
-            ask=lambda questions, *, kind, phase: self._asked(
-                questions, kind=kind, number=number, phase=phase
-            ),
-            check=lambda update, site: self._ledger.check(update, site=site),
-        ).collect(state.weights)
+        found = SecureRound(terms, tasks=tasks, ask=self._asked, check=self._ledger.check).collect(
+            state.weights
+        )
         outcomes = {site: self._outcome_in(found, site, task) for site, task in tasks.items()}
-        if found.code:
-            return {}, outcomes
-        patients = sum(self._roster[site].declared_patients for site in found.survivors)
-        new = moved_by(found.total, start=start, study=study, task=some, patients=patients)
-        return {"sum": to_arrays(new)}, outcomes
+        new = found.moved(start, study=study, tasks=tasks, members=self._roster)
+        return ({"sum": to_arrays(new)} if new else {}), outcomes
 
     def _asked(
-        self, questions: Mapping[str, RecordDict], *, kind: str, number: int, phase: str
+        self, questions: Mapping[str, RecordDict], *, kind: str, group: str, phase: str
     ) -> Iterator[tuple[str, Message]]:
         """Answers of one phase of a round, with a note of who is waited for."""
-        waiting = Waiting.begin(number, asked=questions, timeout=self._run.timeout, phase=phase)
+        timeout = self._run.timeout
+        waiting = Waiting.begin(int(group), asked=questions, timeout=timeout, phase=phase)
         self._run.folder.write(WAITING, waiting)
-        for site, reply in self._answers(questions, kind=kind, group=str(number)):
+        for site, reply in self._answers(questions, kind=kind, group=group):
             yield site, reply
             waiting = waiting.heard(site)
             self._run.folder.write(WAITING, waiting)
 
     def _outcome_in(self, found: SecureTotal, site: str, task: TrainTask) -> SiteRound:
-        """What a round of a secure sum was for one site, whose charge counts in any case."""
-        admitted = site in found.survivors
-        code = "" if admitted else found.codes.get(site, "") or found.code
+        outcome, code = found.outcome(site)
         update = found.updates.get(site)
-        if update is not None:
-            self._ledger.record(update, site=site, round_number=task.round, admitted=admitted)
-            outcome: Outcome = "admitted" if admitted else "rejected"
-            return self._outcome(site, outcome, code=code, steps=update.steps)
-        outcome = "silent" if code == "silent" else "refused"
-        if site in found.charged:
+        if update is None and site in found.charged:
             return self._lost(site, outcome, task, code=code)
-        return self._outcome(site, outcome, code=code)  # it was never asked to compute anything
+        if update is None:  # nothing is presumed of a site that was asked for no step
+            return self._outcome(site, outcome, code=code)
+        in_it = outcome == "admitted"
+        self._ledger.record(update, site=site, round_number=task.round, admitted=in_it)
+        return self._outcome(site, outcome, code=code, steps=update.steps)
 
     def score(self, state: ServerState) -> None:
         """Ask sites with open data for scores; hospitals share none and are not asked."""

@@ -47,7 +47,7 @@ def join(site_state: SiteState, task: RosterTask) -> Declaration:
         MedflError: As `declare` says.
     """
     _require_known(site_state, task)
-    sums = SumState(site_state.sums_folder, run=task.run)
+    sums = SumState(site_state.folder, run=task.run)
     declaration = _declared(site_state, task, agrees=True, noise_multiplier=task.noise_multiplier)
     sums.agree(task.members)
     return declaration

@@ -179,7 +179,7 @@ def sums_of(site_state: SiteState, *, run: str) -> SumState:
     Raises:
         MessageError: If the run has no name for a folder.
     """
-    return SumState(site_state.sums_folder, run=run)
+    return SumState(site_state.folder, run=run)
 
 
 def in_one(totals: dict[str, torch.Tensor]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -39,9 +39,6 @@ from medfl.site.training_patients import training_patients
 CACHE = "cache"
 """Folder of prepared images in the state folder."""
 
-SUMS = "secure_sums"
-"""Folder of rosters and rounds of secure sums in the state folder."""
-
 SITE_KEY = "site.key"
 """Secret of pseudonyms and of the held-out split, in the state folder."""
 
@@ -57,6 +54,7 @@ class SiteState:
         folder: Where ledger and outbox are.
 
     Attributes:
+        folder: The same.
         rehearsed: Digests of the studies whose network has met their largest patient here, with
             that patient's pseudonym.
     """
@@ -64,7 +62,7 @@ class SiteState:
     def __init__(self, site: SiteConfig, *, folder: Path) -> None:
         self.site = site
         self.rehearsed: set[tuple[str, str]] = set()
-        self._folder = folder
+        self.folder = folder
         self._stores: dict[Frame, tuple[PatientStore, PatientStore]] = {}
         self._networks: dict[str, nn.Module] = {}
         self._member_stores: dict[tuple[Frame, frozenset[str]], tuple[list[str], PatientStore]] = {}
@@ -72,12 +70,7 @@ class SiteState:
     @property
     def ledger_folder(self) -> Path:
         """Folder of the privacy ledger."""
-        return self._folder / "ledger"
-
-    @property
-    def sums_folder(self) -> Path:
-        """Folder of the secure sums."""
-        return self._folder / SUMS
+        return self.folder / "ledger"
 
     def open_ledger(self) -> Ledger:
         """Open the ledger; for open data it is made at first use.
@@ -115,7 +108,7 @@ class SiteState:
     @cached_property
     def outbox(self) -> Outbox:
         """Updates that were paid for."""
-        return Outbox(self._folder / "outbox")
+        return Outbox(self.folder / "outbox")
 
     def prune_outbox(self, *, older_than_days: float) -> int:
         """Delete released updates of at least this age; see `Outbox.prune`.
@@ -143,7 +136,7 @@ class SiteState:
         Raises:
             ConfigError: If a hospital's keys are missing or damaged.
         """
-        folder = self._folder / KEYS
+        folder = self.folder / KEYS
         if self.site.purpose == "open-data" and not folder.exists():
             return SiteKeys.create(folder)
         return SiteKeys.read(folder)
@@ -153,7 +146,7 @@ class SiteState:
         """Key of pseudonyms and of the held-out split."""
         if self.site.purpose == "open-data":
             return OPEN_DATA_KEY
-        return secret_key(self._folder / SITE_KEY)
+        return secret_key(self.folder / SITE_KEY)
 
     @cached_property
     def patients(self) -> Split:

@@ -19,6 +19,9 @@ from medfl.secret_files import require_owner_only
 from medfl.secure_sum.messages import Sign
 from medfl.secure_sum.party import Party
 
+SUMS = "secure_sums"
+"""Folder beside a site's ledger and outbox."""
+
 _MEMBERS = TypeAdapter(Members)
 # The server chooses a run's name, which must not choose a path.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
@@ -29,7 +32,7 @@ class SumState:
     """The roster of one run, and the state of its newest round.
 
     Args:
-        folder: Of all secure sums of the site.
+        folder: Where the site's ledger and outbox are.
         run: Identifier of the run.
 
     Raises:
@@ -41,7 +44,7 @@ class SumState:
             raise MessageError(
                 "Expected a run whose name can be a folder's, found another.", code="message-run"
             )
-        self._folder = folder / run
+        self._folder = folder / SUMS / run
 
     def members(self) -> Members:
         """With whom the site agreed to form sums.

@@ -26,8 +26,9 @@ from medfl.protocol.flower_log import quiet_flower
 from medfl.protocol.messages import Weights
 from medfl.runs.records import Variant
 from medfl.server.progress import Progress
+from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, make_server_app
+from medfl.server.server_app import make_server_app
 from medfl.server.versions import require_same_versions, write_versions
 from medfl.site.client_app import ObserverOf, make_client_app
 from medfl.site.state import SiteState, simulated_state

@@ -22,8 +22,9 @@ from medfl.errors import ConfigError, FederationError, MessageError, QuorumError
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.keys import SiteKeys
 from medfl.server.progress import Silent
+from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, make_server_app
+from medfl.server.server_app import make_server_app
 from medfl.site.state import hospital_state
 from medfl.study.in_process_grid import run_in_process
 from medfl.study.pretraining import initial_weights

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from medfl.errors import ConfigError, FederationError
 from medfl.runs.records import Round
+from medfl.server.ledger import FederationLedger
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import FederationLedger
 from medfl.study.simulation import prepare_folder
 
 pytestmark = pytest.mark.slow

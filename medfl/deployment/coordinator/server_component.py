@@ -19,8 +19,9 @@ from medfl.deployment.coordinator.job import RUN_LOCK, jobs_folder, lock_path, r
 from medfl.deployment.coordinator.unblocked_grid import UnblockedGrid
 from medfl.deployment.lock import exclusive, is_held
 from medfl.server.progress import Silent
+from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
-from medfl.server.server_app import Run, serve_study
+from medfl.server.server_app import serve_study
 from medfl.study.pretraining_progress import write_progress
 from medfl.study.starting_point import first_weights, seen_by_start
 
