@@ -5,6 +5,7 @@
     python pipelines/benchmark.py waiting [--quick]
     python pipelines/benchmark.py sites [--jobs 2] [--quick]
     python pipelines/benchmark.py federation [--way ray --sites 8 --payload 20] [--out DIR]
+    python pipelines/benchmark.py secure [--sites 8 --millions 1] [--out DIR]
     python pipelines/benchmark.py data [--full-size 50 --full-size 500]
 
 `step` sets one step of patient-level DP-SGD beside plain training and beside Opacus' own modes,
@@ -13,7 +14,7 @@ keeps a core busy, with threads that spin while they wait and with threads that 
 a round whose sites work one after the other and side by side. `federation`
 shows what a round costs beside its training
 and how much memory the server takes, in this process, on Flower's simulation runtime and as real
-processes. `data` checks cohorts of growing size and shows how long training waits for patients, and
+processes. `secure` sets a round of a secure sum beside the same round without it. `data` checks cohorts of growing size and shows how long training waits for patients, and
 how much memory both take for cases of full size.
 Everything runs in processes of its own, one measurement at a time.
 """
@@ -34,6 +35,7 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import federation_scale
+import secure_sum_figure
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -90,6 +92,7 @@ def main(context: typer.Context) -> None:
         waiting(quick=False)
         sites(jobs=2, quick=False)
         federation(way=None, sites=None, payload=None, out=None)
+        secure(sites=None, millions=None, out=None)
         data(full_size=None)
 
 
@@ -128,6 +131,30 @@ def federation(
         console.print(f"Written to {out}")
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def secure(
+    sites: Annotated[list[int] | None, typer.Option(min=2, max=1000, help="Several times.")] = None,
+    millions: Annotated[
+        list[float] | None, typer.Option(min=0.001, max=100, help="Of parameters; several times.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for secure.json and .png.")] = None,
+) -> None:
+    """Bytes and seconds of a secure sum, beside the same round without it."""
+    costs = []
+    for size in millions or secure_sum_figure.MILLIONS:
+        for number in sites or secure_sum_figure.SITES:
+            with console.status(f"{number} sites, {size:g} million parameters"):
+                costs.append(_child("secure_sum_cost.py", str(number), str(size)))
+            console.print(f"{number} sites, {size:g} million parameters: measured", highlight=False)
+    console.print(secure_sum_figure.table(costs))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        content = {"environment": _environment(), "costs": costs}
+        (out / "secure.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+        secure_sum_figure.draw(costs).savefig(out / "secure.png", dpi=130)
+        console.print(f"Table and picture: {out}", highlight=False)
 
 
 @app.command()

@@ -33,6 +33,7 @@ max_clip_norm = 1.0
 max_sampling_prob = 0.5
 max_local_steps = 20
 max_rounds = 200
+trust = ["local", "secure"]  # noise of its own, or a share of the noise of a secure sum
 share_metrics = true       # open data only
 allow_baselines = true     # open data only
 {adapt}"""

@@ -72,6 +72,11 @@ share_metrics = false           # a hospital's scores carry no guarantee, so the
 allow_baselines = false         # training without noise is for open data only
 answer_seconds = 0.0            # above 0, updates leave at multiples of it, so that the time does
                                 # not tell how many patients were drawn
+trust = ["local"]               # "secure" as well: studies whose server sees the sum of all sites
+                                # only, to which each site adds a share of the noise
+min_share_noise_multiplier = 0.0  # least share of one's own in such a sum, over the clip norm
+peers = {{}}                      # the other sites of such a sum: name = "event key", compared by
+                                # telephone; a hospital joins no sum with anybody else
 seen_lists = []                 # SHA-256 of lists of public images that starting models have seen;
                                 # a study may ask whether a patient here is on one of these
 """
