@@ -14,8 +14,9 @@ keeps a core busy, with threads that spin while they wait and with threads that 
 a round whose sites work one after the other and side by side. `federation`
 shows what a round costs beside its training
 and how much memory the server takes, in this process, on Flower's simulation runtime and as real
-processes. `secure` sets a round of a secure sum beside the same round without it. `data` checks cohorts of growing size and shows how long training waits for patients, and
-how much memory both take for cases of full size.
+processes. `secure` sets a round of a secure sum beside the same round without it. `data` checks
+cohorts of growing size and shows how long training waits for patients, and how much memory both
+take for cases of full size.
 Everything runs in processes of its own, one measurement at a time.
 """
 

@@ -62,7 +62,9 @@ def main() -> None:
 def secure(sites: int, length: int) -> dict[str, Any]:
     """One round of a secure sum in which one site falls out after it has dealt its shares."""
     keys = {f"site-{number:03d}": Ed25519PrivateKey.generate() for number in range(sites)}
-    roster = Roster.of({name: key.public_key().public_bytes_raw().hex() for name, key in keys.items()})
+    roster = Roster.of(
+        {name: key.public_key().public_bytes_raw().hex() for name, key in keys.items()}
+    )
     terms = RoundTerms(
         run="cost",
         round=1,
