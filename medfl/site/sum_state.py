@@ -78,7 +78,10 @@ class SumState:
                     code="secure-sum-roster",
                 )
             return
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # `parents` would make the folders above with the umask's mode.
+        self._folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.parent.mkdir(mode=0o700, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         content = _MEMBERS.dump_json(dict(sorted(members.items())))
         write_atomically(self._folder / "roster.json", content, mode=0o600)
 

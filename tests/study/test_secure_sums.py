@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -120,3 +121,30 @@ def test_too_few_sites_end_the_run_without_a_sum_and_with_the_charge(
     assert again.outcomes(1)["north"] == ("rejected", "secure-sum-void")
     assert again.outcomes(2)["north"] == ("admitted", "")
     assert steps(again, "north") == charged + 1
+
+
+def test_a_site_alone_has_noise_of_its_own_in_the_baseline(federation: Federation) -> None:
+    """A sum needs two: what one site makes alone is private by its own noise, or not at all."""
+    from medfl.study.run import run_study
+
+    study = secure(federation, evaluation={"baselines": ["local-only", "non-private"]})
+    sites = [
+        site.model_copy(
+            update={
+                "privacy": site.privacy.model_copy(
+                    update={"share_metrics": True, "allow_baselines": True}
+                )
+            }
+        )
+        for site in sites_of(federation)
+    ]
+    out = federation.scratch / "whole"
+    run_study(study, sites, out=out, jobs=1)
+    events = [
+        json.loads(line)
+        for line in (out / "baselines" / "local-only-north" / "federation_ledger.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    assert {event["mechanism"]["trust"] for event in events} == {"local"}
+    assert {event["mechanism"]["honest_sites"] for event in events} == {1}

@@ -50,12 +50,18 @@ def seeded_noise(task: Any, site: str) -> Any:
     return SecureNormal(hashlib.sha256(label.encode()).digest(), origin="operating-system")
 
 
-def _in_site_round(module: Any) -> None:
-    declare, train = module.declare, module.train_update
+def _in_agreement(module: Any) -> None:
+    declare = module.declare
 
     def declare_and_mark(site_state: Any, proposal: Any) -> Any:
         reach(f"{site_state.site.name}-{proposal.study.id}-declare")
         return declare(site_state, proposal)
+
+    module.declare = declare_and_mark
+
+
+def _in_site_round(module: Any) -> None:
+    train = module.train_update
 
     def train_and_mark(site_state: Any, task: Any, *arguments: Any, **named: Any) -> Any:
         name = f"{site_state.site.name}-{task.study.id}-{task.round}"
@@ -64,14 +70,15 @@ def _in_site_round(module: Any) -> None:
         return update
 
     module.noise_source = seeded_noise
-    module.declare, module.train_update = declare_and_mark, train_and_mark
+    module.train_update = train_and_mark
 
 
 def _in_client_app(module: Any) -> None:
     read_weights = module.read_weights
 
     def mark_and_read(record: Any) -> Any:
-        task = module.read_body(record, module.TrainTask)
+        is_sum = '"deliveries"' in record.config_records["body"]["json"]
+        task = module.read_body(record, module.AddTask if is_sum else module.TrainTask)
         reach(f"{task.message_id.rpartition('/')[2]}-{task.study.id}-{task.round}-read")
         return read_weights(record)
 
@@ -114,6 +121,7 @@ def _in_run_folder(module: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], None]] = {
+    "medfl.site.agreement": _in_agreement,
     "medfl.site.round": _in_site_round,
     "medfl.site.client_app": _in_client_app,
     "medfl.server.server_app": _in_server_app,

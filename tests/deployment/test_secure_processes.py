@@ -1,0 +1,114 @@
+"""A secure sum between real processes over TLS: it trains, sites may die in it, ledgers agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.config import load_site
+from medfl.protocol.keys import KEYS, SiteKeys
+from medfl.server.run_folder import RunFolder
+from medfl.site.sum_state import SUMS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SITES = ("east", "north", "south")
+DIES = "south"
+
+
+@pytest.fixture(scope="module")
+def acquainted(deployment: Any) -> Any:
+    """The hospitals know each other's keys, and accept secure sums."""
+    keys = {
+        name: SiteKeys.read(load_site(deployment.sites[name]).state / KEYS).event_key
+        for name in SITES
+    }
+    for name in SITES:
+        peers = "".join(f'{other} = "{keys[other]}"\n' for other in SITES if other != name)
+        path: Path = deployment.sites[name]
+        text = path.read_text()
+        path.write_text(f'{text}trust = ["local", "secure"]\n[privacy.peers]\n{peers}')
+        site = load_site(path)
+        assert site.weight == site.declared_patients
+    return deployment
+
+
+def secure_study(deployment: Any, name: str, *, rounds: int, timeout: float) -> Path:
+    """A study whose server sees the sum only; two of three sites are enough."""
+    path: Path = deployment.study(name, rounds=rounds, timeout=timeout, min_sites=2)
+    path.write_text(path.read_text().replace("[training]", 'trust = "secure"\n[training]'))
+    return path
+
+
+def phase_of(out: Path) -> str:
+    """The phase that a run waits in; empty text between two."""
+    with suppress(OSError, ValueError):
+        return str(json.loads((out / "waiting.json").read_text())["phase"])
+    return ""
+
+
+def test_three_hospitals_train_and_the_server_keeps_no_update(acquainted: Any) -> None:
+    study = secure_study(acquainted, "hidden", rounds=2, timeout=120.0)
+    out = acquainted.scratch / "hidden-run"
+    acquainted.start("hidden", "server", "run", acquainted.server.path, study, "--out", out)
+    assert acquainted.finished("hidden", seconds=700) == 0, acquainted.log("hidden").read_text()
+    for number in (0, 1):
+        sites = RunFolder(out).rounds()[number].sites
+        assert {name: each.outcome for name, each in sites.items()} == dict.fromkeys(
+            SITES, "admitted"
+        )
+    for name in SITES:
+        run = acquainted.run_of(name, study="hidden")
+        assert (run.charges, run.steps, run.released) == (2, 2, 2)
+        state = load_site(acquainted.sites[name]).state / SUMS / RunFolder(out).run_id()
+        assert sorted(path.name for path in state.iterdir()) == [
+            "roster.json",
+            "round-0000002.state",
+        ]
+        kept = (*state.iterdir(), state, state.parent)
+        assert all(path.stat().st_mode & 0o077 == 0 for path in kept)
+    assert not (out / "updates").exists()
+
+
+def test_a_hospital_may_die_in_a_round_and_come_back(acquainted: Any, wait_for: Any) -> None:
+    study = secure_study(acquainted, "dying", rounds=2, timeout=60.0)
+    out = acquainted.scratch / "dying-run"
+    acquainted.start("dying", "server", "run", acquainted.server.path, study, "--out", out)
+    wait_for(lambda: phase_of(out) == "training", seconds=200, what="the first sum")
+    os.killpg(acquainted.running[DIES].pid, signal.SIGKILL)
+    assert acquainted.finished("dying", seconds=500) == 0, acquainted.log("dying").read_text()
+    rounds = RunFolder(out).rounds()
+    for name in ("east", "north"):
+        assert [line.sites[name].outcome for line in rounds] == ["admitted"] * 2
+    acquainted.restart_site(DIES)
+    for name in SITES:
+        run = acquainted.run_of(name, study="dying")
+        released = sum(line.sites[name].outcome == "admitted" for line in rounds)
+        assert run.charges >= released
+
+
+def test_a_server_that_is_killed_in_a_sum_goes_on_with_the_next_round(
+    acquainted: Any, wait_for: Any
+) -> None:
+    study = secure_study(acquainted, "killed", rounds=2, timeout=60.0)
+    out = acquainted.scratch / "killed-run"
+    command = ("server", "run", acquainted.server.path, study, "--out", out)
+    acquainted.start("killed", *command)
+    wait_for(lambda: phase_of(out) == "training", seconds=200, what="the first sum")
+    os.killpg(acquainted.running["killed"].pid, signal.SIGKILL)
+    acquainted.running["killed"].wait(timeout=20)
+    acquainted.start("killed", *command, "--resume")
+    assert acquainted.finished("killed", seconds=500) == 0, acquainted.log("killed").read_text()
+    first, second = RunFolder(out).rounds()
+    assert {each.code for each in first.sites.values()} == {"secure-sum-void"}
+    assert {each.outcome for each in second.sites.values()} == {"admitted"}
+    for name in SITES:
+        run = acquainted.run_of(name, study="killed")
+        assert run.charges in (1, 2)
+        assert run.steps >= run.released >= 1
