@@ -176,5 +176,7 @@ class AuditedState(SiteState):
 
 def _declaring(site: SiteConfig, *, more: int) -> SiteConfig:
     """The site's file with more declared patients; its rules are checked again."""
-    changed = site.model_copy(update={"declared_patients": site.declared_patients + more})
+    patients = site.declared_patients + more
+    # In a secure sum every patient counts alike, so that the weight is their number.
+    changed = site.model_copy(update={"declared_patients": patients, "weight": float(patients)})
     return SiteConfig.model_validate_json(changed.model_dump_json())

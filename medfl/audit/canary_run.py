@@ -1,8 +1,9 @@
 """`audit_study`: canaries in a federation that really runs, against what the server sees of it.
 
 Everything between a patient's loss and the aggregated model is the code that hospitals run: policy,
-ledger, engine, noise, outbox, messages, admission. The attacker is the server of trust mode
-``local``: it sees every update of every site and knows everything but the coins and the noise.
+ledger, engine, noise, outbox, messages, admission. The attacker is the server, which knows
+everything but the coins and the noise. In trust mode ``local`` it sees every update of every site;
+in ``secure`` it sees the sum of each round, by what that makes of the global model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ from medfl.audit.bounds import (
 )
 from medfl.audit.canaries import AuditedState, BoolArray, Canaries, draw_canaries, moved
 from medfl.config import SiteConfig, StudyConfig, load_site
+from medfl.config.site import Trust
 from medfl.errors import ConfigError
 from medfl.phantom.hospitals import write_hospitals
 from medfl.privacy.accounting.accountant import epsilon
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.accounting.tradeoff import distinguishability
 from medfl.protocol.messages import TrainTask, Weights, read_body, read_weights
+from medfl.protocol.secure_round import ADD, AddTask
 from medfl.runs.records import Round
 from medfl.server.agreement import content_of
 from medfl.server.ledger import FederationLedger
@@ -143,7 +147,13 @@ def audit_study(
         site.name: draw_canaries(start, count=canaries // len(sites), generator=generator)
         for site in sites
     }
-    attack = _Attack(by_site)
+    site_states = [
+        AuditedState(site, canaries=by_site[site.name], folder=out / "sites" / site.name)
+        for site in sites
+    ]
+    attack = _Attack(
+        by_site, patients={each.site.name: each.site.declared_patients for each in site_states}
+    )
     prepare_folder(out, study=study, resume=False)
     folder = RunFolder(out)
     run = Run(
@@ -155,11 +165,15 @@ def audit_study(
         start=lambda: start,
         progress=_Rounds(total=study.training.rounds, advance=advance),
     )
-    site_states = [
-        AuditedState(site, canaries=by_site[site.name], folder=out / "sites" / site.name)
-        for site in sites
-    ]
-    run_in_process(make_server_app(run), _ListeningGrid(site_states, heard=attack.see))
+    if study.privacy.trust == "local":
+        run_in_process(make_server_app(run), _ListeningGrid(site_states, heard=attack.see))
+    else:
+        grid = _SumGrid(site_states)
+        run_in_process(make_server_app(run), grid)
+        state = folder.read_state(study=study)
+        models = [*grid.models, state.weights if state is not None else {}]
+        for task, (before, after) in zip(grid.tasks, pairwise(models), strict=True):
+            attack.see_sum(task, before, after)
     ledger = FederationLedger(folder)
     return _conclude(
         scores=np.concatenate([attack.scores[site.name] for site in sites]),
@@ -170,11 +184,14 @@ def audit_study(
     )
 
 
-def small_federation(folder: Path) -> tuple[StudyConfig, list[SiteConfig]]:
+def small_federation(
+    folder: Path, *, trust: Trust = "local"
+) -> tuple[StudyConfig, list[SiteConfig]]:
     """Two tiny synthetic hospitals, and a study that claims epsilon 4 at delta 1e-5.
 
     Args:
         folder: A new or empty folder for their files.
+        trust: Of the study.
 
     Raises:
         DataError: If the folder holds files.
@@ -189,7 +206,8 @@ def small_federation(folder: Path) -> tuple[StudyConfig, list[SiteConfig]]:
         on_patient=lambda: None,
     )
     sites = [load_site(file).model_copy(update={"threads": 1}) for file in files[:2]]
-    return StudyConfig.model_validate_json(json.dumps(_STUDY)), sites
+    study = _STUDY | {"privacy": _STUDY["privacy"] | {"trust": trust}}
+    return StudyConfig.model_validate_json(json.dumps(study)), sites
 
 
 _STUDY: dict[str, Any] = {
@@ -212,8 +230,9 @@ class _Attack:
     Scores are in units of the clip norm, so that those of all sites can be compared.
     """
 
-    def __init__(self, canaries: Mapping[str, Canaries]) -> None:
+    def __init__(self, canaries: Mapping[str, Canaries], *, patients: Mapping[str, int]) -> None:
         self._canaries = canaries
+        self._patients = patients
         self.scores: dict[str, Float64Array] = {
             site: np.zeros(len(of_site)) for site, of_site in canaries.items()
         }
@@ -224,6 +243,34 @@ class _Attack:
         way = moved(update, self._canaries[site], round_number=task.round)
         per_clip_norm = task.mechanism.divisor / task.mechanism.clip_norm
         self.scores[site] += way.numpy() * per_clip_norm / task.study.learning_rate(task.round)
+
+    def see_sum(self, task: TrainTask, before: Weights, after: Weights) -> None:
+        """Look at what a round's sum made of the global model, and there at every canary."""
+        update = {name: after[name].double() - before[name].double() for name in before}
+        patients = sum(self._patients.values())
+        scale = task.mechanism.sampling_prob * patients / task.mechanism.clip_norm
+        for site, canaries in self._canaries.items():
+            way = moved(update, canaries, round_number=task.round)
+            self.scores[site] += way.numpy() * scale / task.study.learning_rate(task.round)
+
+
+class _SumGrid(InProcessGrid):
+    """Keeps the global model that every round of a secure sum begins with."""
+
+    def __init__(self, site_states: Sequence[AuditedState]) -> None:
+        app = client_app_of(site_states, observer_of=lambda _: ignore_steps)
+        super().__init__(app, node_configs=nodes_of(site_states))
+        self.tasks: list[AddTask] = []
+        self.models: list[Weights] = []
+
+    def deliver(self, message: Any) -> Any:
+        """Call one node's app."""
+        if message.metadata.message_type == ADD:
+            task = read_body(message.content, AddTask)
+            if len(self.tasks) < task.round:
+                self.tasks.append(task)
+                self.models.append(read_weights(message.content))
+        return super().deliver(message)
 
 
 class _ListeningGrid(InProcessGrid):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from medfl.audit.path_federation import path_federation
 from medfl.audit.released_update import ReleasedUpdate, look_at_update
 from medfl.audit.sensitivity import PathSensitivity, sensitivity_on_path
 from medfl.config import SiteConfig, StudyConfig
+from medfl.config.site import Trust
 from medfl.errors import ConfigError
 from medfl.json_text import to_json
-from medfl.privacy.mechanism import Clipping
+from medfl.privacy.mechanism import Clipping, Mechanism
 from medfl.protocol.messages import Declaration
 from medfl.runs.audit_records import PICTURE
 from medfl.runs.files import AUDIT
@@ -108,11 +109,14 @@ class Audit(InstallationAudit):
         }
 
 
-def audit_installation(*, clipping: Clipping, advance: Advance) -> InstallationAudit:
+def audit_installation(
+    *, clipping: Clipping, advance: Advance, trust: Trust = "local"
+) -> InstallationAudit:
     """Attack the code that runs here.
 
     Args:
         clipping: How gradients are clipped in the mechanism test.
+        trust: What the attacker with canaries sees: every update, or the sum of each round.
         advance: Progress.
 
     Returns:
@@ -134,6 +138,8 @@ def audit_installation(*, clipping: Clipping, advance: Advance) -> InstallationA
         )
         study, sites = small_federation(Path(scratch) / "hospitals")
         update = look_at_update(study, sites[0], scratch=Path(scratch) / "update")
+        if trust != "local":
+            study, sites = small_federation(Path(scratch) / "summed", trust=trust)
         canaries = audit_study(
             study,
             sites,
@@ -168,7 +174,7 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
     path_of_run = None
     with beside(
         invert_update,  # nearly half of the work, and alone with a network of its own
-        mechanism=weakest.mechanism.in_round(1),
+        mechanism=_as_seen(weakest.mechanism.in_round(1)),
         steps=study.total_steps,
         delta=weakest.delta,
         seed=_PATIENT_SEED,
@@ -178,7 +184,9 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
             membership = attack_run(study, sites, run_folder=folder)
             advance("membership", 1, 1)
             path_of_run = _path_of_run(study, sites, advance=advance)
-        installation = audit_installation(clipping=weakest.mechanism.clipping, advance=advance)
+        installation = audit_installation(
+            clipping=weakest.mechanism.clipping, advance=advance, trust=study.privacy.trust
+        )
         inversion = inverting.result(
             advance=lambda done, total: advance("gradient inversion", done, total)
         )
@@ -195,6 +203,11 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
     )
     RunFolder(folder).write(AUDIT, AUDIT.kind.validate_json(to_json(audit.to_dict())))
     return audit
+
+
+def _as_seen(mechanism: Mechanism) -> Mechanism:
+    """The noise around what the server sees, as if there were nobody else in a sum."""
+    return replace(mechanism, trust="local", honest_sites=1)
 
 
 def _path_of_run(

@@ -231,7 +231,8 @@ def test_a_whole_clip_norm_scores_one_in_every_round(federation: Any) -> None:
         declared_patients=8,
         clip_norm_schedule=study.clip_norm_schedule,
     )
-    attack = _Attack({"north": Canaries(weights=(("a", 0),), included=np.array([True]))})
+    canaries = {"north": Canaries(weights=(("a", 0),), included=np.array([True]))}
+    attack = _Attack(canaries, patients={"north": 4})
     for number in range(1, study.training.rounds + 1):
         mechanism = whole.in_round(number)
         task = TrainTask(
@@ -279,3 +280,25 @@ def test_an_engine_that_never_clips_is_refused_by_the_server(
     plant("never clipped")
     with pytest.raises(QuorumError, match="update-norm"):
         audit()
+
+
+def test_in_a_secure_sum_the_attack_sees_the_sum_and_its_noise_is_what_was_promised(
+    audit: Audit,
+) -> None:
+    """One promise's noise is in the sum, and the attack would see a good part of it missing."""
+    found = audit(privacy={"trust": "secure"})
+    assert found.consistent
+    assert found.estimate.epsilon > found.claimed_epsilon / 2
+
+
+def test_a_share_that_is_too_small_is_caught_in_the_sum(
+    audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the noise were counted for four shares, of which the sum holds two."""
+    share = Mechanism.share_std.fget
+    monkeypatch.setattr(
+        Mechanism,
+        "share_std",
+        property(lambda self: share(self) / (4 if self.trust == "secure" else 1)),
+    )
+    assert not audit(privacy={"trust": "secure"}).consistent
