@@ -62,20 +62,30 @@ class SumState:
         except ValidationError:
             raise FederationError(f"{path}: expected a roster, found a damaged file.") from None
 
+    def require_roster(self, members: Members) -> None:
+        """Refuse another roster than the one that the site agreed to; nothing if it has none yet.
+
+        Raises:
+            SecureSumRefused: If it agreed to another one before.
+        """
+        if (self._folder / "roster.json").exists() and self.members() != members:
+            raise SecureSumRefused(
+                "Expected the roster that this site agreed to for the run, found another.",
+                code="secure-sum-roster",
+            )
+
     def agree(self, members: Members) -> None:
         """Keep the roster of the run, once and for all.
 
         Raises:
             SecureSumRefused: If the site agreed to another one before.
         """
+        self.require_roster(members)
         if (self._folder / "roster.json").exists():
-            if self.members() != members:
-                raise SecureSumRefused(
-                    "Expected the roster that this site agreed to for the run, found another.",
-                    code="secure-sum-roster",
-                )
             return
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One after the other: `parents` would make the outer one for everybody to enter.
+        for folder in (self._folder.parent, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = _MEMBERS.dump_json(dict(sorted(members.items())))
         write_atomically(self._folder / "roster.json", content, mode=0o600)
 
