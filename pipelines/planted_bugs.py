@@ -34,6 +34,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 TESTS = (
+    "tests/privacy/test_secure_noise.py",
+    "tests/site/test_secure_round.py",
     "tests/privacy/test_engine.py",
     "tests/privacy/test_noise.py",
     "tests/privacy/test_sampling.py",
@@ -58,7 +60,8 @@ TOUCHED: dict[str, tuple[Group, ...]] = {
     "mechanism": ("noise", "clipping", "draws", "patients", "ledger"),
     "sensitivity": ("clipping", "draws", "patients", "ledger"),  # its noise is zero
     "canaries": ("noise", "clipping", "draws"),  # they have no images
-    "tests": ("noise", "clipping", "draws", "patients", "ledger"),
+    # Audits look at a site alone.
+    "tests": ("noise", "clipping", "draws", "patients", "ledger", "secure"),
 }
 """Groups of bugs that a column can notice at all; it is not run for the others."""
 

@@ -18,7 +18,7 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from medfl.config import StudyConfig
-from medfl.errors import MedflError, SecureSumError
+from medfl.errors import MedflError, MessageError, SecureSumError
 from medfl.protocol.messages import (
     SiteUpdate,
     TrainTask,
@@ -99,7 +99,7 @@ class SecureTotal:
     Attributes:
         total: Multiples of the grid, int64, shape (d,); empty without a sum.
         survivors: Who is in the sum, in ascending order.
-        updates: What sites said that the round has cost them, of all who answered.
+        updates: What sites said that the round has cost them, of all who answered it.
         codes: Why a site is not in the sum, by site.
         charged: Sites that were asked to add to the sum, so that their ledgers may be charged.
         code: Why there is no sum; empty if there is one.
@@ -207,7 +207,7 @@ class SecureRound:
         self._each(
             dict.fromkeys(self._tasks, to_record(advertise)),
             kind=ADVERTISE,
-            read=lambda record: answer_of(record, Advert.from_dict),
+            read=lambda record, _: answer_of(record, Advert.from_dict),
             take=collector.take_advert,
         )
         adverts = collector.adverts()
@@ -217,7 +217,7 @@ class SecureRound:
         self._each(
             dict.fromkeys((advert.site for advert in adverts), to_record(share)),
             kind=SHARE,
-            read=lambda record: answer_of(record, SealedShares.from_dict),
+            read=lambda record, _: answer_of(record, SealedShares.from_dict),
             take=collector.take_shares,
         )
         self._add(weights, asked=[advert.site for advert in adverts])
@@ -226,7 +226,7 @@ class SecureRound:
         self._each(
             dict.fromkeys(survivors, to_record(confirm)),
             kind=CONFIRM,
-            read=lambda record: answer_of(record, Confirmation.from_dict),
+            read=lambda record, _: answer_of(record, Confirmation.from_dict),
             take=collector.take_confirmation,
         )
         confirmations = collector.confirmations()
@@ -236,7 +236,7 @@ class SecureRound:
         self._each(
             dict.fromkeys((each.site for each in confirmations), to_record(unmask)),
             kind=UNMASK,
-            read=lambda record: answer_of(record, Unmasking.from_dict),
+            read=lambda record, _: answer_of(record, Unmasking.from_dict),
             take=collector.take_unmasking,
         )
         return collector.total()
@@ -264,21 +264,24 @@ class SecureRound:
         self._charged = frozenset(questions)
         self._each(questions, kind=ADD, read=self._read_masked, take=self._collector.take_masked)
 
-    def _read_masked(self, record: RecordDict) -> MaskedInput:
+    def _read_masked(self, record: RecordDict, site: str) -> MaskedInput:
         """A masked vector; what the site spent counts even if the vector is refused."""
-        update = read_body(record, SiteUpdate)
-        site = update.site
-        expect(site in self._tasks, "update-site", "a site of the round")
         task = self._tasks[site]
+        try:
+            update = read_body(record, SiteUpdate)
+        except MessageError:
+            # With a code of its own: a site that refuses a message has not been charged.
+            raise MessageError("Expected an update, found none.", code="update-body") from None
+        expect(update.site == site, "update-site", "the site that was asked")
         self._check(update, site=site)
-        self._updates[site] = update
         asked = (task.run, task.round, task.message_id)
         answered = (update.run, update.round, update.message_id)
+        # An answer to something else does not tell what this round has cost.
         expect(answered == asked, "update-replayed", "an answer to this round")
+        self._updates[site] = update
         expect(update.mechanism == task.mechanism, "update-mechanism", "the agreed mechanism")
         expect(update.steps == task.mechanism.local_steps, "update-steps", "the one step")
         masked = masked_of(record)
-        expect(masked.site == site, "update-site", "the site that was asked")
         digest = hashlib.sha256(masked.vector).hexdigest()
         expect(update.weights_digest == digest, "update-digest", "the signed vector")
         return masked
@@ -288,7 +291,7 @@ class SecureRound:
         questions: Mapping[str, RecordDict],
         *,
         kind: str,
-        read: Callable[[RecordDict], Answer],
+        read: Callable[[RecordDict, str], Answer],
         take: Callable[[Answer], None],
     ) -> None:
         """Ask, and take each answer; whoever gives none, or a bad one, gets a code."""
@@ -298,7 +301,7 @@ class SecureRound:
         ):
             unheard.discard(site)
             try:
-                answer = read(content_of(reply))
+                answer = read(content_of(reply), site)
                 expect(answer.site == site, "secure-sum-author", "the site that was asked")
                 take(answer)
             except MedflError as error:

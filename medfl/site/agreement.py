@@ -48,6 +48,7 @@ def join(site_state: SiteState, task: RosterTask) -> Declaration:
     """
     _require_known(site_state, task)
     sums = SumState(site_state.folder, run=task.run)
+    sums.require_roster(task.members)  # before the ledger takes note of anything
     declaration = _declared(site_state, task, agrees=True, noise_multiplier=task.noise_multiplier)
     sums.agree(task.members)
     return declaration

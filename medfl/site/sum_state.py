@@ -65,18 +65,26 @@ class SumState:
         except ValidationError:
             raise FederationError(f"{path}: expected a roster, found a damaged file.") from None
 
+    def require_roster(self, members: Members) -> None:
+        """Refuse another roster than the one that the site agreed to; nothing if it has none yet.
+
+        Raises:
+            SecureSumRefused: If it agreed to another one before.
+        """
+        if (self._folder / "roster.json").exists() and self.members() != members:
+            raise SecureSumRefused(
+                "Expected the roster that this site agreed to for the run, found another.",
+                code="secure-sum-roster",
+            )
+
     def agree(self, members: Members) -> None:
         """Keep the roster of the run, once and for all.
 
         Raises:
             SecureSumRefused: If the site agreed to another one before.
         """
+        self.require_roster(members)
         if (self._folder / "roster.json").exists():
-            if self.members() != members:
-                raise SecureSumRefused(
-                    "Expected the roster that this site agreed to for the run, found another.",
-                    code="secure-sum-roster",
-                )
             return
         # `parents` would make the folders above with the umask's mode.
         self._folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ from bugs.noise import NOISE
 from bugs.patients import PATIENTS
 from bugs.payment import LEDGER
 from bugs.planting import Bug, Planting
+from bugs.secure import SECURE
 
-BUGS: tuple[Bug, ...] = (*NOISE, *CLIPPING, *DRAWS, *PATIENTS, *LEDGER)
+BUGS: tuple[Bug, ...] = (*NOISE, *CLIPPING, *DRAWS, *PATIENTS, *LEDGER, *SECURE)
 
 NONE = "none planted"
 """Name of the right code, which nothing may accuse."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bugs.secure_behaviour import secure_sums
 from medfl.audit.canary_run import small_federation
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import MedflError
@@ -50,6 +51,7 @@ def behaviour(federation: tuple[StudyConfig, list[SiteConfig]]) -> dict[str, str
         "losses": lambda: _losses(federation),
         "streams": _streams,
         "ledger": _ledger,
+        "secure sums": secure_sums,
     }
     digests = {}
     for name, part in parts.items():

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 _ANNOTATIONS = __future__.annotations.compiler_flag
 
-Group = Literal["noise", "clipping", "draws", "patients", "ledger"]
+Group = Literal["noise", "clipping", "draws", "patients", "ledger", "secure"]
 
 
 class Planting:

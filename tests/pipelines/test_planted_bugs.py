@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-GROUPS = {"noise", "clipping", "draws", "patients", "ledger"}
+GROUPS = {"noise", "clipping", "draws", "patients", "ledger", "secure"}
 
 
 @pytest.fixture(scope="module")
