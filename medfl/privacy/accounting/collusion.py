@@ -13,9 +13,9 @@ secrets.
 Two sets would need 2 t signatures; an honest site signs one set a round and c colluding ones may
 sign both, K + c at most, so there is one set. It has t members or more (an honest site reveals
 nothing for a smaller one), at most c of them collude, and so the sum holds the shares of at least
-t - c honest sites. This site is one of them, or nothing of it is in the sum. Since c < K <= 2 t - c,
-t - c is at least 1. The patients are then protected by noise of standard deviation
-sigma C sqrt((t - c) / h).
+t - c honest sites. This site is one of them, or nothing of it is in the sum. Since
+2 c < K + c < 2 t, t - c is at least 1. The patients are then protected by noise of standard
+deviation sigma C sqrt((t - c) / h).
 
 **With more colluding sites** nothing keeps the server from showing an honest site one set and
 the colluding ones another, and from asking for both of a site's secrets. Then its masked input can
@@ -112,7 +112,7 @@ def epsilon_against(
     """
     shares = remaining_shares(sites=sites, threshold=threshold, colluding_sites=colluding_sites)
     left = [
-        Charge(mechanism=_with_shares(charge.mechanism, shares), steps=charge.steps)
+        Charge(mechanism=_with_shares(charge.mechanism, shares).as_counted, steps=charge.steps)
         for charge in charges
     ]
     return epsilon(left, delta=delta, accuracy=accuracy)
@@ -144,4 +144,4 @@ def _with_shares(mechanism: Mechanism, shares: int) -> Mechanism:
     left = mechanism.noise_multiplier * math.sqrt(shares / mechanism.honest_sites)
     # Outside of what a mechanism may have: less noise than there is bounds epsilon from above.
     left = min(left, MAX_NOISE_MULTIPLIER) if left >= MIN_NOISE_MULTIPLIER else 0.0
-    return replace(mechanism, noise_multiplier=left, trust="local", honest_sites=1)
+    return replace(mechanism, noise_multiplier=left)
