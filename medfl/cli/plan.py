@@ -234,7 +234,7 @@ def _rule_of_thumb(planned: StudyPlan) -> str:
 
 
 def _draw(planned: StudyPlan, path: Path) -> None:
-    from medfl.reporting.plan_figure import PlannedLoss, draw_plan
+    from medfl.reporting.plan_figure import CollusionCurve, PlannedLoss, draw_plan
 
     last = planned.study.training.rounds
     stride = math.ceil(last / _PLOTTED_ROUNDS)
@@ -250,7 +250,17 @@ def _draw(planned: StudyPlan, path: Path) -> None:
         )
         for plan in planned.sites
     ]
-    draw_plan(sites, study=planned.study.id, target=planned.study.privacy.epsilon, path=path)
+    modes = planned.trust_modes
+    draw_plan(
+        sites,
+        study=planned.study.id,
+        target=planned.study.privacy.epsilon,
+        path=path,
+        collusion=[
+            CollusionCurve(trust=mode.trust, of_study=mode.of_study, epsilons=mode.epsilons)
+            for mode in (modes.modes if modes is not None else ())
+        ],
+    )
 
 
 def _shown(key: str, value: object) -> str:
