@@ -30,6 +30,7 @@ from medfl.runs.records import (
     PatientOfSites,
     Plan,
     Round,
+    SecureSum,
     Site,
     SitePrivacy,
     SiteRound,
@@ -78,20 +79,25 @@ def write_run(
     pictures: int = 4,
     patients: int = 6,
     overlaps: Sequence[Sequence[str]] = (),
+    secure_sum: SecureSum | None = None,
 ) -> Path:
     """One finished run; every figure in it is made up."""
     run = RunFolder(folder)
     losses = {name: _final_epsilon(number, noise_multiplier) for number, name in enumerate(sites)}
-    study = StudyConfig.model_validate_json(json.dumps(STUDY))
+    study = StudyConfig.model_validate_json(json.dumps(_study(secure_sum)))
     run.begin(run="made-up", study=study)
     run.write(files.ENVIRONMENT, ENVIRONMENT)
     run.write(files.SITES, tuple(_site(name, purpose) for name in sites))
     run.write(files.PLAN, tuple(_plan(name, noise_multiplier) for name in sites))
     run.write(
         files.PRIVACY,
-        tuple(_privacy(name, loss, noise_origin, purpose) for name, loss in losses.items()),
+        tuple(
+            _with_colluding(_privacy(name, loss, noise_origin, purpose), secure_sum)
+            for name, loss in losses.items()
+        ),
     )
-    run.write(files.FEDERATION, _federation(losses, [tuple(group) for group in overlaps]))
+    federation = _federation(losses, [tuple(group) for group in overlaps])
+    run.write(files.FEDERATION, federation.model_copy(update={"secure_sum": secure_sum}))
     for number in range(1, ROUNDS + 1):
         run.append_round(_round(number, losses))
     for event in _events(sites, noise_multiplier, noise_origin):
@@ -101,6 +107,28 @@ def write_run(
     for number in range(pictures):
         write_prediction(folder / "predictions" / f"synthetic-{number + 1}", seed=number)
     return folder
+
+
+def _study(secure_sum: SecureSum | None) -> dict[str, Any]:
+    """The study, which sends its updates by themselves or adds them up in secret."""
+    if secure_sum is None:
+        return STUDY
+    privacy = {"trust": "secure", "colluding_sites": secure_sum.colluding_sites}
+    least = secure_sum.honest_sites + secure_sum.colluding_sites
+    return {
+        **STUDY,
+        "privacy": {**STUDY["privacy"], **privacy},
+        "training": {**STUDY["training"], "local_steps": 1, "optimizer": "sgd"},
+        "aggregation": {**STUDY["aggregation"], "min_sites": least},
+    }
+
+
+def _with_colluding(loss: SitePrivacy, secure_sum: SecureSum | None) -> SitePrivacy:
+    """Made up too: every further site costs half as much again."""
+    if secure_sum is None:
+        return loss
+    losses = {count: loss.epsilon_pld * 1.5**count for count in range(secure_sum.sites)}
+    return loss.model_copy(update={"epsilon_colluding": losses})
 
 
 def without_lesions(folder: Path) -> None:
@@ -146,7 +174,7 @@ def _final_epsilon(number: int, noise_multiplier: float) -> float:
     return 7.9 - 0.7 * number if noise_multiplier > 0 else math.inf
 
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "id": "made-up-study",
     "seed": 7,
     "input": {

@@ -19,6 +19,7 @@ from medfl.json_text import to_json
 if TYPE_CHECKING:
     from medfl.privacy.accounting.grid import GridPlan
     from medfl.study.plan import StudyPlan
+    from medfl.study.trust_modes import TrustModes
 
 # The libraries behind a plan take seconds to import: they are imported after the files are read.
 
@@ -72,7 +73,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="FILE.png", help="Also draw epsilon against rounds."),
+        typer.Option(
+            "--picture",
+            metavar="FILE.png",
+            help="Also draw epsilon against rounds and against colluding sites.",
+        ),
     ] = None,
 ) -> None:
     """Show what a study would cost each site, and whether its noise leaves anything to learn from.
@@ -80,6 +85,10 @@ def plan(
     The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
     delta, and what the site's ledger has left. A site whose policy or budget would refuse the study
     is named, and left out of what the others may expect. No image is read.
+
+    Several sites can hide their updates in a sum, so that each has to add a part of the noise only
+    (trust = "secure"): both ways stand side by side, with what they promise if sites side with the
+    server.
 
     A choice among several runs costs all of them: --runs charges a whole grid of settings, and says
     what each run may cost so that the budgets last.
@@ -124,10 +133,36 @@ def _print(planned: StudyPlan) -> None:
         for row in report["sites"]:
             table.add_row(*[_shown(key, row[key]) for key in columns.values()])
         console.print(table)
+    if planned.trust_modes is not None and not planned.trust_modes.obstacle:
+        console.print(_trust_modes(planned.trust_modes))
     if planned.grid:
         console.print(_grid(planned.grid))
     for line in (*_sentences(planned, report), report["rule_of_thumb"]):
         console.print(line, highlight=False, markup=False)
+
+
+def _trust_modes(found: TrustModes) -> Table:
+    from medfl.reporting import wording
+
+    table = Table(
+        title="Trust modes: epsilon against the server with other sites",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("trust")
+    counts = [f"with\n{count}" if count else "server\nalone" for count in found.counts]
+    for heading in ("noise\n/ C", "noise /\nsignal", "sites\nto stay", *counts):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for mode in found.modes:
+        table.add_row(
+            mode.trust if mode.of_study else f"({mode.trust})",
+            wording.significant(mode.noise_per_coordinate),
+            wording.significant(mode.noise_to_signal),
+            str(mode.threshold),
+            *(wording.at_most(epsilon) for epsilon in mode.epsilons.values()),
+        )
+    return table
 
 
 def _grid(grid: Sequence[GridPlan]) -> Table:
@@ -173,6 +208,9 @@ def _sentences(planned: StudyPlan, report: Mapping[str, Any]) -> list[str]:
             f"{wording.significant(together['noise_per_coordinate'])} and noise / signal = "
             f"{wording.significant(together['noise_to_signal'])}."
         )
+    modes = planned.trust_modes
+    if modes is not None:
+        lines.append(modes.obstacle or modes.advice)
     if planned.collections:
         lines.append(
             f"The starting model has seen public patients, of {', '.join(planned.collections)}; "
@@ -196,7 +234,7 @@ def _rule_of_thumb(planned: StudyPlan) -> str:
 
 
 def _draw(planned: StudyPlan, path: Path) -> None:
-    from medfl.reporting.plan_figure import PlannedLoss, draw_plan
+    from medfl.reporting.plan_figure import CollusionCurve, PlannedLoss, draw_plan
 
     last = planned.study.training.rounds
     stride = math.ceil(last / _PLOTTED_ROUNDS)
@@ -212,7 +250,17 @@ def _draw(planned: StudyPlan, path: Path) -> None:
         )
         for plan in planned.sites
     ]
-    draw_plan(sites, study=planned.study.id, target=planned.study.privacy.epsilon, path=path)
+    modes = planned.trust_modes
+    draw_plan(
+        sites,
+        study=planned.study.id,
+        target=planned.study.privacy.epsilon,
+        path=path,
+        collusion=[
+            CollusionCurve(trust=mode.trust, of_study=mode.of_study, epsilons=mode.epsilons)
+            for mode in (modes.modes if modes is not None else ())
+        ],
+    )
 
 
 def _shown(key: str, value: object) -> str:

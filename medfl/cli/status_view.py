@@ -133,7 +133,8 @@ def one_line(moment: View) -> str:
     if run is not None:
         parts.append(f"{run.study}: {_progress(moment, run)}")
         if run.waiting is not None and moment.under_way:
-            parts.append(f"waiting for {', '.join(run.waiting.missing) or 'nobody'}")
+            missing = ", ".join(run.waiting.missing) or "nobody"
+            parts.append(f"waiting for {missing}{_phase(run.waiting)}")
         if run.late_sites and moment.under_way:
             parts.append(f"late: {', '.join(run.late_sites)}")
         if run.sites:
@@ -204,8 +205,8 @@ def _run_lines(moment: View, run: LiveRun) -> list[Text]:
     if waiting is not None:
         lines.append(
             Text(
-                f"Round {waiting.round}: asked {_ago(waiting.since)} ago, goes on without the "
-                f"silent at {waiting.deadline.astimezone(UTC):%H:%M:%S} UTC"
+                f"Round {waiting.round}{_phase(waiting)}: asked {_ago(waiting.since)} ago, goes on "
+                f"without the silent at {waiting.deadline.astimezone(UTC):%H:%M:%S} UTC"
             )
         )
     if run.late:
@@ -236,6 +237,11 @@ def _run_table(moment: View, run: LiveRun) -> Table:
         lost = site is not None and site.outcome != "admitted"
         table.add_row(*map(escape, cells), style=_ALARM if lost or name in late else "")
     return table
+
+
+def _phase(waiting: Waiting) -> str:
+    """Of a secure sum: its rounds have several, in each of which the sites are asked again."""
+    return f" ({waiting.phase})" if waiting.phase else ""
 
 
 def _this_round(waiting: Waiting | None, name: str) -> str:

@@ -27,7 +27,7 @@ rounds with medfl {medfl}. It takes {channels} and gives {regions}.
 ## What the patients were promised
 
 Each site clipped the contribution of every **patient** (all crops of all scans of a person
-together), drew patients at random, added noise before anything left the site, and charged the
+together), drew patients at random, {noise}, and charged the
 cost to its own ledger first. {promise}
 
 | site | epsilon | delta | budget for life |
@@ -75,10 +75,20 @@ _MARK = """
 > {reason}
 """
 
+_NOISE = "added noise before anything left the site"
+_NOISE_OF_SUM = """\
+added its share of the noise, hid the result under masks before anything left
+the site, so that the server saw nothing but the sum of all sites"""
+
 PRIVATE = "with patient-level differential privacy"
 _PROMISE = """\
 Whoever sees this model, and every update of a site on the way,
 learns about any one patient no more than the epsilon of the site says (add or remove one):"""
+_PROMISE_OF_SUM = """\
+Whoever sees this model, and the sum of every round on the way,
+learns about any one patient no more than the epsilon of the site says (add or remove one). That
+holds against the server {colluding}. With more of them less noise protects a
+patient; the run's report says how much:"""
 
 NOISY = "with the noise of medfl 0.1"
 _WITHDRAWN = """\
@@ -118,11 +128,13 @@ def model_card(
         f"{float(entry['budget']):g} |"
         for entry in privacy
     ]
+    is_sum = study.get("privacy", {}).get("trust") == "secure"  # medfl 0.2 wrote none
     return _CARD.format(
         study=study["id"],
         how=NOISY if not kept else PLAIN if handed_on else PRIVATE,
         mark=_mark(handed_on, site=provenance.get("site", "a hospital")),
-        promise=_PROMISE if kept else _WITHDRAWN,
+        noise=_NOISE_OF_SUM if is_sum else _NOISE,
+        promise=_promise(study, is_sum=is_sum) if kept else _WITHDRAWN,
         notice=NOTICE,
         network=spec.network,
         parameters=parameters,
@@ -140,6 +152,14 @@ def model_card(
         schemes=", ".join(f"`{name}`" for name in schemes),
         lacking=_LACKING if provenance.get("missing_modality") == "zero-fill" else "",
     )
+
+
+def _promise(study: Mapping[str, Any], *, is_sum: bool) -> str:
+    if not is_sum:
+        return _PROMISE
+    count = study["privacy"]["colluding_sites"]
+    together = f"together with up to {count} other site(s)" if count else "without any other site"
+    return _PROMISE_OF_SUM.format(colluding=together)
 
 
 def _pretraining(provenance: Mapping[str, Any]) -> str:

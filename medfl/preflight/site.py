@@ -1,8 +1,8 @@
 """`preflight`: everything that would stop a site, found in one pass before a study depends on it.
 
-Data, machine, state folder, keys, ledger, one gradient of a study and the way to the server are
-judged one after the other; whatever one check meets, the others still run. Nothing is charged and
-nothing leaves the site.
+Data, machine, state folder, keys, ledger, policy, one gradient of a study and the way to the server
+are judged one after the other; whatever one check meets, the others still run. Nothing is charged
+and nothing leaves the site.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from medfl.preflight.machine import (
     this_machine,
 )
 from medfl.preflight.network import check_server
+from medfl.preflight.policy import check_policy
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys, read_public
 from medfl.site.state import SITE_KEY, SiteState, hospital_state
 
@@ -72,6 +73,7 @@ def preflight(
         findings += check_ledger(site_state)
     findings += check_witness(site_state)
     if proposal is not None:
+        findings += check_policy(site, proposal)
         findings += dry_run(site_state, proposal)
     if server:
         findings += check_server(server, ca=ca)

@@ -29,6 +29,23 @@ def check_study(study: StudyConfig, site: SiteConfig, *, private: bool = True) -
     Raises:
         PolicyRefused: At the first rule that is broken, with the rule's code.
     """
+    for refusal in refusals(study, site, private=private):
+        raise refusal
+
+
+def refusals(
+    study: StudyConfig, site: SiteConfig, *, private: bool = True
+) -> Iterator[PolicyRefused]:
+    """Every rule that what a study fixes by itself breaks; none for a study that is accepted.
+
+    Args:
+        study: The proposal.
+        site: The site's own file.
+        private: False for the baseline without noise.
+
+    Yields:
+        A refusal with the rule's code.
+    """
     proposed = Mechanism(
         sampling_prob=study.privacy.sampling_prob,
         # The planner never goes below the site's floor.
@@ -46,8 +63,8 @@ def check_study(study: StudyConfig, site: SiteConfig, *, private: bool = True) -
         # As large as the planner will make it for the floor under the site's own share.
         floor = share_floor(site, honest_sites=study.honest_sites)
         proposed = replace(proposed, noise_multiplier=max(proposed.noise_multiplier, floor))
-    check_proposal(proposed, rounds=study.training.rounds, site=site)
-    _check_start(study, site)
+    yield from _broken(proposed, rounds=study.training.rounds, site=site)
+    yield from _unknown_start(study, site)
 
 
 def share_floor(site: SiteConfig, *, honest_sites: int) -> float:
@@ -55,13 +72,13 @@ def share_floor(site: SiteConfig, *, honest_sites: int) -> float:
     return site.privacy.min_share_noise_multiplier * math.sqrt(honest_sites)
 
 
-def _check_start(study: StudyConfig, site: SiteConfig) -> None:
+def _unknown_start(study: StudyConfig, site: SiteConfig) -> Iterator[PolicyRefused]:
     """Compare patients with no list of a start that nobody at a hospital has decided on."""
     start = study.synthetic.start if study.synthetic is not None else None
     if start is None or start.seen_sha256 is None or site.purpose == "open-data":
         return
     if start.seen_sha256 not in site.privacy.seen_lists:
-        raise PolicyRefused(
+        yield PolicyRefused(
             "Refused the study's proposal: the site's policy expects a starting model that has "
             "seen nobody, or public patients whose list stands in privacy.seen_lists, found "
             f"{', '.join(start.collections)} with the list {start.seen_sha256}.",
@@ -80,9 +97,14 @@ def check_proposal(mechanism: Mechanism, *, rounds: int, site: SiteConfig) -> No
     Raises:
         PolicyRefused: At the first rule that is broken, with the rule's code.
     """
+    for refusal in _broken(mechanism, rounds=rounds, site=site):
+        raise refusal
+
+
+def _broken(mechanism: Mechanism, *, rounds: int, site: SiteConfig) -> Iterator[PolicyRefused]:
     for holds, code, rule, found in _rules(mechanism, rounds=rounds, site=site):
         if not holds:
-            raise PolicyRefused(
+            yield PolicyRefused(
                 f"Refused the study's proposal: the site's policy expects {rule}, found {found}.",
                 code=code,
             )

@@ -1,4 +1,4 @@
-"""The picture of a plan: what each site's patients will have spent after each round.
+"""The picture of a plan: what each site's patients will have spent, and who could learn more.
 
 It is drawn from plain values, before there is a run folder.
 """
@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from medfl.durable import written_aside
 from medfl.reporting import wording
@@ -23,9 +23,12 @@ from medfl.reporting.figures import COLOURS, LIMIT, MUTED, STYLE, WIDTH
 
 _COLUMNS = 4
 _NARROWEST = 5.2  # inches, for the legend
+_ROW = 2.8  # inches
 _HEADROOM = 1.18  # for the label above the highest line
+_STEEP = 8.0  # times the lowest epsilon, from where on an axis is logarithmic
 _LOSS: dict[str, Any] = {"color": COLOURS["federated"], "linewidth": 2.2}
 _BUDGET: dict[str, Any] = {"color": LIMIT, "linewidth": 1.5, "linestyle": (0, (5, 3))}
+_MODES = {"local": MUTED, "secure": COLOURS["federated"]}
 _TARGET: dict[str, Any] = {"color": MUTED, "linewidth": 1.5, "linestyle": (0, (1, 2))}
 
 
@@ -46,7 +49,29 @@ class PlannedLoss:
     budget: float
 
 
-def draw_plan(sites: Sequence[PlannedLoss], *, study: str, target: float, path: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CollusionCurve:
+    """What a study promises in one trust mode if sites side with the server.
+
+    Attributes:
+        trust: ``local`` or ``secure``.
+        of_study: Whether it is the study's own mode.
+        epsilons: Of the site with the weakest promise, by number of colluding sites, ascending.
+    """
+
+    trust: str
+    of_study: bool
+    epsilons: Mapping[int, float]
+
+
+def draw_plan(
+    sites: Sequence[PlannedLoss],
+    *,
+    study: str,
+    target: float,
+    path: Path,
+    collusion: Sequence[CollusionCurve] = (),
+) -> None:
     """Draw one panel a site, on common axes: sites of equal cost would hide each other's lines.
 
     Args:
@@ -54,6 +79,7 @@ def draw_plan(sites: Sequence[PlannedLoss], *, study: str, target: float, path: 
         study: Name of the study.
         target: Epsilon that the study may cost.
         path: The PNG to write.
+        collusion: Of each trust mode, for a panel below; none for no such panel.
 
     Raises:
         OSError: If the file cannot be written.
@@ -62,7 +88,8 @@ def draw_plan(sites: Sequence[PlannedLoss], *, study: str, target: float, path: 
     rows = math.ceil(len(sites) / columns)
     highest = max(target, *(site.budget for site in sites))
     with mpl.rc_context(STYLE):
-        size = (max(WIDTH * columns / _COLUMNS, _NARROWEST), 0.9 + 2.8 * rows)
+        height = 0.9 + _ROW * (rows + bool(collusion))
+        size = (max(WIDTH * columns / _COLUMNS, _NARROWEST), height)
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(
             f"Planned privacy loss of {wording.shortened(study, length=40)}",
@@ -70,15 +97,20 @@ def draw_plan(sites: Sequence[PlannedLoss], *, study: str, target: float, path: 
             ha="left",
             fontsize=12,
         )
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        panels = list(grid.flat)
-        for panel, site in zip(panels, sites, strict=False):
+        spec = figure.add_gridspec(rows + bool(collusion), columns)
+        panels: list[Axes] = []
+        for number, site in enumerate(sites):
+            first = panels[0] if panels else None
+            panel = figure.add_subplot(spec[divmod(number, columns)], sharey=first)
+            if number % columns:
+                panel.tick_params(labelleft=False)
+            else:
+                panel.set_ylabel("Lifetime epsilon")
             _draw_site(panel, site, target=target)
-        for panel in panels[len(sites) :]:
-            panel.set_visible(False)
+            panels.append(panel)
         panels[0].set_ylim(0, _HEADROOM * highest)
-        for row in grid:
-            row[0].set_ylabel("Lifetime epsilon")
+        if collusion:
+            _draw_collusion(figure.add_subplot(spec[rows, :]), collusion)
         figure.legend(
             [Line2D([], [], **style) for style in (_LOSS, _BUDGET, _TARGET)],
             ["lifetime epsilon", "site's budget", f"study's target, {wording.plain(target)}"],
@@ -117,3 +149,35 @@ def _draw_site(panel: Axes, site: PlannedLoss, *, target: float) -> None:
     panel.set_title(f"{wording.shortened(site.site)}\n{wording.counted(site.patients, 'patient')}")
     panel.set_xlabel("Round")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+
+
+def _draw_collusion(panel: Axes, curves: Sequence[CollusionCurve]) -> None:
+    """Epsilon against the number of sites that side with the server, one labelled line a mode."""
+    values = [epsilon for curve in curves for epsilon in curve.epsilons.values()]
+    finite = [value for value in values if math.isfinite(value)]
+    for curve in curves:
+        counts, epsilons = list(curve.epsilons), list(curve.epsilons.values())
+        colour = _MODES[curve.trust]
+        panel.plot(counts, epsilons, color=colour, linewidth=2.2, marker="o", markersize=5)
+        ends = dict.fromkeys(map(wording.at_most, (epsilons[0], epsilons[-1])))
+        panel.annotate(
+            f"{curve.trust}, {'as in the study' if curve.of_study else 'instead'}: "
+            f"{' to '.join(ends)}",
+            (counts[-1], epsilons[-1]),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="right",
+            color=colour,
+            fontweight="bold",
+        )
+    if finite and max(finite) > _STEEP * min(finite) > 0:
+        panel.set_yscale("log")
+        panel.set_ylim(min(finite) / 1.5, 2.5 * max(finite))
+        panel.yaxis.set_major_formatter(lambda value, _: wording.plain(value))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    elif finite:
+        panel.set_ylim(0, 1.25 * max(finite) or 1.0)
+    panel.set_title("Weakest promise of a site, by trust mode")
+    panel.set_xlabel("Other sites that side with the server")
+    panel.set_ylabel("Epsilon of the study")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medfl.durable import write_atomically
 from medfl.errors import ReportError
-from medfl.reporting import privacy_tables, utility_tables, wording
+from medfl.reporting import collusion, privacy_tables, utility_tables, wording
 from medfl.reporting.audit_table import audit_table
 from medfl.reporting.estimates import in_region
 from medfl.reporting.figures import FigureFile, draw_figures
@@ -87,6 +87,7 @@ def render(run: RunResults, images: dict[str, Image]) -> str:
         guess=privacy_tables.right_guesses(run),
         images=images,
         privacy=privacy_tables,
+        collusion=collusion,
         audited=audit_table(run.audit) if run.audit is not None else None,
         utility=utility_tables,
         modalities=[wording.MODALITY_NAMES[name] for name in run.study.input.modalities],

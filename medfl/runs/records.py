@@ -202,6 +202,8 @@ class SitePrivacy(Record):
         event_key: Public key with which the site signed its events, as hexadecimal text.
         revision: Of the engine that took the steps; medfl 0.1 wrote none.
         affected_steps: Steps that medfl 0.1 charged to the site's ledger, in any run.
+        epsilon_colluding: Of a secure sum, against the server and so many of the other sites;
+            empty where every site's own noise protects it from all of them.
     """
 
     site: str
@@ -226,6 +228,7 @@ class SitePrivacy(Record):
     adjacency: Literal["zero-out"]
     revision: Revision = FIRST_REVISION
     affected_steps: Count = 0
+    epsilon_colluding: dict[Count, Loss] = {}
 
 
 class PatientOfSites(Record):
@@ -241,6 +244,22 @@ DISJOINT: Composition = "maximum over sites (disjoint patients)"
 COMPOSED: Composition = "composed over declared overlaps"
 
 
+class SecureSum(Record):
+    """The sites of a run whose updates were added up in secret.
+
+    Attributes:
+        sites: K, all on the roster.
+        threshold: t, those that had to stay to the end of a round.
+        honest_sites: h, shares of noise that the noise multiplier was made for.
+        colluding_sites: c, those that may side with the server within the promise.
+    """
+
+    sites: Annotated[int, Field(ge=2)]
+    threshold: Annotated[int, Field(ge=1)]
+    honest_sites: Annotated[int, Field(ge=1)]
+    colluding_sites: Count
+
+
 class Federation(Record):
     """`federation.json`: the privacy loss of one patient to all sites together.
 
@@ -251,6 +270,7 @@ class Federation(Record):
         any_two_sites: The two that cost a patient of both the most, declared or not; None where
             there is one site only.
         groups: Epsilon of so many patients together, with `delta`.
+        secure_sum: None where every site's own noise protects it.
     """
 
     disjoint: bool
@@ -260,6 +280,7 @@ class Federation(Record):
     overlaps: tuple[PatientOfSites, ...]
     any_two_sites: PatientOfSites | None
     groups: dict[int, Loss]
+    secure_sum: SecureSum | None = None
 
 
 class Environment(Record):

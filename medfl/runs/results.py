@@ -359,6 +359,9 @@ def _check_federation(run: RunResults) -> None:
     _expect(path, rule, found.delta, found.delta >= run.largest_delta)
     pair, sites = found.any_two_sites, len(run.privacy)
     _expect(path, "any two sites where there are two", pair, (pair is not None) == (sites > 1))
+    trust, is_secure = run.study.privacy.trust, found.secure_sum is not None
+    rule = f"a secure sum exactly where the study's trust is 'secure', here {trust!r}"
+    _expect(path, rule, found.secure_sum, is_secure == (trust == "secure"))
 
 
 def _check_releases(run: RunResults) -> None:

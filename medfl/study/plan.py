@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from medfl.protocol.study_model import model_spec
 from medfl.segmentation.networks import trainable_state, trained_names
 from medfl.site.state import simulated_state
 from medfl.study.simulation import require_distinct
+from medfl.study.trust_modes import TrustModes, compare_trust_modes, with_common_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class StudyPlan:
         refusals: Why another site would refuse, by its name: its policy, or its budget.
         parameters: Trained parameters of the network.
         grid: What several runs of the study cost these sites, in their order; empty for one run.
+        trust_modes: The study beside itself in the other trust mode; None for fewer than two sites.
     """
 
     study: StudyConfig
@@ -58,6 +60,7 @@ class StudyPlan:
     refusals: Mapping[str, PolicyRefused | BudgetExceeded]
     parameters: int
     grid: tuple[GridPlan, ...] = ()
+    trust_modes: TrustModes | None = None
 
     @property
     def collections(self) -> tuple[str, ...]:
@@ -72,8 +75,9 @@ class StudyPlan:
         return self._noise(averaged_noise(self.sites))
 
     def noise_of(self, plan: SitePlan) -> PlannedNoise:
-        """Of the update of one site by itself."""
-        return self._noise(plan.noise_per_coordinate)
+        """Of the update of one site by itself, which then has to bear all of the noise."""
+        mechanism = plan.mechanism
+        return self._noise(mechanism.noise_std / mechanism.clip_norm / mechanism.divisor)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that `medfl plan --json` prints; infinite values stay floats."""
@@ -86,6 +90,7 @@ class StudyPlan:
             "sites": [self._row(plan) for plan in self.sites],
             "refused": {name: refusal.code for name, refusal in self.refusals.items()},
             "grid": [asdict(of_site) for of_site in self.grid],
+            "trust_modes": None if self.trust_modes is None else self.trust_modes.to_dict(),
             "federation": None
             if together is None
             else {
@@ -174,23 +179,26 @@ def plan_study(
             plans.append(plan)
             grids.append(grid)
     if study.privacy.trust == "secure":
-        plans = [_with_common_noise(plan, plans) for plan in plans]
+        plans = with_common_noise(plans)
+    parameters = sum(
+        weight.numel() for name, weight in trainable_state(network).items() if name in trained
+    )
+    willing = [site for site in sites if site.name not in refusals]
     return StudyPlan(
         study=study,
         sites=tuple(plans),
         refusals=refusals,
-        parameters=sum(
-            weight.numel() for name, weight in trainable_state(network).items() if name in trained
-        ),
+        parameters=parameters,
         grid=tuple(grids) if runs > 1 else (),
+        trust_modes=compare_trust_modes(
+            study,
+            willing,
+            parameters=parameters,
+            plan=lambda variant, site: _plan(variant, site, run_folder=run_folder),
+        )
+        if len(willing) > 1
+        else None,
     )
-
-
-def _with_common_noise(plan: SitePlan, plans: Sequence[SitePlan]) -> SitePlan:
-    """A secure sum has one noise: the largest that a site of it needs."""
-    sigma = max(each.mechanism.noise_multiplier for each in plans)
-    more = replace(plan, mechanism=replace(plan.mechanism, noise_multiplier=sigma))
-    return replace(more, epsilon=more.epsilon_after(more.total_steps))
 
 
 def _plan(study: StudyConfig, site: SiteConfig, *, run_folder: Path | None) -> SitePlan:

@@ -35,6 +35,8 @@ arguments = {{ init_filters = 8, blocks_down = [1, 1], blocks_up = [1] }}
 epsilon = {epsilon}
 sampling_prob = {q}
 clip_norm = {clip_norm}
+trust = "{trust}"
+colluding_sites = {colluding_sites}
 [training]
 rounds = {rounds}
 local_steps = {local_steps}
@@ -42,7 +44,7 @@ optimizer = "sgd"
 learning_rate = 0.5
 [aggregation]
 strategy = "fedavg"
-min_sites = 1
+min_sites = {min_sites}
 """
 SITE = """
 name = "{name}"
@@ -60,6 +62,7 @@ epsilon = {budget}
 max_rounds = {max_rounds}
 max_clip_norm = {max_clip_norm}
 min_noise_multiplier = {min_noise_multiplier}
+trust = {trust}
 """
 
 
@@ -72,7 +75,8 @@ def study(tmp_path: Path) -> Callable[..., Path]:
 
     def write(**changed: Any) -> Path:
         values = {
-            "epsilon": 8.0, "q": 0.3, "rounds": 6, "local_steps": 2, "clip_norm": 1.0
+            "epsilon": 8.0, "q": 0.3, "rounds": 6, "local_steps": 2, "clip_norm": 1.0,
+            "trust": "local", "colluding_sites": 0, "min_sites": 1,
         } | changed  # fmt: skip
         path = tmp_path / "study.toml"
         path.write_text(STUDY.format(**values))
@@ -93,6 +97,7 @@ def site(tmp_path: Path) -> Callable[..., Path]:
             "max_rounds": 100,
             "max_clip_norm": 1.0,
             "min_noise_multiplier": 0.5,
+            "trust": ["local"],
         } | changed
         path = tmp_path / f"{name}.toml"
         path.write_text(SITE.format(name=name, **values))
@@ -355,6 +360,81 @@ def test_the_picture_is_a_png_and_the_table_stands_beside_it(
     for colour in ("#0072b2", "#b23b00"):  # the line, and the budget
         exact = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
         assert (pixels == exact).all(axis=-1).sum() > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trust", ["local", "secure"])
+def test_both_trust_modes_stand_side_by_side(
+    trust: str, medfl: Medfl, study: Any, site: Any, tmp_path: Path
+) -> None:
+    path, picture = study(local_steps=1, rounds=12, trust=trust, min_sites=3), tmp_path / "plan.png"
+    files = [site(name, patients=20, trust=["local", "secure"]) for name in PATIENTS]
+    ended = medfl("plan", path, *files, "--json", "--picture", picture)
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)["trust_modes"]
+    assert found["obstacle"] == ""
+    local, secure = found["modes"]
+    assert (local["trust"], local["of_study"]) == ("local", trust == "local")
+    assert (secure["trust"], secure["of_study"]) == ("secure", trust == "secure")
+    # Equal sites: the noise of a sum holds 3 shares for certain, and 4 if all stay.
+    ratio = local["noise_per_coordinate"] / secure["noise_per_coordinate"]
+    assert ratio == pytest.approx(math.sqrt(3))
+    assert local["noise_to_signal"] / secure["noise_to_signal"] == pytest.approx(ratio)
+    assert (local["threshold"], secure["threshold"]) == (3, 3)
+    assert list(local["epsilons"]) == list(secure["epsilons"]) == ["0", "1", "2", "3"]
+    assert len(set(local["epsilons"].values())) == 1
+    against = list(secure["epsilons"].values())
+    assert against == sorted(against)
+    assert against[0] == pytest.approx(local["epsilons"]["0"]) and against[0] <= 8.0 < against[1]
+    shown = medfl("plan", path, *files).out
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    text = " ".join(shown.split())
+    assert "Trust modes: epsilon against the server with other sites" in text
+    assert found["advice"] in text
+    if trust == "local":
+        assert found["advice"].startswith('trust = "secure" would divide')
+        assert "by 1.7, and together with min_sites = 4" in found["advice"]
+    else:
+        assert "multiply the noise on the averaged update by 1.7; min_sites = 4" in found["advice"]
+    with Image.open(picture) as image:
+        assert image.size[1] > 900  # a row for the sites, and one for the trust modes
+
+
+@pytest.mark.slow
+def test_many_sites_are_folded_to_where_something_changes(
+    medfl: Medfl, study: Any, site: Any
+) -> None:
+    path = study(local_steps=1, trust="secure", colluding_sites=2, min_sites=9, epsilon=1.0)
+    files = [site(f"S{number}", trust=["secure"]) for number in range(12)]
+    ended = medfl("plan", path, *files)
+    assert (ended.code, ended.err) == (0, "")
+    assert max(len(line) for line in ended.out.splitlines()) <= 80
+    heading = next(line for line in ended.out.splitlines() if line.split()[:2] == ["trust", "/"])
+    assert heading.split()[-6:] == ["alone", "1", "2", "5", "6", "11"], ended.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"local_steps": 2, "min_sites": 2}, "training.local_steps = 1 with privacy.trust"),
+        ({"local_steps": 1, "min_sites": 1}, "aggregation.min_sites >= 2 with privacy.trust"),
+        ({"local_steps": 1, "min_sites": 3}, "3 sites or more in a secure sum, found 2"),
+    ],
+)
+def test_a_study_that_can_have_no_secure_sum_is_told_why(
+    changes: dict[str, Any], words: str, medfl: Medfl, study: Any, site: Any
+) -> None:
+    path, files = study(**changes), [site("DU"), site("FG")]
+    shown = " ".join(medfl("plan", path, *files).out.split())
+    assert "There can be no secure sum: expected " in shown and words in shown
+    assert "Trust modes" not in shown
+    found = json.loads(medfl("plan", path, *files, "--json").out)["trust_modes"]
+    assert [mode["trust"] for mode in found["modes"]] == ["local"]
+
+
+def test_one_site_has_nobody_to_trust(medfl: Medfl, study: Any, site: Any) -> None:
+    assert json.loads(medfl("plan", study(), site(), "--json").out)["trust_modes"] is None
 
 
 def test_a_picture_that_is_no_png_is_refused_before_anything_is_planned(

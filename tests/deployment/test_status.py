@@ -214,6 +214,18 @@ def test_programs_get_the_same_as_people(
     }
 
 
+def test_the_phase_of_a_secure_sum_is_shown(
+    server: ServerFolder, connections: Mapping[bytes, Connection], run_dir: Path
+) -> None:
+    """Its rounds ask every site several times, so that a round alone says little."""
+    waiting = WAITING.read(run_dir).model_copy(update={"phase": "unmasking the sum"})
+    RunFolder(run_dir).write(WAITING, waiting)
+    moment = view(status_of(server, connections=connections), run_dir=run_dir, under_way=True)
+    assert "Round 3 (unmasking the sum): asked 2 min ago" in printed(moment)
+    assert "waiting for north, west (unmasking the sum);" in one_line(moment)
+    assert report(moment)["run"]["waiting"]["phase"] == "unmasking the sum"
+
+
 # --- watching
 
 

@@ -136,6 +136,21 @@ def test_a_reason_says_nothing_of_a_model_that_may_leave(run_dir: Path, tmp_path
     assert "privacy" not in json.loads((out / "configs" / "metadata.json").read_text())
 
 
+@pytest.mark.parametrize(("colluding", "words"), [(0, "without any other"), (2, "with up to 2")])
+def test_the_card_of_a_secure_sum_says_what_it_relies_on(
+    run_dir: Path, tmp_path: Path, colluding: int, words: str
+) -> None:
+    study = json.loads((run_dir / "study.json").read_text())
+    study["privacy"] = {"trust": "secure", "colluding_sites": colluding}
+    (run_dir / "study.json").write_text(json.dumps(study))
+    out = export_bundle(run_dir, tmp_path / "bundle")
+    card = " ".join((out / "docs" / "README.md").read_text().split())
+    assert "added its share of the noise, hid the result under masks" in card
+    assert "Whoever sees this model, and the sum of every round" in card
+    assert words in card
+    assert "every update of a site" not in card
+
+
 def test_nothing_is_overwritten_and_an_unfinished_run_is_refused(
     run_dir: Path, tmp_path: Path
 ) -> None:

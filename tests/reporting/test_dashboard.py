@@ -139,7 +139,7 @@ def browser() -> str:
     return found
 
 
-def wait_in_round(run: Path) -> None:
+def wait_in_round(run: Path, *, phase: str = "") -> None:
     """Let the run wait for two of its sites."""
     now = datetime.now(UTC)
     waiting = {
@@ -148,8 +148,16 @@ def wait_in_round(run: Path) -> None:
         "deadline": (now + timedelta(hours=1)).isoformat(),
         "asked": ["East", "North", "South", "West"],
         "answered": ["North", "West"],
+        "phase": phase,
     }
     (run / "waiting.json").write_text(json.dumps(waiting))
+
+
+def test_the_phase_of_a_secure_sum_is_shown(under_way: Path) -> None:
+    wait_in_round(under_way)
+    assert "Now:" not in render_live(read_live(under_way))
+    wait_in_round(under_way, phase="shares of secrets")
+    assert "Now: shares of secrets. Asked: East, North" in render_live(read_live(under_way))
 
 
 @pytest.mark.slow

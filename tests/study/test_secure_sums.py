@@ -12,8 +12,12 @@ from flwr.app import Message
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import QuorumError
+from medfl.privacy.accounting.accountant import epsilon
 from medfl.privacy.ledger.ledger import Ledger
 from medfl.protocol.secure_round import ADD, ADVERTISE, CONFIRM, ROSTER, SHARE, UNMASK
+from medfl.runs.records import SecureSum
+from medfl.server.account import federation_summary, privacy_summary
+from medfl.server.ledger import FederationLedger
 from tests.federations import Fault, Federation, Finished
 
 PHASES = (ADVERTISE, SHARE, ADD, CONFIRM, UNMASK)
@@ -74,6 +78,25 @@ def test_without_noise_it_is_the_average_over_all_patients(federation: Federatio
 def test_every_site_is_charged_for_every_round_and_ledgers_verify(federation: Federation) -> None:
     run = federation.run(secure(federation), sites_of(federation))
     assert {site: steps(run, site) for site in run.outcomes()} == dict.fromkeys(run.outcomes(), 2)
+
+
+@pytest.mark.slow
+def test_what_holds_against_the_server_and_other_sites_is_accounted_for(
+    federation: Federation,
+) -> None:
+    """Two of three sites have to stay, and their noise is that of the promise."""
+    run = federation.run(secure(federation), sites_of(federation))
+    for loss in privacy_summary(run.folder):
+        against = loss.epsilon_colluding
+        assert list(against) == [0, 1, 2]
+        assert loss.epsilon_pld == against[0] < against[1] == against[2]
+    found = federation_summary(run.folder, overlaps=[("east", "north")])
+    assert found.secure_sum == SecureSum(sites=3, threshold=2, honest_sites=2, colluding_sites=0)
+    # Under one noise, which is worse than two of the same size.
+    (shared,) = found.overlaps
+    charges = FederationLedger(run.folder).charges("east")
+    assert shared.epsilon > epsilon([*charges, *charges], delta=shared.delta)
+    assert found.any_two_sites is not None and found.any_two_sites.epsilon == shared.epsilon
 
 
 def test_no_update_of_one_site_is_in_what_it_sends(federation: Federation) -> None:
