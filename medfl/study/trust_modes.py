@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from medfl.config import SiteConfig, StudyConfig
-from medfl.config.study import Trust
+from medfl.config.site import Trust
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.accounting.collusion import collusion_counts, epsilon_against, sum_threshold
 from medfl.privacy.accounting.planner import (

@@ -18,6 +18,7 @@ from medfl.protocol.secure_round import ADD, ADVERTISE, CONFIRM, ROSTER, SHARE, 
 from medfl.runs.records import SecureSum
 from medfl.server.account import federation_summary, privacy_summary
 from medfl.server.ledger import FederationLedger
+from medfl.study.run import run_study
 from tests.federations import Fault, Federation, Finished
 
 PHASES = (ADVERTISE, SHARE, ADD, CONFIRM, UNMASK)
@@ -148,8 +149,6 @@ def test_too_few_sites_end_the_run_without_a_sum_and_with_the_charge(
 
 def test_a_site_alone_has_noise_of_its_own_in_the_baseline(federation: Federation) -> None:
     """A sum needs two: what one site makes alone is private by its own noise, or not at all."""
-    from medfl.study.run import run_study
-
     study = secure(federation, evaluation={"baselines": ["local-only", "non-private"]})
     sites = [
         site.model_copy(
