@@ -181,7 +181,9 @@ def test_after_the_agreement_nothing_of_it_can_be_exchanged(
 
 
 def test_a_site_without_secure_sums_in_its_file_joins_none(federation: Any, wire: Any) -> None:
-    hospital = federation.site_state(federation.hospital(OWN, weight=4.0))
+    hospital = federation.site_state(
+        federation.hospital(OWN, weight=4.0, privacy={"trust": ["local"]})
+    )
     proposal = to_record(Proposal(study=federation.study(**STUDY), run=RUN, private=True))
     answer = federation.ask(hospital, proposal, kind="query")
     assert dict(answer.config_records["error"]) == {"code": "policy-trust"}

@@ -29,6 +29,7 @@ from medfl.protocol.secure_round import (
 )
 from medfl.secure_sum.messages import Confirmation, Unmasking, signed
 from medfl.secure_sum.party import Party
+from medfl.site.sum_state import SUMS
 from tests.hostile.secure_room import (
     OWN,
     RUN,
@@ -192,7 +193,7 @@ def test_one_set_of_survivors_is_unmasked_and_nothing_of_the_round_is_left(
     room: Room, refused: Any, tmp_path: Path
 ) -> None:
     room.share()
-    folder = room.hospital.sums_folder / RUN
+    folder = room.hospital.folder / SUMS / RUN
     secrets = secrets_in(folder)
     room.collector.take_masked(masked_of(room.ask(ADD, room.add_task())))
     zeros = np.zeros(room.collector.terms.length, dtype=np.int64)
