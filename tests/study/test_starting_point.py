@@ -324,7 +324,8 @@ def toml(values: dict[str, Any]) -> str:
             return f"{{ {inner} }}"
         return json.dumps(value)
 
-    return "".join(f"{key} = {inline(value)}\n" for key, value in values.items())
+    said = {key: value for key, value in values.items() if value is not None}
+    return "".join(f"{key} = {inline(value)}\n" for key, value in said.items())
 
 
 def test_random_weights_cost_no_file(federation: Any, tmp_path: Path) -> None:
