@@ -37,6 +37,7 @@ from medfl.reporting.estimates import (
     estimate_over_runs,
     paired_difference_over_runs,
 )
+from medfl.runs.files import STUDY
 from medfl.runs.records import Variant
 from medfl.runs.results import RunResults, read_run
 from medfl.study.run import run_study
@@ -101,9 +102,9 @@ def main(
     for position, (one, number) in enumerate(cells, start=1):
         folder = out / f"epsilon-{one:g}-seed-{number}"
         console.print(f"run {position} of {len(cells)}: {folder}", highlight=False)
-        baselines = (*(OF_A_SEED if one == epsilons[0] else ()), "adapted")
-        changed = _cell(base, epsilon=one, seed=number, baselines=baselines)
         if not (folder / "summary.json").exists():
+            of_seed = () if _of_seed(out, number) else OF_A_SEED
+            changed = _cell(base, epsilon=one, seed=number, baselines=(*of_seed, "adapted"))
             _run(changed, sites, out=folder, jobs=jobs)
         runs[one, number] = read_run(folder)
     findings = [
@@ -111,7 +112,7 @@ def main(
         for one in epsilons
         for finding in findings_of(
             [runs[one, number] for number in seeds],
-            [runs[epsilons[0], number] for number in seeds],
+            [read_run(_of_seed(out, number)[0]) for number in seeds],
             epsilon=one,
         )
     ]
@@ -120,6 +121,17 @@ def main(
     for one in epsilons:
         console.print(_table([each for each in findings if each.epsilon == one], seeds=len(seeds)))
     console.print(f"Table and picture: {out}")
+
+
+def _of_seed(out: Path, seed: int) -> list[Path]:
+    """Finished runs of a seed, under whatever epsilon, that hold what noise does not change."""
+    folders = sorted(out.glob(f"epsilon-*-seed-{seed}"))
+    return [
+        folder
+        for folder in folders
+        if (folder / "summary.json").exists()
+        and set(OF_A_SEED) <= set(STUDY.read(folder).evaluation.baselines)
+    ]
 
 
 def findings_of(

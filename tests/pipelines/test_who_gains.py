@@ -129,6 +129,11 @@ def test_one_command_runs_each_cell_once_and_leaves_a_table_and_a_picture(
     assert again.exit_code == 0, again.output
     assert len(ran) == 4
     assert (out / "who_gains.csv").read_bytes() == before
+    # What noise does not change is taken from where it is, also for one of the cells alone.
+    one_cell = [*options[2:4], *options[6:8], *options[8:]]
+    alone = CliRunner().invoke(pipeline.app, [*one_cell, "--out", str(out)])
+    assert alone.exit_code == 0, alone.output
+    assert len(ran) == 4
 
 
 def test_without_options_it_is_the_real_hospitals(
