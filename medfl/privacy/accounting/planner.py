@@ -236,11 +236,11 @@ def expected_benefit(ratio: float) -> Benefit:
     """What a noise-to-signal ratio has meant for the Dice score so far: a rule of thumb.
 
     The thresholds lie between runs at epsilon 8 of pretrained SegResNets, all of whose 109 k and
-    178 k parameters were trained. At 4 (the demo) private training gained 0.17 in Dice of the whole tumour
-    over its starting point, most of what it gains without noise. At 9 (four hospitals of TCGA-LGG
-    together) it gained 0.03, with an interval that holds zero. At 11 to 33 (each of these hospitals
-    alone) it gained 0.07 on average, and 0.04 in a run before. Networks and tasks that are further
-    away may differ.
+    178 k parameters were trained. At 4 (the demo) private training gained 0.17 in Dice of the whole
+    tumour over its starting point, most of what it gains without noise. At 9 (four hospitals of
+    TCGA-LGG together) it gained 0.03, with an interval that holds zero. At 11 to 33 (each of these
+    hospitals alone) it gained 0.07 on average, and 0.04 in a run before. Networks and tasks that
+    are further away may differ.
 
     Args:
         ratio: As `noise_to_signal` gives it.
