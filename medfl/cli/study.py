@@ -51,7 +51,7 @@ def simulate(
     """Run a whole study on this machine, and write a run folder with its report.
 
     The same server and site code as in a deployment: every site checks the proposal against its own
-    policy, charges its own ledger before each round, and adds its own noise.
+    policy, charges its own ledger before each round, and adds its noise, or its share of a sum's.
     """
     loaded, files = load_study(study), [load_site(path) for path in sites]
     from medfl.cli.live import LiveProgress
