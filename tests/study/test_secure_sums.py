@@ -28,7 +28,7 @@ def secure(federation: Federation, **changes: Any) -> StudyConfig:
     """The tiny study with a secure sum; of its three sites one may fall out."""
     values: dict[str, Any] = {
         "privacy": {"trust": "secure"},
-        "aggregation": {"round_timeout_seconds": 6.0},
+        "aggregation": {"round_timeout_seconds": 4.0},
     }
     for section, inner in changes.items():
         values[section] = {**values.get(section, {}), **inner}
