@@ -73,22 +73,6 @@ def test_three_hospitals_train_and_the_server_keeps_no_update(acquainted: Any) -
     assert not (out / "updates").exists()
 
 
-def test_a_hospital_may_die_in_a_round_and_come_back(acquainted: Any, wait_for: Any) -> None:
-    study = secure_study(acquainted, "dying", rounds=1, timeout=60.0)
-    out = acquainted.scratch / "dying-run"
-    acquainted.start("dying", "server", "run", acquainted.server.path, study, "--out", out)
-    wait_for(lambda: phase_of(out) == "training", seconds=200, what="the first sum")
-    os.killpg(acquainted.running[DIES].pid, signal.SIGKILL)
-    assert acquainted.finished("dying", seconds=500) == 0, acquainted.log("dying").read_text()
-    (line,) = RunFolder(out).rounds()
-    assert {line.sites[name].outcome for name in ("east", "north")} == {"admitted"}
-    acquainted.restart_site(DIES)
-    for name in SITES:  # the ledger of whoever died before the charge has no such run
-        runs = [run for run in acquainted.spent(name).by_run if run.study == "dying"]
-        charges = sum(run.charges for run in runs)
-        assert charges >= (line.sites[name].outcome == "admitted")
-
-
 def test_a_server_that_is_killed_in_a_sum_goes_on_with_the_next_round(
     acquainted: Any, wait_for: Any
 ) -> None:
@@ -108,3 +92,18 @@ def test_a_server_that_is_killed_in_a_sum_goes_on_with_the_next_round(
         run = acquainted.run_of(name, study="killed")
         assert run.charges in (1, 2)
         assert run.steps >= run.released >= 1
+
+
+def test_a_hospital_may_die_in_a_round(acquainted: Any, wait_for: Any) -> None:
+    study = secure_study(acquainted, "dying", rounds=1, timeout=60.0)
+    out = acquainted.scratch / "dying-run"
+    acquainted.start("dying", "server", "run", acquainted.server.path, study, "--out", out)
+    wait_for(lambda: phase_of(out) == "training", seconds=200, what="the first sum")
+    os.killpg(acquainted.running[DIES].pid, signal.SIGKILL)
+    assert acquainted.finished("dying", seconds=500) == 0, acquainted.log("dying").read_text()
+    (line,) = RunFolder(out).rounds()
+    assert {line.sites[name].outcome for name in ("east", "north")} == {"admitted"}
+    for name in SITES:  # the ledger of whoever died before the charge has no such run
+        runs = [run for run in acquainted.spent(name).by_run if run.study == "dying"]
+        charges = sum(run.charges for run in runs)
+        assert charges >= (line.sites[name].outcome == "admitted")
