@@ -370,7 +370,8 @@ def noisy_sum(
         proximal_mu=0.0,
         on_step=on_step,
     )
-    return {name: vars(each)["noisy_sum"] for name, each in trained.items()}, diagnostics
+    # Taken away, since the network outlives the round: a sum is never handed out twice.
+    return {name: vars(each).pop("noisy_sum") for name, each in trained.items()}, diagnostics
 
 
 def _proximal_hook(parameters: Sequence[nn.Parameter], *, mu: float) -> Callable[..., None]:
