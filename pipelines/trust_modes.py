@@ -26,14 +26,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from who_gains import ALL, CONFIGS, LGG_SITES
+from who_gains import ALL, CONFIGS, LGG_SITES, dice_of
 
 from medfl.cli.live import LiveProgress
 from medfl.config import SiteConfig, StudyConfig, load_site, load_study
 from medfl.config.site import Region
 from medfl.privacy.accounting.accountant import noise_multiplier_for
 from medfl.privacy.accounting.planner import averaged_noise
-from medfl.reporting.estimates import Estimate, by_patient_in, estimate_over_runs
+from medfl.reporting.estimates import Estimate, estimate_over_runs
 from medfl.runs.results import RunResults, read_run
 from medfl.study.plan import plan_study
 from medfl.study.run import run_study
@@ -113,11 +113,7 @@ def main(
 
 
 def study_of(base: StudyConfig, *, mode: Mode, epsilon: float, seed: int) -> StudyConfig:
-    """The study in a mode: equal in everything but its trust, epsilon and seed.
-
-    All sites have to stay in a secure sum, as all of them do here, so that none adds more noise
-    than is needed.
-    """
+    """The study in a mode: equal in everything but its trust, epsilon and seed."""
     privacy = {"epsilon": epsilon, "trust": "local" if mode == "local" else "secure"}
     values = base.model_dump(mode="json")
     values["seed"] = seed
@@ -176,8 +172,7 @@ def measured_noise(
     sigma = max(each.mechanism.noise_multiplier for each in plan.sites)
     values["privacy"] |= {"noise": "seeded"}
     values["training"] |= {"rounds": 1}
-    values["aggregation"] |= {"strategy": "fedavg", "ema_decay": 0.0}
-    values["aggregation"] |= {"server_learning_rate": 1.0}
+    values["aggregation"] |= {"strategy": "fedavg", "ema_decay": 0.0, "server_learning_rate": 1.0}
     values["evaluation"] |= {"every": 1}
     # One step with the noise of all: its epsilon is whatever it is.
     values["privacy"]["epsilon"] = 1e6
@@ -216,12 +211,7 @@ def _findings(
     found = []
     for region in runs[0].study.input.regions:
         for at in (*names, ALL):
-            scores = [
-                by_patient_in(
-                    run.scores_of("federated"), region, measure="dice", site="" if at == ALL else at
-                )
-                for run in runs
-            ]
+            scores = [dice_of(run, "federated", region, site=at) for run in runs]
             found.append(
                 Finding(
                     mode=mode,

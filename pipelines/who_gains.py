@@ -150,7 +150,7 @@ def findings_of(
 
             def scores(variant: Variant, *, at: str = site, of: Region = region) -> list[Dice]:
                 noisy = variant in ("federated", "adapted")
-                return [_dice(run, variant, of, site=at) for run in (runs if noisy else of_seeds)]
+                return [dice_of(run, variant, of, site=at) for run in (runs if noisy else of_seeds)]
 
             found.append(
                 Finding(
@@ -174,7 +174,8 @@ def findings_of(
 Dice = Mapping[PatientKey, float]
 
 
-def _dice(run: RunResults, variant: Variant, region: Region, *, site: str) -> Dice:
+def dice_of(run: RunResults, variant: Variant, region: Region, *, site: str) -> Dice:
+    """Of one variant of a run, by held-out patient of a site or of `ALL`."""
     at = "" if site == ALL else site
     return by_patient_in(run.scores_of(variant), region, measure="dice", site=at)
 

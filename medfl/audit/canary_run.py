@@ -239,19 +239,20 @@ class _Attack:
 
     def see(self, site: str, task: TrainTask, start: Weights, weights: Weights) -> None:
         """Look at one update."""
-        update = {name: weights[name].double() - start[name].double() for name in start}
-        way = moved(update, self._canaries[site], round_number=task.round)
-        per_clip_norm = task.mechanism.divisor / task.mechanism.clip_norm
-        self.scores[site] += way.numpy() * per_clip_norm / task.study.learning_rate(task.round)
+        self._score(site, task, start, weights, patients=task.mechanism.declared_patients)
 
     def see_sum(self, task: TrainTask, before: Weights, after: Weights) -> None:
         """Look at what a round's sum made of the global model, and there at every canary."""
+        for site in self._canaries:
+            self._score(site, task, before, after, patients=sum(self._patients.values()))
+
+    def _score(
+        self, site: str, task: TrainTask, before: Weights, after: Weights, *, patients: int
+    ) -> None:
         update = {name: after[name].double() - before[name].double() for name in before}
-        patients = sum(self._patients.values())
-        scale = task.mechanism.sampling_prob * patients / task.mechanism.clip_norm
-        for site, canaries in self._canaries.items():
-            way = moved(update, canaries, round_number=task.round)
-            self.scores[site] += way.numpy() * scale / task.study.learning_rate(task.round)
+        way = moved(update, self._canaries[site], round_number=task.round)
+        per_clip_norm = task.mechanism.sampling_prob * patients / task.mechanism.clip_norm
+        self.scores[site] += way.numpy() * per_clip_norm / task.study.learning_rate(task.round)
 
 
 class _SumGrid(InProcessGrid):

@@ -124,7 +124,7 @@ def _print(planned: StudyPlan) -> None:
         (f"Plan of {planned.study.id}: noise", NOISE_COLUMNS),
         ("Privacy loss", EPSILON_COLUMNS),
     ):
-        table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        table = _table(title)
         for heading in columns:
             if heading == "site":
                 table.add_column(heading, min_width=_NAME_WIDTH, overflow="fold")
@@ -141,15 +141,14 @@ def _print(planned: StudyPlan) -> None:
         console.print(line, highlight=False, markup=False)
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+
+
 def _trust_modes(found: TrustModes) -> Table:
     from medfl.reporting import wording
 
-    table = Table(
-        title="Trust modes: epsilon against the server with other sites",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    table = _table("Trust modes: epsilon against the server with other sites")
     table.add_column("trust")
     counts = [f"with\n{count}" if count else "server\nalone" for count in found.counts]
     for heading in ("noise\n/ C", "noise /\nsignal", "sites\nto stay", *counts):
@@ -168,12 +167,7 @@ def _trust_modes(found: TrustModes) -> Table:
 def _grid(grid: Sequence[GridPlan]) -> Table:
     from medfl.reporting import wording
 
-    table = Table(
-        title=f"{grid[0].runs} runs, one after the other",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    table = _table(f"{grid[0].runs} runs, one after the other")
     table.add_column("site", min_width=_NAME_WIDTH, overflow="fold")
     for heading in ("epsilon\nof each", "epsilon after\nall of them", "budget"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.errors import PolicyRefused
@@ -48,8 +47,14 @@ def refusals(
     """
     proposed = Mechanism(
         sampling_prob=study.privacy.sampling_prob,
-        # The planner never goes below the site's floor.
-        noise_multiplier=max(site.privacy.min_noise_multiplier, 1.0) if private else 0.0,
+        # The planner never goes below the site's floors.
+        noise_multiplier=max(
+            site.privacy.min_noise_multiplier,
+            share_floor(site, honest_sites=study.honest_sites),
+            1.0,
+        )
+        if private
+        else 0.0,
         clip_norm=study.privacy.clip_norm,
         clipping=study.privacy.clipping,
         local_steps=study.training.local_steps,
@@ -59,10 +64,6 @@ def refusals(
         trust=study.privacy.trust,
         honest_sites=study.honest_sites,
     )
-    if private:
-        # As large as the planner will make it for the floor under the site's own share.
-        floor = share_floor(site, honest_sites=study.honest_sites)
-        proposed = replace(proposed, noise_multiplier=max(proposed.noise_multiplier, floor))
     yield from _broken(proposed, rounds=study.training.rounds, site=site)
     yield from _unknown_start(study, site)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from medfl.durable import sync_folder, write_atomically
 from medfl.errors import ConfigError
 from medfl.secret_files import require_owner_only
+from medfl.signatures import is_signed
 
 KEYS = "keys"
 """Folder of the keys in a site's state folder."""
@@ -178,22 +179,6 @@ def read_public(path: Path) -> str:
     except (OSError, KeyError, TypeError, ValueError):
         raise ConfigError(f"{path}: expected a site.pub, found none or a damaged one.") from None
     return str(event_key)
-
-
-def is_signed(content: bytes, *, signature: str, event_key: str) -> bool:
-    """Whether the holder of an event key signed these bytes.
-
-    Args:
-        content: What was signed.
-        signature: Hexadecimal text.
-        event_key: Public key, hexadecimal text.
-    """
-    try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(event_key))
-        key.verify(bytes.fromhex(signature), content)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def is_successor(new: str, *, of: str, rotations: Sequence[Rotation]) -> bool:

@@ -32,7 +32,8 @@ from medfl.config.files import Section
 from medfl.config.site import Count, LabelScheme, Modality, Name, Positive, Purpose, Region
 from medfl.errors import MessageError
 from medfl.privacy.mechanism import Mechanism
-from medfl.protocol.keys import Rotation, SiteKeys, is_signed
+from medfl.protocol.keys import Rotation, SiteKeys
+from medfl.signatures import is_signed
 
 Weights = dict[str, torch.Tensor]
 """Trainable parameters by name, float32 on the CPU."""

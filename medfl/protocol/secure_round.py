@@ -20,6 +20,7 @@ from medfl.errors import MedflError, MessageError
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise_shares import largest_total
 from medfl.protocol.messages import (
+    MAX_BODY_BYTES,
     MAX_WEIGHT_BYTES,
     Body,
     Digest,
@@ -42,7 +43,7 @@ UNMASK = "query.unmask"
 
 _ANSWER = "answer"
 _MASKED = "masked"
-_MAX_ANSWER_BYTES = 4_000_000
+_LONGEST_HEADER = 128  # of a vector in numpy's format
 
 Wire = dict[str, Any]
 """A message of `medfl.secure_sum` as JSON types, which read it strictly themselves."""
@@ -126,6 +127,26 @@ class UnmaskTask(Body):
     confirmations: tuple[Wire, ...]
 
 
+def sum_threshold(study: StudyConfig, *, sites: int) -> int:
+    """How many sites have to stay to the end of a secure sum; see `RoundTerms.threshold`.
+
+    Args:
+        study: Its `min_sites` and `colluding_sites`.
+        sites: K, all on the roster.
+
+    Returns:
+        t = max(min_sites, floor((K + c) / 2) + 1).
+
+    Raises:
+        ValueError: If so many sites cannot form such a sum.
+    """
+    least = minimum_threshold(sites=sites, colluding_sites=study.privacy.colluding_sites)
+    threshold = max(least, study.aggregation.min_sites)
+    if threshold > sites:
+        raise ValueError(f"Expected {threshold} sites or more in a secure sum, found {sites}.")
+    return threshold
+
+
 def round_terms(
     study: StudyConfig,
     *,
@@ -150,13 +171,13 @@ def round_terms(
     Raises:
         MessageError: If so many sites cannot form a sum, or the integers would fit no modulus.
     """
-    sites, colluding = len(members), study.privacy.colluding_sites
     bound = largest_total(
-        mechanism, patients=sum(each.declared_patients for each in members.values()), sites=sites
+        mechanism,
+        patients=sum(each.declared_patients for each in members.values()),
+        sites=len(members),
     )
     fitting = [bits for bits in MODULUS_BITS if 2 * bound < 2 ** (bits - 1)]
     try:
-        least = minimum_threshold(sites=sites, colluding_sites=colluding)
         return RoundTerms(
             run=run,
             round=round_number,
@@ -166,8 +187,8 @@ def round_terms(
             modulus_bits=fitting[0],
             bound=bound,
             scale=_scale(mechanism),
-            threshold=max(least, study.aggregation.min_sites),
-            colluding_sites=colluding,
+            threshold=sum_threshold(study, sites=len(members)),
+            colluding_sites=study.privacy.colluding_sites,
         )
     except (IndexError, ValueError) as error:
         raise MessageError(
@@ -199,9 +220,9 @@ def answer_of(record: RecordDict, read: Callable[[Wire], Read]) -> Read:
         MessageError: If there is none, or it is malformed.
     """
     text = record.config_records.get(_ANSWER, ConfigRecord()).get("json")
-    if not isinstance(text, str) or len(text) > _MAX_ANSWER_BYTES:
+    if not isinstance(text, str) or len(text) > MAX_BODY_BYTES:
         raise MessageError(
-            f"Expected an answer of at most {_MAX_ANSWER_BYTES} bytes.", code="secure-sum-message"
+            f"Expected an answer of at most {MAX_BODY_BYTES} bytes.", code="secure-sum-message"
         )
     try:
         content = json.loads(text)
@@ -248,6 +269,3 @@ def masked_of(record: RecordDict) -> MaskedInput:
         raise MessageError("Expected a vector of its declared size.", code="secure-sum-message")
     vector = data[header:]
     return answer_of(record, lambda content: MaskedInput.from_dict(content, vector=vector))
-
-
-_LONGEST_HEADER = 128

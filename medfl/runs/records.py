@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from medfl.config.site import Modality as Modality
 from medfl.config.site import Purpose as Purpose
 from medfl.config.site import Region as Region
+from medfl.config.site import Trust
 
 Variant = Literal[
     "federated",
@@ -145,7 +146,7 @@ class EventMechanism(Record):
     noise_origin: NoiseOrigin
     adjacency: Literal["zero-out"]
     revision: Revision = FIRST_REVISION
-    trust: Literal["local", "secure"] = "local"
+    trust: Trust = "local"
     honest_sites: Count = 1
 
 

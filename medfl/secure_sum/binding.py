@@ -1,4 +1,4 @@
-"""What ties bytes to one purpose in one round: an unambiguous encoding, digests and signatures.
+"""What ties bytes to one purpose in one round: an unambiguous encoding and digests.
 
 Every digest, key and signature of the protocol is made over such an encoding, which begins with its
 own purpose. So nothing that was made for one step, round or pair of sites can pass for another's.
@@ -7,9 +7,6 @@ own purpose. So nothing that was made for one step, round or pair of sites can p
 from __future__ import annotations
 
 import hashlib
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 DIGEST_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -39,19 +36,3 @@ def encode(purpose: str, *fields: str | int | bytes) -> bytes:
 def digest(purpose: str, *fields: str | int | bytes) -> str:
     """SHA-256 of `encode`, as hexadecimal text."""
     return hashlib.sha256(encode(purpose, *fields)).hexdigest()
-
-
-def is_signed(content: bytes, *, signature: str, key: str) -> bool:
-    """Whether the holder of an Ed25519 key signed these bytes.
-
-    Args:
-        content: What was signed.
-        signature: Hexadecimal text.
-        key: Public key, hexadecimal text.
-    """
-    try:
-        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-        public.verify(bytes.fromhex(signature), content)
-    except (InvalidSignature, ValueError):
-        return False
-    return True

@@ -61,10 +61,11 @@ class Collector:
                 -keys).
         """
         self._require_sound(advert, phase="adverts", taken=self._adverts)
-        taken = {key for other in self._adverts.values() for key in _keys(other)}
-        keys = _keys(advert)
-        usable = len(set(keys)) == len(keys) and all(map(is_usable, keys))
-        _expect(usable and not taken & set(keys), "secure-sum-keys", "usable keys of its own")
+        taken = {key for other in self._adverts.values() for key in other.keys}
+        usable = len(set(advert.keys)) == len(advert.keys) and all(map(is_usable, advert.keys))
+        _expect(
+            usable and not taken & set(advert.keys), "secure-sum-keys", "usable keys of its own"
+        )
         self._adverts[advert.site] = advert
 
     def adverts(self) -> list[Advert]:
@@ -254,10 +255,6 @@ class Collector:
         _expect(
             found == self._dealings, "secure-sum-transcript", "a site that was shown these dealings"
         )
-
-
-def _keys(advert: Advert) -> tuple[bytes, bytes]:
-    return advert.mask_key, advert.sealing_key
 
 
 def _expect(holds: bool, code: str, rule: str) -> None:

@@ -14,10 +14,11 @@ from typing import Any, Self, TypeVar
 
 from medfl.secure_sum import wire
 from medfl.secure_sum.agreement import KEY_BYTES
-from medfl.secure_sum.binding import DIGEST_BYTES, digest, encode, is_signed
+from medfl.secure_sum.binding import DIGEST_BYTES, digest, encode
 from medfl.secure_sum.sealing import SEALED_BYTES
 from medfl.secure_sum.shamir import SHARE_BYTES
 from medfl.secure_sum.terms import RoundTerms
+from medfl.signatures import is_signed
 
 Sign = Callable[[bytes], str]
 """Signs bytes with a site's event key; hexadecimal text."""
@@ -74,6 +75,11 @@ class Advert(Signed):
     mask_key: bytes
     sealing_key: bytes
     seed_commitment: bytes
+
+    @property
+    def keys(self) -> tuple[bytes, bytes]:
+        """Both public keys."""
+        return self.mask_key, self.sealing_key
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -279,7 +285,7 @@ def fault(message: Signed, terms: RoundTerms) -> str:
         return "secure-sum-roster"
     if not _under(message, terms):
         return "secure-sum-terms"
-    if not is_signed(message.content, signature=message.signature, key=key):
+    if not is_signed(message.content, signature=message.signature, event_key=key):
         return "secure-sum-signature"
     return ""
 

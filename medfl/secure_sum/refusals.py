@@ -8,11 +8,12 @@ import numpy as np
 
 from medfl.errors import SecureSumRefused
 from medfl.secure_sum.agreement import is_usable
-from medfl.secure_sum.binding import encode, is_signed
+from medfl.secure_sum.binding import encode
 from medfl.secure_sum.masks import Int64Array
 from medfl.secure_sum.messages import Advert, Confirmation, Dealing, Sign, Signed, fault
 from medfl.secure_sum.state import Phase, Secret
 from medfl.secure_sum.terms import RoundTerms
+from medfl.signatures import is_signed
 
 
 def require(holds: bool, code: str, rule: str) -> None:
@@ -30,7 +31,7 @@ def require_own_key(terms: RoundTerms, *, site: str, sign: Sign) -> None:
     probe = encode("own key", terms.digest, site)
     key = terms.roster.key_of(site)
     require(
-        bool(key) and is_signed(probe, signature=sign(probe), key=key),
+        bool(key) and is_signed(probe, signature=sign(probe), event_key=key),
         "secure-sum-roster",
         "this site under its own key on the roster",
     )
@@ -75,7 +76,7 @@ def require_one_each(messages: Sequence[Signed], *, own: str, code: str) -> None
 
 def require_own_keys(adverts: Sequence[Advert]) -> None:
     """Every key is usable, and its site's alone."""
-    keys = [key for advert in adverts for key in (advert.mask_key, advert.sealing_key)]
+    keys = [key for advert in adverts for key in advert.keys]
     require(
         len(set(keys)) == len(keys) and all(map(is_usable, keys)),
         "secure-sum-keys",

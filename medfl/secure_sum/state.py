@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Self
 from medfl.errors import PrivacyError, SecureSumError, SecureSumRefused
 from medfl.secure_sum.messages import Advert
 from medfl.secure_sum.terms import RoundTerms
+from medfl.secure_sum.wire import plain
 
 _MAGIC = b"medfl secure sum state 1\n"
 _HASH_BYTES = 32
@@ -82,7 +83,7 @@ class SiteState:
     def to_bytes(self) -> bytes:
         """The state as bytes, with a hash that tells a damaged one."""
         content = {
-            **{name: _plain(value) for name, value in vars(self).items()},
+            **{name: plain(value) for name, value in vars(self).items()},
             "terms": self.terms.to_dict(),
             "adverts": [advert.to_dict() for advert in self.adverts],
         }
@@ -120,14 +121,6 @@ def _damaged() -> SecureSumRefused:
         "Expected the state of a round as it was stored, found another or a damaged one.",
         code="secure-sum-state",
     )
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return value
 
 
 def _fields(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,15 +19,12 @@ from medfl.privacy.accounting.accountant import (
     epsilon_rdp,
     replace_one_epsilon,
 )
-from medfl.privacy.accounting.collusion import (
-    collusion_counts,
-    epsilon_against,
-    sum_threshold,
-)
+from medfl.privacy.accounting.collusion import collusion_counts, epsilon_against
 from medfl.privacy.accounting.prv import epsilon_prv
 from medfl.privacy.accounting.shared_sum import charge_at_several_sites
 from medfl.privacy.accounting.tradeoff import distinguishability
 from medfl.protocol.messages import Declaration
+from medfl.protocol.secure_round import sum_threshold
 from medfl.runs.files import STUDY
 from medfl.runs.records import (
     COMPOSED,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,6 +18,7 @@ from medfl.privacy.engine import StepObserver
 from medfl.protocol.failures import code_of, line_of
 from medfl.protocol.messages import (
     FINISH,
+    Body,
     EvaluateTask,
     FinishTask,
     Proposal,
@@ -61,6 +63,15 @@ KINDS = frozenset(
     {"query", "train", "evaluate", FINISH, ROSTER, ADVERTISE, SHARE, ADD, CONFIRM, UNMASK}
 )
 """Flower's types of the messages that a site answers."""
+
+
+class _Answer(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+BodyType = TypeVar("BodyType", bound=Body)
+Phase = Callable[[SiteState, BodyType], _Answer]
+"""What a site does with one question of a secure sum that carries no weights."""
 
 
 def make_client_app(state_of: StateOf, *, observer_of: ObserverOf) -> ClientApp:
@@ -126,24 +137,6 @@ def _answer_secure_sums(app: ClientApp, state_of: StateOf, *, observer_of: Obser
             lambda record: to_record(join(state_of(context), read_body(record, RosterTask))),
         )
 
-    @app.query(_name(ADVERTISE))
-    def advertise(message: Message, context: Context) -> Message:
-        return _answer(
-            message,
-            lambda record: answer_record(
-                secure_round.advertise(state_of(context), read_body(record, AdvertTask)).to_dict()
-            ),
-        )
-
-    @app.query(_name(SHARE))
-    def share(message: Message, context: Context) -> Message:
-        return _answer(
-            message,
-            lambda record: answer_record(
-                secure_round.share(state_of(context), read_body(record, ShareTask)).to_dict()
-            ),
-        )
-
     @app.train(_name(ADD))
     def add(message: Message, context: Context) -> Message:
         def work(record: RecordDict) -> RecordDict:
@@ -159,23 +152,20 @@ def _answer_secure_sums(app: ClientApp, state_of: StateOf, *, observer_of: Obser
 
         return _answer(message, work)
 
-    @app.query(_name(CONFIRM))
-    def confirm(message: Message, context: Context) -> Message:
-        return _answer(
-            message,
-            lambda record: answer_record(
-                secure_round.confirm(state_of(context), read_body(record, ConfirmTask)).to_dict()
-            ),
-        )
+    def register(kind: str, task: type[BodyType], phase: Phase[BodyType]) -> None:
+        @app.query(_name(kind))
+        def answer(message: Message, context: Context) -> Message:
+            return _answer(
+                message,
+                lambda record: answer_record(
+                    phase(state_of(context), read_body(record, task)).to_dict()
+                ),
+            )
 
-    @app.query(_name(UNMASK))
-    def unmask(message: Message, context: Context) -> Message:
-        return _answer(
-            message,
-            lambda record: answer_record(
-                secure_round.unmask(state_of(context), read_body(record, UnmaskTask)).to_dict()
-            ),
-        )
+    register(ADVERTISE, AdvertTask, secure_round.advertise)
+    register(SHARE, ShareTask, secure_round.share)
+    register(CONFIRM, ConfirmTask, secure_round.confirm)
+    register(UNMASK, UnmaskTask, secure_round.unmask)
 
 
 def _name(kind: str) -> str:

@@ -16,7 +16,8 @@ from medfl.privacy.ledger.chain import GENESIS, Entry, read_entry
 from medfl.privacy.ledger.ledger import Ledger, Terms
 from medfl.privacy.ledger.recount import recount
 from medfl.privacy.ledger.spending import Spent, records, spent
-from medfl.protocol.keys import Rotation, SiteKeys, is_signed, is_successor
+from medfl.protocol.keys import Rotation, SiteKeys, is_successor
+from medfl.signatures import is_signed
 
 FORMAT = "medfl ledger 1"
 

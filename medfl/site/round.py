@@ -211,12 +211,20 @@ def check_task(site_state: SiteState, task: TrainTask, weights: Weights) -> None
         MessageError: If the weights are beyond any model.
     """
     check_proposal(task.mechanism, rounds=task.study.training.rounds, site=site_state.site)
-    if task.round > task.study.training.rounds:
-        raise PolicyRefused(
-            f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
-            code="policy-rounds",
-        )
+    require_round(task.round, study=task.study)
     require_bounded(weights)
+
+
+def require_round(number: int, *, study: StudyConfig) -> None:
+    """Refuse a round that the study does not have.
+
+    Raises:
+        PolicyRefused: If there are fewer.
+    """
+    if number > study.training.rounds:
+        raise PolicyRefused(
+            f"Expected a round <= {study.training.rounds}, found {number}.", code="policy-rounds"
+        )
 
 
 def require_bounded(weights: Weights) -> None:

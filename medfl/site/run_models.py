@@ -9,18 +9,15 @@ Nothing of torch is imported here, since the process that runs for months looks 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from medfl.durable import write_atomically
-from medfl.errors import FederationError, MessageError
+from medfl.errors import FederationError
+from medfl.site.run_folders import folder_of_run
 
 MODELS = "models"
 """Folder in the state folder."""
-
-# The server chooses a run's name, which must not choose a path.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +62,7 @@ def models_of(state: Path, *, run: str) -> RunModels:
         MessageError: If no file can be named like the run; medfl's own runs are named by letters,
             digits, '-' and '_'.
     """
-    if not _NAME.fullmatch(run):
-        raise MessageError(
-            "Expected a run with a name of letters, digits, '-' and '_', found other signs.",
-            code="message-run",
-        )
-    return RunModels(folder=state / MODELS / run)
+    return RunModels(folder=folder_of_run(state / MODELS, run=run))
 
 
 def finished_runs(state: Path) -> list[RunModels]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from medfl.errors import MessageError, PolicyRefused
+from medfl.errors import MessageError
 from medfl.privacy.engine import StepObserver, noisy_sum
 from medfl.protocol.messages import SiteUpdate, Weights, weights_digest
 from medfl.protocol.secure_round import (
@@ -37,7 +39,7 @@ from medfl.secure_sum.party import Party
 from medfl.secure_sum.terms import RoundTerms
 from medfl.segmentation.networks import trainable_state, trained_names
 from medfl.site.agreement import agreed
-from medfl.site.round import check_task, noise_source, paid_round, rest, tell
+from medfl.site.round import check_task, noise_source, paid_round, require_round, rest, tell
 from medfl.site.state import SiteState
 from medfl.site.sum_state import SumState
 
@@ -52,14 +54,10 @@ def advertise(site_state: SiteState, task: AdvertTask) -> Advert:
     """
     with site_state.open_ledger() as ledger:
         agreement = agreed(ledger, run=task.run, study=task.study)
-    if task.round > task.study.training.rounds:
-        raise PolicyRefused(
-            f"Expected a round <= {task.study.training.rounds}, found {task.round}.",
-            code="policy-rounds",
-        )
+    require_round(task.round, study=task.study)
     network = site_state.network(task.study)
     trained = trained_names(network, task.study.training.trainable)
-    sums = sums_of(site_state, run=task.run)
+    sums = SumState(site_state.folder, run=task.run)
     terms = round_terms(
         task.study,
         run=task.run,
@@ -84,11 +82,8 @@ def share(site_state: SiteState, task: ShareTask) -> SealedShares:
         PrivacyError: As `Party.share` says.
         MessageError: If an advert is malformed.
     """
-    sums = sums_of(site_state, run=task.run)
-    party = sums.party(task.round, sign=site_state.keys.sign)
-    shares = party.share([read_wire(advert, Advert.from_dict) for advert in task.adverts])
-    sums.keep(party)
-    return shares
+    with _next_phase(site_state, task) as party:
+        return party.share([read_wire(advert, Advert.from_dict) for advert in task.adverts])
 
 
 def add(
@@ -118,7 +113,7 @@ def add(
         MedflError: As `medfl.site.round.train_update` says.
     """
     arrived = time.monotonic()
-    sums = sums_of(site_state, run=task.run)
+    sums = SumState(site_state.folder, run=task.run)
     party = sums.party(task.round, sign=site_state.keys.sign)
     _require_same_model(party.terms, weights)
     deliveries = [read_wire(delivery, Delivery.from_dict) for delivery in task.deliveries]
@@ -149,11 +144,8 @@ def confirm(site_state: SiteState, task: ConfirmTask) -> Confirmation:
     Raises:
         PrivacyError: As `Party.confirm` says.
     """
-    sums = sums_of(site_state, run=task.run)
-    party = sums.party(task.round, sign=site_state.keys.sign)
-    confirmation = party.confirm(task.survivors)
-    sums.keep(party)
-    return confirmation
+    with _next_phase(site_state, task) as party:
+        return party.confirm(task.survivors)
 
 
 def unmask(site_state: SiteState, task: UnmaskTask) -> Unmasking:
@@ -163,23 +155,23 @@ def unmask(site_state: SiteState, task: UnmaskTask) -> Unmasking:
         PrivacyError: As `Party.unmask` says.
         MessageError: If a confirmation is malformed.
     """
-    sums = sums_of(site_state, run=task.run)
+    with _next_phase(site_state, task) as party:
+        unmasking = party.unmask(
+            [read_wire(each, Confirmation.from_dict) for each in task.confirmations]
+        )
+        party.forget()
+        return unmasking
+
+
+@contextmanager
+def _next_phase(
+    site_state: SiteState, task: ShareTask | ConfirmTask | UnmaskTask
+) -> Iterator[Party]:
+    """This site in a round; what the phase makes of it is kept before its answer leaves."""
+    sums = SumState(site_state.folder, run=task.run)
     party = sums.party(task.round, sign=site_state.keys.sign)
-    unmasking = party.unmask(
-        [read_wire(each, Confirmation.from_dict) for each in task.confirmations]
-    )
-    party.forget()
+    yield party
     sums.keep(party)
-    return unmasking
-
-
-def sums_of(site_state: SiteState, *, run: str) -> SumState:
-    """Where a site keeps its secure sums of a run.
-
-    Raises:
-        MessageError: If the run has no name for a folder.
-    """
-    return SumState(site_state.folder, run=run)
 
 
 def in_one(totals: dict[str, torch.Tensor]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -13,18 +13,17 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from medfl.durable import write_atomically
-from medfl.errors import FederationError, MessageError, SecureSumRefused
+from medfl.errors import FederationError, SecureSumRefused
 from medfl.protocol.secure_round import Members
 from medfl.secret_files import require_owner_only
 from medfl.secure_sum.messages import Sign
 from medfl.secure_sum.party import Party
+from medfl.site.run_folders import folder_of_run
 
 SUMS = "secure_sums"
 """Folder beside a site's ledger and outbox."""
 
 _MEMBERS = TypeAdapter(Members)
-# The server chooses a run's name, which must not choose a path.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 _STATE = re.compile(r"round-([0-9]{7})\.state")
 
 
@@ -40,11 +39,7 @@ class SumState:
     """
 
     def __init__(self, folder: Path, *, run: str) -> None:
-        if not _NAME.fullmatch(run):
-            raise MessageError(
-                "Expected a run whose name can be a folder's, found another.", code="message-run"
-            )
-        self._folder = folder / SUMS / run
+        self._folder = folder_of_run(folder / SUMS, run=run)
 
     def members(self) -> Members:
         """With whom the site agreed to form sums.
@@ -87,9 +82,8 @@ class SumState:
         if (self._folder / "roster.json").exists():
             return
         # `parents` would make the folders above with the umask's mode.
-        self._folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder.parent.mkdir(mode=0o700, exist_ok=True)
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self._folder.parent.parent, self._folder.parent, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = _MEMBERS.dump_json(dict(sorted(members.items())))
         write_atomically(self._folder / "roster.json", content, mode=0o600)
 

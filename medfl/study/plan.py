@@ -163,21 +163,21 @@ def plan_study(
     network = model_spec(study).build(seed=study.seed)
     trained = trained_names(network, study.training.trainable)
     plans: list[SitePlan] = []
-    grids: list[GridPlan] = []
+    grids: dict[str, GridPlan] = {}
     refusals: dict[str, PolicyRefused | BudgetExceeded] = {}
     for site in sites:
         try:
             check_study(study, site)
             plan = _plan(study, site, run_folder=run_folder)
-            grid = plan_grid(plan, runs=runs)
-            grid.require_fit()
+            if runs > 1:
+                grids[site.name] = plan_grid(plan, runs=runs)
+                grids[site.name].require_fit()
         except PolicyRefused as error:
             refusals[site.name] = PolicyRefused(f"Site {site.name}: {error}", code=error.code)
         except BudgetExceeded as error:
             refusals[site.name] = error
         else:
             plans.append(plan)
-            grids.append(grid)
     if study.privacy.trust == "secure":
         plans = with_common_noise(plans)
     parameters = sum(
@@ -189,7 +189,7 @@ def plan_study(
         sites=tuple(plans),
         refusals=refusals,
         parameters=parameters,
-        grid=tuple(grids) if runs > 1 else (),
+        grid=tuple(grid for name, grid in grids.items() if name not in refusals),
         trust_modes=compare_trust_modes(
             study,
             willing,

@@ -16,13 +16,14 @@ from pydantic import ValidationError
 from medfl.config import SiteConfig, StudyConfig
 from medfl.config.site import Trust
 from medfl.privacy.accounting.charges import Charge
-from medfl.privacy.accounting.collusion import collusion_counts, epsilon_against, sum_threshold
+from medfl.privacy.accounting.collusion import collusion_counts, epsilon_against
 from medfl.privacy.accounting.planner import (
     SitePlan,
     averaged_noise,
     equal_steps,
     noise_to_signal,
 )
+from medfl.protocol.secure_round import sum_threshold
 
 Planner = Callable[[StudyConfig, SiteConfig], SitePlan]
 """Plans one site, whatever the others need."""

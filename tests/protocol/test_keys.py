@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from medfl.errors import ConfigError
-from medfl.protocol.keys import Rotation, SiteKeys, is_signed, is_successor
+from medfl.protocol.keys import Rotation, SiteKeys, is_successor
+from medfl.signatures import is_signed
 
 CONTENT = b"what a site says"
 

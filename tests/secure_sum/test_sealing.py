@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medfl.secure_sum.agreement import agreed_key, is_usable, new_private_key, public_half
-from medfl.secure_sum.binding import digest, encode, is_signed
+from medfl.secure_sum.binding import digest, encode
 from medfl.secure_sum.sealing import SEALED_BYTES, purpose_of, seal, unseal
+from medfl.signatures import is_signed
 from tests.secure_sum.rounds import public_key, sign_as
 
 DEALER, HOLDER = new_private_key(), new_private_key()
@@ -83,8 +84,8 @@ def test_an_encoding_can_be_read_in_one_way_only() -> None:
 
 def test_a_signature_holds_for_its_content_and_key() -> None:
     signature = sign_as("a")(b"content")
-    assert is_signed(b"content", signature=signature, key=public_key("a"))
-    assert not is_signed(b"content", signature=signature, key=public_key("b"))
-    assert not is_signed(b"other", signature=signature, key=public_key("a"))
+    assert is_signed(b"content", signature=signature, event_key=public_key("a"))
+    assert not is_signed(b"content", signature=signature, event_key=public_key("b"))
+    assert not is_signed(b"other", signature=signature, event_key=public_key("a"))
     for spoilt in ("", "no hex", signature[:-2]):
-        assert not is_signed(b"content", signature=spoilt, key=public_key("a"))
+        assert not is_signed(b"content", signature=spoilt, event_key=public_key("a"))

@@ -34,34 +34,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from medfl.config import StudyConfig
 from medfl.privacy.accounting.accountant import Accuracy, epsilon
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.mechanism import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, Mechanism
-from medfl.secure_sum.terms import minimum_threshold
 
 MOST_COUNTS = 6
 """Numbers of colluding sites that are shown beside each other."""
-
-
-def sum_threshold(study: StudyConfig, *, sites: int) -> int:
-    """How many sites have to stay to the end of a secure sum; see `RoundTerms.threshold`.
-
-    Args:
-        study: Its `min_sites` and `colluding_sites`.
-        sites: K, all on the roster.
-
-    Returns:
-        t = max(min_sites, floor((K + c) / 2) + 1).
-
-    Raises:
-        ValueError: If so many sites cannot form such a sum.
-    """
-    least = minimum_threshold(sites=sites, colluding_sites=study.privacy.colluding_sites)
-    threshold = max(least, study.aggregation.min_sites)
-    if threshold > sites:
-        raise ValueError(f"Expected {threshold} sites or more in a secure sum, found {sites}.")
-    return threshold
 
 
 def remaining_shares(*, sites: int, threshold: int, colluding_sites: int) -> int:

@@ -18,10 +18,9 @@ from medfl.privacy.accounting.collusion import (
     collusion_counts,
     epsilon_against,
     remaining_shares,
-    sum_threshold,
 )
 from medfl.privacy.mechanism import MAX_NOISE_MULTIPLIER, Mechanism
-from medfl.protocol.secure_round import Member, round_terms
+from medfl.protocol.secure_round import Member, round_terms, sum_threshold
 from tests.federations import STUDY, changed
 
 DELTA = 1e-5
@@ -98,6 +97,7 @@ def test_the_threshold_is_the_one_that_site_and_server_derive(
         length=10,
     )
     assert sum_threshold(proposed, sites=sites) == terms.threshold
+    assert terms.threshold == max(least, (sites + tolerated) // 2 + 1)
 
 
 def test_more_sites_than_there_are_cannot_be_asked_to_stay() -> None:
