@@ -18,6 +18,7 @@ SLOW_BUGS = {
     "noise one percent short": "noise_shape",
     "noise cut at 4 sigma": "noise_beyond_4",
     "last bit tells who was drawn": "low_bits_by_draw",
+    "drawn too often": "drawn_share",
 }
 CAUGHT_BY = {
     "no noise": "noise_std",
@@ -43,7 +44,6 @@ CAUGHT_BY = {
     "empty batch skipped": "irregular_rounds",
     "released twice": "irregular_rounds",
     "everybody drawn": "drawn_share",
-    "drawn too often": "drawn_share",
     "batches of a fixed size": "batch_size_variance",
     "drawn with replacement": "drawn_twice",
     "one coin for all": "batch_size_variance",
