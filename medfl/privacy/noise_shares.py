@@ -73,29 +73,6 @@ def require_fine_grid(share_std: float) -> None:
         )
 
 
-def rounding_excess(share_std: float, *, shares: int) -> float:
-    """eta: how far the sum of rounded shares is from a rounded Gaussian, as a factor beyond 1.
-
-    Args:
-        share_std: s, in units of the grid, at least 4.
-        shares: h, at least 1.
-
-    Returns:
-        The bound of the claim above; 0 where it is smaller than a float can say.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-    if not share_std >= 4:
-        raise ValueError(f"Expected share_std >= 4, found {share_std!r}.")
-    if shares < 1:
-        raise ValueError(f"Expected shares >= 1, found {shares!r}.")
-    if shares == 1:
-        return 0.0
-    exponent = -2 * math.pi**2 * share_std**2 * (1 - 1 / shares)
-    return 2 * shares * math.exp(exponent) * (1 + 2.0**-50)
-
-
 def largest_total(mechanism: Mechanism, *, patients: int, sites: int) -> int:
     """How far a coordinate of a secure sum can be from 0.
 

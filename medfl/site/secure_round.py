@@ -8,6 +8,7 @@ of the run's sites can remove, and only from the sum of all who stayed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ from medfl.site.agreement import agreed
 from medfl.site.round import check_task, noise_source, paid_round, require_round, rest, tell
 from medfl.site.state import SiteState
 from medfl.site.sum_state import SumState
+
+logger = logging.getLogger(__name__)
 
 
 def advertise(site_state: SiteState, task: AdvertTask) -> Advert:
@@ -131,6 +134,13 @@ def add(
         tell(diagnostics, round_number=task.round)
         masked = party.mask(deliveries, in_one(totals))
         sums.keep(party)
+        if party.unheld:
+            logger.warning(
+                "Round %d: the shares of %s could not be opened, or are not those that it signed. "
+                "The sum goes on without them.",
+                task.round,
+                ", ".join(party.unheld),
+            )
         digest = hashlib.sha256(masked.vector).hexdigest()
         update = paid.statement(site_state, task, digest=digest)
         paid.ledger.mark_released(task.message_id, digest)

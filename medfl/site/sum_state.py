@@ -2,7 +2,8 @@
 
 Each message may be answered by a process of its own. What a round's next phase needs is secret and
 is written, for the owner only, before the answer leaves: a site that forgot an answer could be
-asked for another one, and two answers can unmask what one does not.
+asked for another one, and two answers can unmask what one does not. Nor do two messages at once get
+two: an answer leaves only if the state that it was made from is still the newest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medfl.durable import write_atomically
 from medfl.errors import FederationError, SecureSumRefused
+from medfl.privacy.ledger.witness_lock import exclusive
 from medfl.protocol.secure_round import Members
 from medfl.secret_files import require_owner_only
 from medfl.secure_sum.messages import Sign
@@ -40,6 +42,7 @@ class SumState:
 
     def __init__(self, folder: Path, *, run: str) -> None:
         self._folder = folder_of_run(folder / SUMS, run=run)
+        self._read: bytes | None = None
 
     def members(self) -> Members:
         """With whom the site agreed to form sums.
@@ -94,16 +97,18 @@ class SumState:
             SecureSumRefused: If this round or a later one was begun: its secrets are never made
                 again.
         """
-        number, newest = party.terms.round, self.newest
-        if number <= newest:
-            raise SecureSumRefused(
-                f"Expected a round after {newest}, the last that was begun, found {number}.",
-                code="secure-sum-again",
-            )
-        self.keep(party)
-        for path in self._folder.glob("round-*.state"):
-            if path != self._path(number):
-                path.unlink()
+        number = party.terms.round
+        with exclusive(self._folder / "lock"):
+            newest = self.newest
+            if number <= newest:
+                raise SecureSumRefused(
+                    f"Expected a round after {newest}, the last that was begun, found {number}.",
+                    code="secure-sum-again",
+                )
+            self._write(party)
+            for path in self._folder.glob("round-*.state"):
+                if path != self._path(number):
+                    path.unlink()
 
     @property
     def newest(self) -> int:
@@ -124,11 +129,28 @@ class SumState:
                 code="secure-sum-order",
             )
         require_owner_only(path)
-        return Party.restore(path.read_bytes(), sign=sign)
+        self._read = path.read_bytes()
+        return Party.restore(self._read, sign=sign)
 
     def keep(self, party: Party) -> None:
-        """Write a phase's state, before its answer leaves."""
-        write_atomically(self._path(party.terms.round), party.state(), mode=0o600)
+        """Write a phase's state, before its answer leaves.
+
+        Raises:
+            SecureSumRefused: If another message was answered since `party` was read.
+        """
+        with exclusive(self._folder / "lock"):
+            path = self._path(party.terms.round)
+            if not path.exists() or path.read_bytes() != self._read:
+                raise SecureSumRefused(
+                    f"Expected one message of round {party.terms.round} at a time, found another "
+                    "that was answered meanwhile.",
+                    code="secure-sum-again",
+                )
+            self._write(party)
+
+    def _write(self, party: Party) -> None:
+        self._read = party.state()
+        write_atomically(self._path(party.terms.round), self._read, mode=0o600)
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:07d}.state"

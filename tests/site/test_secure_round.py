@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,13 +16,14 @@ from medfl.config import StudyConfig
 from medfl.errors import PolicyRefused, SecureSumRefused
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.keys import SiteKeys
-from medfl.protocol.secure_round import Member, RosterTask, round_terms
+from medfl.protocol.secure_round import ConfirmTask, Member, RosterTask, round_terms
 from medfl.secure_sum.collector import Collector
-from medfl.secure_sum.messages import Delivery
+from medfl.secure_sum.messages import Confirmation, Delivery
 from medfl.secure_sum.party import Party
 from medfl.secure_sum.terms import RoundTerms
 from medfl.site.agreement import join
-from medfl.site.state import hospital_state
+from medfl.site.secure_round import confirm
+from medfl.site.state import SiteState, hospital_state
 from medfl.site.sum_state import SumState
 from tests.federations import STUDY, Federation, changed
 from tests.secure_sum.rounds import public_key, sign_as
@@ -128,6 +132,42 @@ def test_a_round_is_begun_once_and_older_ones_never_again(tmp_path: Path) -> Non
         assert caught.value.code == "secure-sum-again"
     begin(3)
     assert [path.name for path in sorted(tmp_path.rglob("*.state"))] == ["round-0000003.state"]
+
+
+def test_of_two_messages_at_once_one_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parties, deliveries = dealt()
+    sums = SumState(tmp_path, run="run")
+    sums.agree(members())
+    parties["east"].mask(deliveries["east"], np.zeros(LENGTH, dtype=np.int64))
+    sums.begin(parties["east"])
+    both = threading.Barrier(2, timeout=30)
+    answer = Party.confirm
+
+    def confirm_together(party: Party, survivors: Sequence[str]) -> Confirmation:
+        both.wait()  # both have read the state from which one answer may be made
+        return answer(party, survivors)
+
+    monkeypatch.setattr(Party, "confirm", confirm_together)
+    at = SimpleNamespace(folder=tmp_path, keys=SimpleNamespace(sign=sign_as("east")))
+    found: list[Confirmation | str] = []
+
+    def ask(survivors: tuple[str, ...]) -> None:
+        task = ConfirmTask(run="run", round=1, survivors=survivors)
+        try:
+            found.append(confirm(cast("SiteState", at), task))
+        except SecureSumRefused as refusal:
+            found.append(refusal.code)
+
+    sets = (("east", "north", "south"), ("east", "north", "west"))
+    askers = [threading.Thread(target=ask, args=(each,)) for each in sets]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert sorted(isinstance(each, Confirmation) for each in found) == [False, True]
+    assert "secure-sum-again" in found
 
 
 @pytest.mark.parametrize("known", [(), ("north", "south")])

@@ -57,7 +57,7 @@ def _locked(path: Path, *, until: float, seconds: float) -> int:
         os.close(descriptor)
         if time.monotonic() >= until:
             raise LedgerError(
-                f"{path}: expected the witness's lock within {seconds:g} s, found it held by "
+                f"{path}: expected this lock within {seconds:g} s, found it held by "
                 "another process. Nothing was written. See who holds it with `fuser`; a process "
                 "that hangs there has to be ended.",
                 code="ledger-busy",
