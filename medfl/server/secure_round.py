@@ -101,6 +101,7 @@ class SecureTotal:
         survivors: Who is in the sum, in ascending order.
         updates: What sites said that the round has cost them, of all who answered it.
         codes: Why a site is not in the sum, by site.
+        refused: Sites that refused a phase, as opposed to those whose answer was not taken.
         charged: Sites that were asked to add to the sum, so that their ledgers may be charged.
         code: Why there is no sum; empty if there is one.
     """
@@ -109,6 +110,7 @@ class SecureTotal:
     survivors: tuple[str, ...]
     updates: Mapping[str, SiteUpdate]
     codes: Mapping[str, str]
+    refused: frozenset[str]
     charged: frozenset[str]
     code: str
 
@@ -117,9 +119,9 @@ class SecureTotal:
         if site in self.survivors:
             return "admitted", ""
         code = self.codes.get(site, "") or self.code
-        if site in self.updates:
-            return "rejected", code
-        return ("silent" if code == "silent" else "refused"), code
+        if code == "silent":
+            return "silent", code
+        return ("refused" if site in self.refused else "rejected"), code
 
     def moved(
         self,
@@ -182,6 +184,7 @@ class SecureRound:
         self._check = check
         self._run, self._number = terms.run, terms.round
         self._codes: dict[str, str] = {}
+        self._refused: set[str] = set()
         self._updates: dict[str, SiteUpdate] = {}
         self._charged: frozenset[str] = frozenset()
 
@@ -301,7 +304,13 @@ class SecureRound:
         ):
             unheard.discard(site)
             try:
-                answer = read(content_of(reply), site)
+                content = content_of(reply)
+            except MedflError as refusal:
+                self._codes.setdefault(site, refusal.code)
+                self._refused.add(site)
+                continue
+            try:
+                answer = read(content, site)
                 expect(answer.site == site, "secure-sum-author", "the site that was asked")
                 take(answer)
             except MedflError as error:
@@ -318,6 +327,7 @@ class SecureRound:
             survivors=survivors,
             updates=self._updates,
             codes={site: said for site, said in self._codes.items() if site not in survivors},
+            refused=frozenset(self._refused),
             charged=self._charged,
             code=code,
         )

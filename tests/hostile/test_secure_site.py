@@ -22,7 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from medfl.errors import QuorumError
 from medfl.protocol.keys import SiteKeys
-from medfl.protocol.messages import SiteUpdate, read_body
+from medfl.protocol.messages import SiteUpdate, read_body, refusal
 from medfl.protocol.secure_round import (
     ADD,
     ADVERTISE,
@@ -217,7 +217,7 @@ def test_a_site_that_adds_what_it_may_not_is_left_out_and_counted(
     with quiet(wire, caplog, federation.scratch / "run"):
         finished = one_round(federation, spoilt(federation, ADD, change))
     outcomes = finished.outcomes()
-    assert (outcomes[BAD][0] == "admitted", outcomes[BAD][1]) == (False, code)
+    assert outcomes[BAD] == ("rejected", code)
     assert outcomes["east"] == outcomes["south"] == ("admitted", "")
     (event,) = [event for event in finished.folder.events() if event.site == BAD]
     assert not event.admitted
@@ -334,7 +334,19 @@ def test_who_falls_out_before_the_sum_is_not_charged(
     kind: str, change: Change, code: str, federation: Federation, without_bad: Finished
 ) -> None:
     finished = one_round(federation, spoilt(federation, kind, change))
-    assert finished.outcomes()[BAD][1] == code
+    assert finished.outcomes()[BAD] == ("rejected", code)
     assert not [event for event in finished.folder.events() if event.site == BAD]
     assert_counted(finished, steps_of_bad=0)
+    assert_same_model(finished, without_bad)
+
+
+@pytest.mark.parametrize(("kind", "steps_of_bad"), [(ADVERTISE, 0), (ADD, 1)])
+def test_a_site_that_refuses_is_told_from_one_whose_answer_was_refused(
+    kind: str, steps_of_bad: int, federation: Federation, without_bad: Finished
+) -> None:
+    refused = spoilt(federation, kind, lambda *_: refusal("disk"))
+    finished = one_round(federation, refused)
+    assert finished.outcomes()[BAD] == ("refused", "disk")
+    # Of a site that was asked to add the server does not believe that it spent nothing.
+    assert_counted(finished, steps_of_bad=steps_of_bad)
     assert_same_model(finished, without_bad)
