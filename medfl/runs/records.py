@@ -83,7 +83,8 @@ class Plan(Record):
 
     Attributes:
         epsilon: The site's lifetime epsilon after all rounds, as it declared.
-        noise_to_signal: sigma over the divisor.
+        noise_to_signal: Standard deviation of the noise that the site adds, over C and the divisor;
+            a share of sigma in a secure sum.
     """
 
     site: str

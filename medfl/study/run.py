@@ -197,7 +197,7 @@ def _plan(study: StudyConfig, declaration: Declaration) -> Plan:
         delta=declaration.delta,
         epsilon=declaration.epsilon,
         epsilon_budget=declaration.epsilon_budget,
-        noise_to_signal=mechanism.noise_multiplier / mechanism.divisor,
+        noise_to_signal=mechanism.share_std / mechanism.clip_norm / mechanism.divisor,
     )
 
 

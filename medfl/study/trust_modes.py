@@ -129,12 +129,18 @@ def with_common_noise(plans: Sequence[SitePlan]) -> list[SitePlan]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sum:
-    """A study as a secure sum; `least_noise` is that of the same one if no site may leave."""
+    """A study as a secure sum.
+
+    Attributes:
+        free_noise: Of the same one with `min_sites` at the threshold, which asks for no more sites.
+        least_noise: Of the same one if no site may leave.
+    """
 
     study: StudyConfig
     is_of_study: bool
     plans: list[SitePlan]
     threshold: int
+    free_noise: float
     least_noise: float
 
 
@@ -143,18 +149,20 @@ def _sum_of(study: StudyConfig, sites: Sequence[SiteConfig], *, plan: Planner) -
     count = len(sites)
     secure = _variant(study, privacy={"trust": "secure"})
     threshold = sum_threshold(secure, sites=count)
+    as_needed = _variant(secure, aggregation={"min_sites": threshold})
     all_stay = _variant(secure, aggregation={"min_sites": count})
     # In a secure sum every patient counts alike; see `medfl.privacy.policy`.
     members = [site.model_copy(update={"weight": float(site.declared_patients)}) for site in sites]
-    plans, least = (
+    plans, free, least = (
         with_common_noise([plan(variant, site) for site in members])
-        for variant in (secure, all_stay)
+        for variant in (secure, as_needed, all_stay)
     )
     return _Sum(
         study=secure,
         is_of_study=study.privacy.trust == "secure",
         plans=plans,
         threshold=threshold,
+        free_noise=averaged_noise(free),
         least_noise=averaged_noise(least),
     )
 
@@ -208,6 +216,18 @@ def _obstacle(error: ValueError) -> str:
 
 
 def _advice(modes: tuple[TrustMode, TrustMode], found: _Sum) -> str:
+    secure = modes[1].noise_per_coordinate
+    words, for_free = _comparison(modes, found), secure / found.free_noise
+    if for_free < _WORTH_A_WORD:
+        return words
+    # A hospital's share is cut for `min_sites`, though a sum ends with no fewer than the threshold.
+    return (
+        f"{words} A sum of {len(found.plans)} sites needs {found.threshold} of them in any case: "
+        f"min_sites = {found.threshold} would divide its noise by {for_free:.2g} and lose no round."
+    )
+
+
+def _comparison(modes: tuple[TrustMode, TrustMode], found: _Sum) -> str:
     local, secure = (mode.noise_per_coordinate for mode in modes)
     saved, more = local / secure, secure / found.least_noise
     noise = "the noise on the averaged update"

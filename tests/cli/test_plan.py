@@ -401,6 +401,20 @@ def test_both_trust_modes_stand_side_by_side(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("colluding", "sites"), [(0, 4), (1, 4)])
+def test_noise_that_buys_no_round_is_named(
+    colluding: int, sites: int, medfl: Medfl, study: Any, site: Any
+) -> None:
+    files = [site(name, patients=20, trust=["local", "secure"]) for name in PATIENTS][:sites]
+    path = study(local_steps=1, rounds=12, min_sites=2, colluding_sites=colluding, trust="secure")
+    advice = json.loads(medfl("plan", path, *files, "--json").out)["trust_modes"]["advice"]
+    # Any two majorities share a site, so that a sum ends with three of four or not at all.
+    divided = math.sqrt((3 - colluding) / (2 - colluding))
+    assert "A sum of 4 sites needs 3 of them in any case: min_sites = 3 " in advice
+    assert f"would divide its noise by {divided:.2g} and lose no round." in advice
+
+
+@pytest.mark.slow
 def test_many_sites_are_folded_to_where_something_changes(
     medfl: Medfl, study: Any, site: Any
 ) -> None:
