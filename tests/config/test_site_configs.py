@@ -7,12 +7,14 @@ by the tools that exist, and the batch script runs with stand-ins for the comman
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -35,13 +37,15 @@ EXAMPLES = sorted((CONFIGS / "examples").glob("*.toml"))
 UNITS = sorted((CONFIGS / "systemd").glob("*.service"))
 SBATCH = CONFIGS / "slurm" / "medfl-site.sbatch"
 COMPOSE = CONFIGS / "compose" / "docker-compose.yaml"
+COMPOSE_FILES = sorted(COMPOSE.parent.glob("*.yaml"))
 
 SECRET_KEY = re.compile(r"(?i)passw|secret|token|credential|private.?key|api.?key")
 SECRET_VALUE = re.compile(
     r"-----BEGIN|://[^/\s:@]+:[^/\s@]+@|\b[A-Fa-f0-9]{32,}\b|[A-Za-z0-9+/]{40,}={0,2}"
 )
 # The digest of a file that everybody may see.
-PIN = re.compile(r'\bsha256 = "[0-9a-f]{64}"')
+PIN = re.compile(r'\bsha256 = "[0-9a-f]{64}"|@sha256:[0-9a-f]{64}')
+DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 WRITABLE = {
     "medfl-site@.service": {str(SYSTEM_FOLDER), "medfl/%i"},
     "medfl-server.service": {"/var/lib/medfl-server", "medfl-server"},
@@ -262,6 +266,92 @@ def networks_to_the_outside(compose: dict[str, Any], service: str) -> list[str]:
     ]
 
 
+def linted(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name(tool)
+    command = [str(program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def checked(path: Path) -> subprocess.CompletedProcess[str]:
+    """The file against the schema of the Compose specification."""
+    return linted("check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
+
+
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=name_of)
+def test_a_compose_file_follows_the_specification(path: Path) -> None:
+    result = checked(path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_key_that_compose_does_not_know_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "server.yaml"
+    text = (COMPOSE.parent / "server.yaml").read_text()
+    path.write_text(text.replace("stop_grace_period:", "stop_grace_time:"))
+    assert "stop_grace_time" in checked(path).stdout
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in COMPOSE_FILES if path.stem != "gpu"], ids=name_of
+)
+def test_images_of_others_are_named_by_digest(path: Path) -> None:
+    for service in yaml.safe_load(path.read_text())["services"].values():
+        assert "build" in service or DIGEST.search(service["image"])
+
+
+@pytest.mark.parametrize(
+    ("name", "service"), [("docker-compose.yaml", "gateway"), ("server.yaml", "server")]
+)
+def test_a_service_with_a_port_tells_its_health(name: str, service: str) -> None:
+    settings = yaml.safe_load((COMPOSE.parent / name).read_text())["services"][service]
+    assert "PORT" in " ".join(settings["healthcheck"]["test"])
+
+
+def test_two_sites_on_one_machine_share_nothing_but_the_witness() -> None:
+    shown = [
+        filled(COMPOSE, MEDFL_SITE=name, MEDFL_INSIDE=f"172.30.{n}", MEDFL_STATE=f"/s/{name}")
+        for n, name in enumerate(("north", "south"))
+    ]
+    assert [each["name"] for each in shown] == ["medfl-north", "medfl-south"]
+    names = [service["container_name"] for each in shown for service in each["services"].values()]
+    assert names == ["north-gateway", "north", "south-gateway", "south"]
+    subnets = [each["networks"]["inside"]["ipam"]["config"][0]["subnet"] for each in shown]
+    assert len({ipaddress.ip_network(subnet) for subnet in subnets}) == 2
+    written = [
+        {
+            mount["source"]
+            for mount in each["services"]["site"]["volumes"]
+            if "read_only" not in mount
+        }
+        for each in shown
+    ]
+    assert written[0] & written[1] == {str(SYSTEM_FOLDER)}
+
+
+def filled(path: Path, **changes: str) -> dict[str, Any]:
+    """A Compose file with the settings of the sample beside it."""
+    sample = path.with_name("server.env" if path.stem == "server" else "site.env").read_text()
+    settings = {**dict(re.findall(r"^(\w+)=(.*)$", sample, flags=re.MULTILINE)), **changes}
+    text = re.sub(r"\$\{(\w+):\?\}", lambda match: settings[match[1]], path.read_text())
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def test_a_site_in_a_container_is_called_what_its_hospital_is_called() -> None:
+    # Without an invitation `medfl site init` names a site after its folder.
+    site = filled(COMPOSE)["services"]["site"]
+    (state,) = [mount for mount in site["volumes"] if mount["source"] == "/var/lib/medfl/north"]
+    assert Path(state["target"]).name == site["container_name"] == site["hostname"] == "north"
+    for option in (site["command"][2], site["command"][-1]):
+        assert Path(option).parent == Path(state["target"])
+
+
+def test_the_servers_container_opens_one_port() -> None:
+    server = filled(COMPOSE.parent / "server.yaml")["services"]["server"]
+    assert server["ports"] == ["8443:8443"]
+    assert server["cap_drop"] == ["ALL"] and server["read_only"] is True
+    assert mounts(server) == {"/var/lib/medfl-server": False}
+
+
 def test_the_container_with_data_has_no_network_but_the_gateways(compose: dict[str, Any]) -> None:
     assert set(compose["services"]) == {"gateway", "site"}
     assert networks_to_the_outside(compose, "site") == []
@@ -280,7 +370,7 @@ def test_the_container_with_a_network_has_no_data(compose: dict[str, Any]) -> No
 def test_images_are_mounted_to_be_read_only(compose: dict[str, Any]) -> None:
     assert mounts(compose["services"]["site"]) == {
         "/data": True,
-        "/var/lib/medfl": False,
+        "/var/lib/medfl/${MEDFL_SITE:?}": False,
         str(SYSTEM_FOLDER): False,
     }
 
@@ -307,7 +397,7 @@ def test_the_server_is_reached_under_its_name_through_the_gateway(compose: dict[
     assert server == "${MEDFL_SERVER_HOST:?}:${MEDFL_SERVER_PORT:?}"
     lines = [line.strip() for line in (CONFIGS / "compose/haproxy.cfg").read_text().splitlines()]
     assert [line for line in lines if line.startswith("bind ")] == [
-        f'bind "{address}:${{MEDFL_SERVER_PORT}}"'
+        f'bind "{address.replace(":?", "")}:${{MEDFL_SERVER_PORT}}"'
     ]
     (upstream,) = [line for line in lines if line.startswith("server ")]
     assert shlex.split(upstream)[2] == "${MEDFL_SERVER_HOST}:${MEDFL_SERVER_PORT}"
@@ -320,16 +410,22 @@ def test_the_image_is_built_from_the_bundle_around_it(compose: dict[str, Any]) -
     assert (context / build["dockerfile"]).is_file()
 
 
-def test_every_setting_of_the_containers_stands_in_the_sample() -> None:
-    used = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
-    sample = (CONFIGS / "compose/site.env").read_text()
+@pytest.mark.parametrize(
+    ("compose_file", "settings"),
+    [("docker-compose.yaml", "site.env"), ("server.yaml", "server.env")],
+)
+def test_every_setting_of_the_containers_stands_in_the_sample(
+    compose_file: str, settings: str
+) -> None:
+    used = set(re.findall(r"\$\{(\w+):\?", (COMPOSE.parent / compose_file).read_text()))
+    sample = (COMPOSE.parent / settings).read_text()
     assert used == set(re.findall(r"^(\w+)=", sample, flags=re.MULTILINE))
 
 
 def test_the_image_takes_nothing_but_wheels_that_match_their_hash() -> None:
     text = (CONFIGS / "compose/Dockerfile").read_text().replace("\\\n", " ")
     steps = [line for line in text.splitlines() if re.match("[A-Z]+ ", line)]
-    assert steps[0] == "FROM python:3.11-slim"
+    assert steps[0].startswith("FROM python:3.11-slim") and DIGEST.search(steps[0])
     (install,) = [line for line in steps if "pip install" in line]
     assert {"--no-index", "--require-hashes", "--no-cache-dir"} <= set(install.split())
     assert not [line for line in steps if re.search(r"\b(apt-get|curl|wget|ADD)\b", line)]
@@ -338,11 +434,17 @@ def test_the_image_takes_nothing_but_wheels_that_match_their_hash() -> None:
     assert [line for line in steps if "--uid 10001" in line]
 
 
+def test_the_linter_of_images_finds_nothing() -> None:
+    found = linted("hadolint", CONFIGS / "compose/Dockerfile")
+    assert (found.returncode, found.stdout) == (0, "")
+
+
 # Slurm
 
 
-def test_the_batch_script_is_valid_bash() -> None:
-    subprocess.run(["bash", "-n", SBATCH], check=True, timeout=60)
+def test_the_linter_of_scripts_finds_nothing() -> None:
+    found = linted("shellcheck", SBATCH)
+    assert (found.returncode, found.stdout) == (0, "")
 
 
 def test_the_batch_systems_options_stand_before_the_first_command() -> None:
@@ -394,8 +496,8 @@ def test_the_batch_script_starts_the_site(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert job.commands() == [
-        "--ntasks=1 medfl site start /local/medfl/north/site.toml --server server:8000 "
-        "--ca /local/medfl/north/ca.crt"
+        "--ntasks=1 --cpus-per-task=3 medfl site start /local/medfl/north/site.toml "
+        "--server server:8000 --ca /local/medfl/north/ca.crt"
     ]
     assert output.split() == ["3", "0", "1"]
 
