@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-PRODUCT = "medfl"
+PRODUCT = "medfl_dp"
+STRANGER = "medfl"
+"""A package of that name on the public index is somebody else's, and would lie over our modules."""
+
 _PIN = re.compile(r"(?P<name>[\w.-]+)==(?P<version>\S+)( --hash=sha256:(?P<sha256>[0-9a-f]{64}))?")
 
 
@@ -73,7 +76,8 @@ def pins_of(wheels: Path) -> list[Pin]:
     """One pin for each wheel of a folder, in the order of their names.
 
     Raises:
-        ValueError: If a file is no wheel, or there is none of medfl.
+        ValueError: If a file is no wheel, there is none of medfl, or one that
+            only bears its name.
     """
     pins = []
     for path in sorted(wheels.iterdir()):
@@ -81,8 +85,11 @@ def pins_of(wheels: Path) -> list[Pin]:
         if path.suffix != ".whl" or len(parts) not in (5, 6):
             raise ValueError(f"Expected wheels only, found {path.name!r}.")
         pins.append(Pin(name=parts[0], version=parts[1], sha256=_digest(path)))
-    if PRODUCT not in [pin.name for pin in pins]:
+    names = [pin.name for pin in pins]
+    if PRODUCT not in names:
         raise ValueError(f"Expected a wheel of {PRODUCT}, found {len(pins)} others.")
+    if STRANGER in names:
+        raise ValueError(f"Expected no wheel of {STRANGER}, which is not ours, found one.")
     return pins
 
 

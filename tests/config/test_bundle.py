@@ -9,6 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / ".ci" / "bundle.py"
 CONSTRAINTS = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
 WHEELS = [
-    "medfl-0.2.0-py3-none-any.whl",
+    "medfl_dp-0.2.0-py3-none-any.whl",
     "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl",
     "typing_extensions-4.16.0-py3-none-any.whl",
     "with_build-1.0-2-py3-none-any.whl",
@@ -69,7 +72,7 @@ def test_bill_of_materials_is_cyclonedx(folder: Path) -> None:
         r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", document["serialNumber"]
     )
     assert document["version"] == 1
-    assert document["metadata"]["component"]["name"] == "medfl"
+    assert document["metadata"]["component"]["name"] == "medfl_dp"
     assert document["metadata"]["component"]["type"] == "application"
     assert {part["type"] for part in document["components"]} == {"library"}
 
@@ -133,5 +136,70 @@ def test_what_is_no_wheel_is_refused(script: ModuleType, file: str, folder: Path
 
 def test_a_bundle_without_medfl_is_refused(script: ModuleType, folder: Path) -> None:
     (folder / "wheels" / WHEELS[0]).unlink()
-    with pytest.raises(ValueError, match="Expected a wheel of medfl, found 3 others"):
+    with pytest.raises(ValueError, match="Expected a wheel of medfl_dp, found 3 others"):
         script.pins_of(folder / "wheels")
+
+
+def test_a_package_that_only_bears_our_name_is_not_carried(
+    script: ModuleType, folder: Path
+) -> None:
+    (folder / "wheels" / "medfl-9.9-py3-none-any.whl").touch()
+    with pytest.raises(ValueError, match="Expected no wheel of medfl, which is not ours"):
+        script.pins_of(folder / "wheels")
+
+
+def test_the_distribution_is_not_called_like_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "medfl-dp"
+    # Whoever names an extra names the distribution, too.
+    assert not [
+        each
+        for group in project["optional-dependencies"].values()
+        for each in group
+        if each.startswith("medfl[")
+    ]
+
+
+def wheel(path: Path, *, name: str, version: str) -> None:
+    """A wheel with nothing in it."""
+    info = f"{path.stem.partition('-')[0]}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda text: text, ""),
+        (lambda text: f"{text}medfl==9.9 --hash=sha256:{'0' * 64}\n", "No matching distribution"),
+        (lambda text: re.sub("[0-9a-f]{64}", "0" * 64, text), "DO NOT MATCH THE HASHES"),
+        (lambda text: text.partition(" ")[0] + "\n", "Hashes are required"),
+    ],
+    ids=["as it is", "more than it carries", "another file", "no hash"],
+)
+def test_only_what_a_bundle_carries_is_installed_from_it(
+    change: Callable[[str], str], error: str, tmp_path: Path
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel(wheels / "medfl_dp-0.2.0-py3-none-any.whl", name="medfl-dp", version="0.2.0")
+    completed(tmp_path)
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(change(requirements.read_text()))
+    # As the README and the Dockerfile do it.
+    offline = ["--no-index", "--find-links", wheels, "--require-hashes", "-r", requirements]
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--target", tmp_path / "there", *offline],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (result.returncode == 0) is (error == "")
+    assert error in result.stderr
