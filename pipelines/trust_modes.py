@@ -6,9 +6,10 @@
 
 Without `--study` and `--site` it is the four hospitals of TCGA-LGG. `hybrid` is a secure sum in
 which every hospital insists on a share of the noise that keeps its patients at twice the target
-epsilon if all others side with the server. Steps are equal in all modes. The noise is measured on
-the first update: the same draws with and without it, one taken from the other. A run that is
-finished is not run again, and one that was stopped goes on.
+epsilon if all others side with the server. Steps are equal in all modes. Each mode is also set
+beside the model that the study starts from, patient by patient. The noise is measured on the first
+update: the same draws with and without it, one taken from the other. A run that is finished is not
+run again, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -33,13 +34,21 @@ from medfl.config import SiteConfig, StudyConfig, load_site, load_study
 from medfl.config.site import Region
 from medfl.privacy.accounting.accountant import noise_multiplier_for
 from medfl.privacy.accounting.planner import averaged_noise
-from medfl.reporting.estimates import Estimate, estimate_over_runs
+from medfl.reporting.estimates import (
+    Estimate,
+    estimate_over_runs,
+    paired_difference_over_runs,
+)
 from medfl.runs.results import RunResults, read_run
 from medfl.study.plan import plan_study
 from medfl.study.run import run_study
 
 Mode = Literal["local", "secure", "hybrid"]
 MODES: tuple[Mode, ...] = ("local", "secure", "hybrid")
+COLUMNS = (
+    *("mode", "epsilon", "site", "region", "dice", "low", "high"),
+    *("over_start", "over_start_low", "over_start_high", "noise", "planned_noise"),
+)
 # Of a hybrid's epsilon against everybody else over the target.
 INSISTED = 2.0
 
@@ -54,6 +63,7 @@ class Finding:
     Attributes:
         site: A site, or all of them.
         dice: Of the federated model on held-out patients, over patients and seeds.
+        over_start: The same less that of the model that the study starts from.
         noise: Measured on the first averaged update, over C.
         planned_noise: What the plan says it is.
     """
@@ -63,6 +73,7 @@ class Finding:
     site: str
     region: Region
     dice: Estimate
+    over_start: Estimate
     noise: float
     planned_noise: float
 
@@ -212,6 +223,7 @@ def _findings(
     for region in runs[0].study.input.regions:
         for at in (*names, ALL):
             scores = [dice_of(run, "federated", region, site=at) for run in runs]
+            starts = [dice_of(run, "federated", region, site=at, after=0) for run in runs]
             found.append(
                 Finding(
                     mode=mode,
@@ -219,6 +231,7 @@ def _findings(
                     site=at,
                     region=region,
                     dice=estimate_over_runs(scores),
+                    over_start=paired_difference_over_runs(scores, starts),
                     noise=noise,
                     planned_noise=planned_noise,
                 )
@@ -245,6 +258,7 @@ def _table(findings: Sequence[Finding], *, seeds: int) -> Table:
         by_place.setdefault((each.site, each.region), {})[each.mode] = each
     for (place, region), modes in by_place.items():
         table.add_row(f"{place}, {region}", *(_interval(modes[mode].dice) for mode in MODES))
+        table.add_row("  over its start", *(_difference(modes[mode].over_start) for mode in MODES))
     some: Mapping[Mode, Finding] = next(iter(by_place.values()))
     for name, key in (("noise / C, planned", "planned_noise"), ("noise / C, measured", "noise")):
         table.add_row(name, *(f"{getattr(some[mode], key):.4f}" for mode in MODES))
@@ -255,17 +269,23 @@ def _interval(value: Estimate) -> str:
     return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
+def _difference(value: Estimate) -> str:
+    return f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f})"
+
+
 def _write(findings: Sequence[Finding], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["mode", "epsilon", "site", "region", "dice", "low", "high", "noise", "planned_noise"]
-        )
+        writer.writerow(COLUMNS)
         for each in findings:
-            numbers = (each.dice.value, each.dice.low, each.dice.high, each.noise)
+            numbers = [
+                number
+                for estimate in (each.dice, each.over_start)
+                for number in (estimate.value, estimate.low, estimate.high)
+            ]
             writer.writerow(
                 [each.mode, f"{each.epsilon:g}", each.site, each.region]
-                + [f"{number:.5f}" for number in (*numbers, each.planned_noise)]
+                + [f"{number:.5f}" for number in (*numbers, each.noise, each.planned_noise)]
             )
 
 

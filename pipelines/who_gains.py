@@ -174,10 +174,12 @@ def findings_of(
 Dice = Mapping[PatientKey, float]
 
 
-def dice_of(run: RunResults, variant: Variant, region: Region, *, site: str) -> Dice:
-    """Of one variant of a run, by held-out patient of a site or of `ALL`."""
+def dice_of(
+    run: RunResults, variant: Variant, region: Region, *, site: str, after: int = -1
+) -> Dice:
+    """By held-out patient of a site or of `ALL`: of a variant's final model, or after a round."""
     at = "" if site == ALL else site
-    return by_patient_in(run.scores_of(variant), region, measure="dice", site=at)
+    return by_patient_in(run.scores_of(variant, at=after), region, measure="dice", site=at)
 
 
 def _cell(

@@ -57,7 +57,7 @@ def test_modes_differ_by_the_noise_that_the_plan_says(
     ended = CliRunner().invoke(pipeline.app, [*arguments, "--out", str(out)])
     assert ended.exit_code == 0, ended.output
     rows = [line.split(",") for line in (out / "trust_modes.csv").read_text().splitlines()]
-    noise = {row[0]: (float(row[7]), float(row[8])) for row in rows[1:]}
+    noise = {row[0]: (float(row[-2]), float(row[-1])) for row in rows[1:]}
     for measured, planned in noise.values():
         assert measured == pytest.approx(planned, rel=0.02)
     assert noise["secure"][1] == pytest.approx(noise["local"][1] / 3**0.5, rel=0.05)

@@ -83,10 +83,12 @@ def marked(mark: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trust", ["local", "secure"])
 def test_both_engines_make_the_same_model_and_ray_ends_its_processes(
-    hospital_files: dict[str, Path], tmp_path: Path, ray_folder: Path
+    trust: str, hospital_files: dict[str, Path], tmp_path: Path, ray_folder: Path
 ) -> None:
-    (tmp_path / "study.toml").write_text(STUDY)
+    text = STUDY.replace("[training]", f'trust = "{trust}"\n[training]')
+    (tmp_path / "study.toml").write_text(text)
     sites = site_files(hospital_files, tmp_path)
     mark = uuid.uuid4().hex
     environment: dict[str, Any] = {
