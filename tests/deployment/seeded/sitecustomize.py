@@ -85,6 +85,19 @@ def _in_client_app(module: Any) -> None:
     module.read_weights = mark_and_read
 
 
+def _in_secure_round(module: Any) -> None:
+    def marked(phase: str, answer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def answer_and_mark(site_state: Any, task: Any) -> Any:
+            made = answer(site_state, task)
+            reach(f"{site_state.site.name}-{task.round}-{phase}")
+            return made
+
+        return answer_and_mark
+
+    for phase in ("advertise", "share", "confirm", "unmask"):
+        setattr(module, phase, marked(phase, getattr(module, phase)))
+
+
 def _in_server_app(module: Any) -> None:
     average = module.exponential_average
 
@@ -123,6 +136,7 @@ def _in_run_folder(module: Any) -> None:
 CHANGES: dict[str, Callable[[Any], None]] = {
     "medfl.site.agreement": _in_agreement,
     "medfl.site.round": _in_site_round,
+    "medfl.site.secure_round": _in_secure_round,
     "medfl.site.client_app": _in_client_app,
     "medfl.server.server_app": _in_server_app,
     "medfl.server.run_folder": _in_run_folder,
