@@ -44,7 +44,7 @@ def init(
     """
     from medfl.config.site_template import SITE_FILE, write_site_template
     from medfl.deployment.hospital.participation import require_not_left
-    from medfl.deployment.invitation import read_invitation
+    from medfl.deployment.invitation import KEPT, read_invitation
     from medfl.durable import write_atomically
     from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
 
@@ -62,6 +62,7 @@ def init(
     _echo_public(folder / PUBLIC)
     if invitation is not None:
         write_atomically(folder / "ca.crt", invitation.certificate.encode())
+        write_atomically(folder / KEPT, invitation.text.encode())
         typer.echo(
             f"Server: {invitation.server}, trusted by {folder / 'ca.crt'} (fingerprint "
             f"{invitation.authority_fingerprint}: compare it by telephone)"
@@ -100,8 +101,11 @@ def start(
     ships. The site file decides what it accepts, and the ledger pays for it.
     """
     from medfl.deployment.hospital.site_node import run_site
+    from medfl.preflight.network import check_server
 
-    run_site(site, server=server, authority=authority)
+    run_site(
+        site, server=server, authority=authority, look=lambda: check_server(server, ca=authority)
+    )
 
 
 def pause(site: SiteFile) -> None:

@@ -24,6 +24,9 @@ from medfl.deployment.thin_app import THIN_APP
 from medfl.errors import ConfigError
 from medfl.version import __version__
 
+KEPT = "site.invite"
+"""An accepted invitation in a site's state folder."""
+
 FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,59}$")]
 
 # Without letters and digits that are read as others.

@@ -39,6 +39,10 @@ def test_the_file_gets_everything_and_the_terminal_what_matters(
                 "Failed to activate\n",
                 "INFO :      SuperNode ID: 7\n",
                 "INFO:     usual\n",
+                "WARNING :   Connection attempt failed, retrying in 7.78 seconds\n",
+                "ERROR :     [/v1/x][ApiError:1008] Runtime task-token authentication failed.\n",
+                "ERROR :     Failed to push task output: Client error '401 Unauthorized'\n",
+                "for url 'http://127.0.0.1/'\n",
                 "medfl: own words\n",
             ]
         )
@@ -52,6 +56,10 @@ def test_the_file_gets_everything_and_the_terminal_what_matters(
         "Failed to activate",
         "INFO :      SuperNode ID: 7",
         "INFO:     usual",
+        "WARNING :   Connection attempt failed, retrying in 7.78 seconds",
+        "ERROR :     [/v1/x][ApiError:1008] Runtime task-token authentication failed.",
+        "ERROR :     Failed to push task output: Client error '401 Unauthorized'",
+        "for url 'http://127.0.0.1/'",
         "medfl: own words",
     ]
     assert capsys.readouterr().err.splitlines() == [

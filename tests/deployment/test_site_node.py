@@ -16,11 +16,16 @@ import httpx
 import pytest
 from flwr.supercore.retry import http_retry
 from flwr.supercore.retry.http_retry import make_simple_http_retry_invoker
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_supernode_lifespan_config
 
 from medfl.deployment.certificates import write_certificates
-from medfl.deployment.flower.node import ASK_SECONDS, ask_often, wait_behind_proxies
+from medfl.deployment.flower.node import (
+    ASK_SECONDS,
+    ask_often,
+    stay_connected,
+    wait_behind_proxies,
+)
 from medfl.deployment.hospital.site_node import require_trusted
 from medfl.deployment.hospital.supernode import arguments
 from medfl.deployment.parent import SECRET_BYTES, as_file
@@ -143,3 +148,27 @@ def test_a_node_asks_for_messages_every_second_and_not_less(
     for seconds in (3, 0.5):
         start_client_internal.time.sleep(seconds)  # type: ignore[attr-defined]
     assert slept == [ASK_SECONDS, 0.5]
+
+
+def test_a_node_says_again_that_it_is_there_after_any_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender = fleet_http_connection.HeartbeatSender  # type: ignore[attr-defined]
+    monkeypatch.setattr(fleet_http_connection, "HeartbeatSender", sender)
+    said = threading.Event()
+    failures = [RuntimeError("not recognized"), ValueError("no protobuf\nmore of it")]
+
+    def say() -> bool:
+        if failures:
+            raise failures.pop(0)
+        said.set()
+        return True
+
+    stay_connected()
+    heart = fleet_http_connection.HeartbeatSender(say)  # type: ignore[attr-defined]
+    heart.start()
+    assert said.wait(timeout=60)
+    assert heart.is_running
+    heart.stop()
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "found: not recognized" in told.getMessage()

@@ -13,8 +13,10 @@ from flwr.app import Context, RecordDict
 
 from medfl.cli import main
 from medfl.config import SiteConfig, load_site
+from medfl.deployment.certificates import write_certificates
 from medfl.deployment.hospital import client_component, departure
 from medfl.deployment.hospital.departure import LAST_EXPORT, leave
+from medfl.deployment.hospital.own_ledger import last_written
 from medfl.deployment.hospital.participation import (
     LOCK,
     Departure,
@@ -23,8 +25,10 @@ from medfl.deployment.hospital.participation import (
     require_taking_part,
     resume,
 )
+from medfl.deployment.invitation import KEPT, Invitation
 from medfl.deployment.lock import exclusive
 from medfl.errors import ConfigError, FederationError, LedgerError
+from medfl.privacy.ledger.store import LedgerStore
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys
 from medfl.site.state import hospital_state
 
@@ -182,3 +186,77 @@ def test_a_damaged_mark_is_a_mark(site: SiteConfig) -> None:
         require_taking_part(site.state)
     with pytest.raises(ConfigError, match="damaged"):
         require_not_left(site.state)
+
+
+def start_alone(file: Path, medfl: Command) -> tuple[int, str]:
+    """What `site start` says that does not come as far as the network."""
+    code, _, err = medfl("site", "start", file, "--server", "127.0.0.1:1", "--ca", file)
+    return code, err
+
+
+def test_a_site_without_a_ledger_does_not_start(
+    file: Path, site: SiteConfig, medfl: Command
+) -> None:
+    (site.state / "ledger").rename(site.state / "lost")
+    code, err = start_alone(file, medfl)
+    assert code == 2
+    assert "ledger.sqlite: expected the site's privacy ledger, found none" in err
+    assert "medfl ledger init" in err
+
+
+def test_a_site_with_the_ledger_of_another_name_does_not_start(file: Path, medfl: Command) -> None:
+    file.write_text(file.read_text().replace('name = "north"', 'name = "west"'))
+    code, err = start_alone(file, medfl)
+    assert code == 2
+    assert "name: expected 'north', for which the ledger in" in err
+    assert "found 'west'" in err
+
+
+def test_a_running_site_sees_that_its_ledger_got_an_entry(site: SiteConfig, tmp_path: Path) -> None:
+    assert last_written(tmp_path / "nowhere") == 0
+    with LedgerStore.open(site.state / "ledger") as store:
+        before = last_written(site.state)
+        assert last_written(site.state) == before > 0
+        with store.writing():
+            store.append("charge", {})
+        # Still open: SQLite has not put it into the database's own file yet.
+        assert last_written(site.state) > before
+
+
+def test_a_damaged_ledger_is_told_at_once(file: Path, site: SiteConfig, medfl: Command) -> None:
+    (site.state / "ledger" / "ledger.sqlite").write_bytes(b"not a ledger at all")
+    code, err = start_alone(file, medfl)
+    assert code != 0
+    assert "ledger" in err
+    assert "Traceback" not in err
+
+
+def test_a_site_starts_under_the_name_that_was_invited_only(
+    tmp_path: Path, write_hospital: Any, medfl: Command
+) -> None:
+    certificates = tmp_path / "server"
+    certificates.mkdir()
+    write_certificates(
+        host="localhost",
+        authority=certificates / "ca.crt",
+        server=certificates / "server.crt",
+        authority_key=certificates / "ca.key",
+        server_key=certificates / "server.key",
+    )
+    invitation = Invitation.of_this_version(
+        federation="Gliomas",
+        name="west",
+        server="localhost:8443",
+        code="ABCD-EFGH",
+        certificate=(certificates / "ca.crt").read_text(),
+    )
+    sent = tmp_path / invitation.file_name
+    sent.write_text(invitation.text)
+    assert medfl("site", "init", tmp_path / "invited", "--invite", sent)[0] == 0
+    assert (tmp_path / "invited" / KEPT).read_text() == invitation.text
+    file = write_hospital(tmp_path, name="north", state=tmp_path / "state")
+    (tmp_path / "state" / KEPT).write_text(invitation.text)
+    code, err = start_alone(file, medfl)
+    assert code == 2
+    assert "name: expected 'west', as the coordinator's invitation says" in err
+    assert "found 'north'" in err

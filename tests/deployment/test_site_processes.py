@@ -426,8 +426,11 @@ def test_a_site_that_is_killed_in_a_task_leaves_no_process(
 
 
 def test_a_site_that_loses_a_process_ends_and_says_why(hospital: Hospital) -> None:
-    site = hospital.start_site("alone", server=f"127.0.0.2:{free_port()}")
+    server = f"127.0.0.2:{free_port()}"
+    site = hospital.start_site("alone", server=server)
     running = wait_for(lambda: waits(hospital, site), seconds=90, what="a waiting site")
+    why = f"No connection to {server}: expected a server that takes connections, found"
+    wait_for(lambda: why in hospital.log("alone"), seconds=60, what="why there is no connection")
     found = named(running, TASKS)
     assert found is not None
     found.kill()

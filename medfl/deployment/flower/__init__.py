@@ -10,7 +10,10 @@ Flower reads these modules:
 - `control`: the client of the control path.
 - `guard`: the names of a SuperLink's paths.
 - `log_lines`: the form of a log's lines.
-- `node`: the command `flower-supernode`, its clock, and the failures after which it tries again.
+- `node`: the command `flower-supernode`, its clock, the failures after which it tries again, and
+  what says that it is there.
 - `superlink`: the parts of the command `flower-superlink`.
-- `tasks`: the SuperExec and what it asks of an executor, and the command `flwr-clientapp`.
+- `tasks`: the SuperExec and what it asks of an executor, the command `flwr-clientapp`, and the
+  path on which a node hands tasks out.
+- `turns`: the steps of a SuperNode that pull a message and push the reply, and its state.
 """

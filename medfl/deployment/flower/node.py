@@ -1,23 +1,27 @@
-"""A SuperNode in this process, which waits behind proxies and asks often.
+"""A SuperNode in this process, which waits behind proxies, asks often and stays connected.
 
 Private names of Flower's: the command that is run in this process, the clock by which it asks for
-messages, and the failures after which it tries again.
+messages, the failures after which it tries again, and what tells the server that it is there.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import httpx
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.retry import http_retry
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 
 ASK_SECONDS = 1.0
 """How often the node asks the server for messages."""
+
+logger = logging.getLogger(__name__)
 
 
 def wait_behind_proxies() -> None:
@@ -31,6 +35,35 @@ def ask_often() -> None:
     start_client_internal.time = SimpleNamespace(  # type: ignore[attr-defined, assignment]
         sleep=lambda seconds: time.sleep(min(seconds, ASK_SECONDS))
     )
+
+
+def stay_connected() -> None:
+    """Let the node say that it is there again after any failure to say so.
+
+    One answer that Flower does not foresee, as of a proxy that is restarted, would end its only
+    thread that says so; the server would ask this site nothing any more.
+    """
+
+    def lasting(say: Callable[[], bool]) -> HeartbeatSender:
+        told = False
+
+        def say_again() -> bool:
+            nonlocal told
+            try:
+                return say()
+            except Exception as error:  # noqa: BLE001  tried again, whatever it is
+                if not told:
+                    logger.warning(
+                        "Expected the server to take note that this site is there, found: %s. "
+                        "The site goes on saying so.",
+                        str(error).partition("\n")[0],
+                    )
+                told = True
+                return False
+
+        return HeartbeatSender(say_again)
+
+    fleet_http_connection.HeartbeatSender = lasting  # type: ignore[assignment, attr-defined]
 
 
 def run_node(arguments: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 from medfl.deployment.hospital.site_log import SiteLog
 
@@ -36,9 +37,11 @@ def start_child(module: str, arguments: list[str], *, secret: bytes) -> subproce
     return child
 
 
-def follow_child(log: SiteLog, child: subprocess.Popen[bytes]) -> None:
-    """Log what a child writes until it ends."""
+def follow_child(
+    log: SiteLog, child: subprocess.Popen[bytes], *, notice: Callable[[str], None] = lambda _: None
+) -> None:
+    """Log what a child writes until it ends; `notice` is shown each line."""
     output = child.stdout
     if output is not None:
         with output:
-            log.follow(line.decode(errors="replace") for line in output)
+            log.follow((line.decode(errors="replace") for line in output), notice=notice)

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TextIO
@@ -19,7 +19,7 @@ from typing import TextIO
 from medfl.config.site import SiteData
 from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.survey import survey_cohort
-from medfl.deployment.flower.log_lines import OWN
+from medfl.deployment.flower.log_lines import CONNECTED, FORGOTTEN, OWN, UNCONNECTED
 
 LOGS = "logs"
 """Folder of the log in a site's state folder."""
@@ -31,8 +31,6 @@ _ESSENTIAL = 25  # between logging's INFO and WARNING
 _PATIENT = "[patient]"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LEVEL = re.compile(rf"(DEBUG|INFO|WARNING|ERROR|CRITICAL|{OWN})\b\s*:?\s*")
-# Flower's news that it is connected, after warnings that it is not yet.
-_CONNECTED = re.compile(r"SuperNode ID|Connection successful")
 
 
 class SiteLog:
@@ -69,17 +67,30 @@ class SiteLog:
         for handler in self._logger.handlers:
             handler.close()
 
-    def follow(self, lines: Iterable[str]) -> None:
-        """Log the lines of a process until it ends; a line without a level goes on the last one."""
+    def follow(
+        self, lines: Iterable[str], *, notice: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Log the lines of a process until it ends; a line without a level goes on the last one.
+
+        Args:
+            lines: What it writes.
+            notice: Is shown each line.
+        """
         level = logging.INFO
         for line in lines:
             text = _COLOUR.sub("", line).rstrip()
+            notice(text)
             found = _LEVEL.match(text)
             if found:
-                usual = found[1] in ("DEBUG", "INFO") and not _CONNECTED.search(text)
-                level = logging.INFO if usual else _ESSENTIAL
+                level = logging.INFO if _is_usual(found[1], text) else _ESSENTIAL
             if text and not (found and found.end() == len(text)):
                 self._logger.log(level, "%s", self._redacted(text))
+
+
+def _is_usual(level: str, text: str) -> bool:
+    if UNCONNECTED.search(text) or FORGOTTEN.search(text):
+        return True  # the first is said with its reason; see `Way`
+    return level in ("DEBUG", "INFO") and not CONNECTED.search(text)
 
 
 class Redaction:

@@ -14,7 +14,7 @@ import secrets
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -22,9 +22,11 @@ import httpx
 
 from medfl.deployment.hospital.children import follow_child, start_child
 from medfl.deployment.hospital.homework import Homework
+from medfl.deployment.hospital.own_ledger import require_own_ledger
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
-from medfl.deployment.hospital.site_file import load_hospital
+from medfl.deployment.hospital.site_file import load_hospital, require_invited_name
 from medfl.deployment.hospital.site_log import SiteLog
+from medfl.deployment.hospital.way import LookAtWay, Way
 from medfl.deployment.lock import exclusive
 from medfl.deployment.parent import SECRET_BYTES
 from medfl.deployment.processes import flower_environment, free_port, stop, stop_signals
@@ -43,17 +45,20 @@ _MODULES = {
 }
 
 
-def run_site(site_file: Path, *, server: str, authority: Path) -> None:
+def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) -> None:
     """Run a site until a signal comes; waits for a server that is not there yet.
 
     Args:
         site_file: The site's file.
         server: ``HOST:PORT`` of the coordinator's server.
         authority: Certificate of the coordinator's authority, as PEM.
+        look: Goes the way to the server, while there is no connection.
 
     Raises:
-        ConfigError: If the file breaks a rule or is no hospital's, if the site has no keys or has
-            left, or if the server shows a certificate of another authority.
+        ConfigError: If the file breaks a rule, is no hospital's or names another one than was
+            invited, if the site has no keys or no ledger or has left, or if the server shows a
+            certificate of another authority.
+        LedgerError: If the ledger is damaged.
         FederationError: If the site runs already, or one of its processes ended by itself.
     """
     site_file, authority = site_file.resolve(), authority.resolve()
@@ -62,6 +67,8 @@ def run_site(site_file: Path, *, server: str, authority: Path) -> None:
         raise ConfigError(f"{site_file}: expected a path without quotes and backslashes.")
     require_not_left(site.state)
     SiteKeys.read(site.state / KEYS)
+    require_invited_name(site)
+    require_own_ledger(site)
     home = site.state / "flower"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.update(flower_environment(home=home))
@@ -75,7 +82,10 @@ def run_site(site_file: Path, *, server: str, authority: Path) -> None:
         homework = Homework(site_file=site_file, state=site.state, log=log)
         with (
             closing(homework),
-            _children(log, _arguments(site_file, server=server, authority=authority)) as children,
+            closing(Way(server, look=look, log=log)) as way,
+            _children(
+                log, _arguments(site_file, server=server, authority=authority), notice=way.notice
+            ) as children,
         ):
             while not stopped.wait(POLL_SECONDS):
                 if (site.state / LEFT).exists():
@@ -138,7 +148,7 @@ def _arguments(site_file: Path, *, server: str, authority: Path) -> dict[str, li
 
 @contextmanager
 def _children(
-    log: SiteLog, arguments: dict[str, list[str]]
+    log: SiteLog, arguments: dict[str, list[str]], *, notice: Callable[[str], None]
 ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     secret = secrets.token_bytes(SECRET_BYTES)
     children: dict[str, subprocess.Popen[bytes]] = {}
@@ -146,8 +156,11 @@ def _children(
     try:
         for name, given in arguments.items():
             children[name] = child = start_child(_MODULES[name], given, secret=secret)
-            readers.append(threading.Thread(target=follow_child, args=(log, child), daemon=True))
-            readers[-1].start()
+            reader = threading.Thread(
+                target=follow_child, args=(log, child), kwargs={"notice": notice}, daemon=True
+            )
+            reader.start()
+            readers.append(reader)
         yield children
     finally:
         # The runner of ClientApps first: it has nobody to report to without the other.

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from medfl.deployment.flower.app_pin import pin_app
 from medfl.deployment.flower.log_lines import log_to_parent
-from medfl.deployment.flower.node import ask_often, run_node, wait_behind_proxies
+from medfl.deployment.flower.node import (
+    ask_often,
+    run_node,
+    stay_connected,
+    wait_behind_proxies,
+)
+from medfl.deployment.flower.turns import take_turns
+from medfl.deployment.hospital.own_ledger import last_written
 from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.parent import as_file, read_secret
 from medfl.deployment.thin_app import THIN_APP
@@ -53,7 +60,10 @@ def main() -> None:
     log_to_parent()
     wait_behind_proxies()
     ask_often()
+    stay_connected()
     pin_app(THIN_APP.digest)
+    state = load_hospital(Path(site_file)).state
+    take_turns(paid=lambda: last_written(state))
     given = arguments(
         Path(site_file), server=server, authority=Path(authority), port=int(port), secret=secret
     )

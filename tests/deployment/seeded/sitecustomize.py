@@ -133,7 +133,45 @@ def _in_run_folder(module: Any) -> None:
     module.RunFolder.append_round = append_and_mark
 
 
+def _in_node(module: Any) -> None:
+    pull, send = module.pull_objects, module.push_object_contents_from_iterable
+    # The first argument of a node is the site's file; Flower's own arguments take its place later.
+    name = Path(sys.argv[1]).stem if sys.argv[1:] else ""
+
+    def mark_and_pull(*arguments: Any, **named: Any) -> Any:
+        reach(f"{name}-receiving")
+        found = pull(*arguments, **named)
+        reach(f"{name}-received")
+        return found
+
+    def mark_and_send(*arguments: Any, **named: Any) -> None:
+        reach(f"{name}-sending")
+        send(*arguments, **named)
+
+    module.pull_objects = mark_and_pull
+    module.push_object_contents_from_iterable = mark_and_send
+
+
+def _in_task(module: Any) -> None:
+    push = module.push_message
+
+    def mark_and_push(client: Any, message: Any, context: Any) -> None:
+        name = Path(str(context.node_config["site-file"])).stem
+        push_objects = module.push_objects
+
+        def mark_and_push_objects(*arguments: Any, **named: Any) -> None:
+            reach(f"{name}-handing-over")
+            push_objects(*arguments, **named)
+
+        module.push_objects = mark_and_push_objects
+        push(client, message, context)
+
+    module.push_message = mark_and_push
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
+    "flwr.supernode.start_client_internal": _in_node,
+    "flwr.supernode.runtime.run_clientapp": _in_task,
     "medfl.site.agreement": _in_agreement,
     "medfl.site.round": _in_site_round,
     "medfl.site.secure_round": _in_secure_round,

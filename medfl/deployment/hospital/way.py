@@ -1,0 +1,85 @@
+"""`Way`: why a running site has no connection, in one plain line at once and every few minutes.
+
+Flower tries again for ever and says only that it does. So while its node has no connection, the way
+is gone once more from the outside: name, proxy, port, certificate.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from medfl.deployment.flower.log_lines import CONNECTED, UNCONNECTED
+from medfl.deployment.hospital.site_log import SiteLog
+from medfl.findings import Finding
+
+REPEAT_SECONDS = 300.0
+"""After how long the same reason is said again."""
+
+LOOK_SECONDS = 20.0
+"""How often the way is gone while there is no connection."""
+
+_POLL_SECONDS = 0.5
+
+LookAtWay = Callable[[], Sequence[Finding]]
+"""What `medfl check --server` finds on the way to the server."""
+
+
+class Way:
+    """Watches the connection of one site, in a thread of its own since a look may take a minute.
+
+    Args:
+        server: ``HOST:PORT``.
+        look: Goes the way.
+        log: Where the reason is said.
+    """
+
+    def __init__(self, server: str, *, look: LookAtWay, log: SiteLog) -> None:
+        self._server = server
+        self._look = look
+        self._log = log
+        self._connected = threading.Event()
+        self._has_failed = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def notice(self, line: str) -> None:
+        """Take note of what a line of the node's log says about the connection."""
+        if UNCONNECTED.search(line):
+            self._has_failed = True
+            self._connected.clear()
+        elif CONNECTED.search(line):
+            self._has_failed = False
+            self._connected.set()
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        said, said_at = "", -math.inf
+        while not self._closed.wait(_POLL_SECONDS):
+            if self._connected.is_set():
+                said = ""
+                continue
+            reason = self._reason()
+            is_due = reason != said or time.monotonic() - said_at >= REPEAT_SECONDS
+            gone = self._connected.is_set() or self._closed.is_set()
+            if reason and is_due and not gone:
+                self._log.say(f"No connection to {self._server}: {reason} The site goes on trying.")
+                said, said_at = reason, time.monotonic()
+            self._closed.wait(LOOK_SECONDS)
+
+    def _reason(self) -> str:
+        """Why there is no connection; empty if nothing is known to be wrong."""
+        findings = self._look()
+        notes = [finding.value for finding in findings if finding.severity == "note"]
+        for finding in findings:
+            if finding.severity == "error":
+                way = f" ({'; '.join(notes)})" if notes else ""
+                return f"expected {finding.rule}, found {finding.value}{way}. {finding.fix}"
+        if self._has_failed:
+            return "the server answers, but takes no hospitals yet."
+        return ""
