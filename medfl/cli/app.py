@@ -1,7 +1,8 @@
 """The `medfl` command: its parts, and how every failure ends.
 
 A mistake of the user ends in one sentence and a non-zero exit, never in a traceback.
-Exit codes: 1 a run failed, 2 configuration, data or model, 3 privacy was at stake, 130 stopped.
+Exit codes: 1 a run failed, 2 configuration, data or model, 3 privacy was at stake, 130 stopped, 143
+stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from medfl.cli import (
     sources,
     study,
 )
+from medfl.cli.ends import STOP_CODES, end_on_signals
 from medfl.cli.examples import add_examples
 from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
 from medfl.version import __version__
-
-STOPPED = 130
 
 # Locks between processes and files for one account only are the ledger's foundation.
 _NO_WINDOWS = (
@@ -104,6 +104,7 @@ def main() -> None:
     if sys.platform == "win32":
         console.print(f"error: {_NO_WINDOWS}", style="bold red", markup=False, highlight=False)
         sys.exit(2)
+    end_on_signals()
     try:
         app()
     except MedflError as error:
@@ -113,7 +114,7 @@ def main() -> None:
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
         sys.exit(1)
     except SystemExit as end:
-        if end.code == STOPPED:  # what typer makes of Ctrl-C
+        if end.code in STOP_CODES:  # typer makes the first of them of Ctrl-C
             console.print(
                 "Stopped. What was charged to a ledger stays charged; a run goes on with --resume.",
                 style="bold yellow",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -12,7 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 if TYPE_CHECKING:
     from medfl.protocol.messages import Declaration, Scores
+    from medfl.runs.attendance import Absence
     from medfl.runs.records import Round
+    from medfl.runs.waiting import Waiting
 
 
 class LiveProgress:
@@ -59,6 +61,27 @@ class LiveProgress:
             self._bars.remove_task(task)
         self._sites.clear()
         self._bars.reset(self._phase, description=name, total=None, shown="")
+
+    def awaited(self, waiting: Waiting) -> None:
+        """Say who is there and who is not."""
+        missing = ", ".join(waiting.missing)
+        until = "" if waiting.deadline else ", however long that takes"
+        self._console.print(
+            f"  {waiting.phase}: {len(waiting.answered)} of {len(waiting.asked)}"
+            + (f"; waiting for {missing}{until}" if missing else ""),
+            highlight=False,
+            markup=False,
+        )
+
+    def left_out(self, absent: Mapping[str, Absence]) -> None:
+        """Name everybody who takes no part, and why."""
+        for name, absence in absent.items():
+            self._console.print(
+                f"  {name} takes no part: {absence.reason}",
+                style="bold red",
+                highlight=False,
+                markup=False,
+            )
 
     def planned(self, declarations: Sequence[Declaration], *, rounds: int) -> None:
         """Say what was agreed."""

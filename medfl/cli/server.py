@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from medfl.cli.plan import StudyFile
+from medfl.cli.server_run import ServerFolderArgument, run
+from medfl.cli.server_runs import logs, runs, stop
 from medfl.cli.status import status
-from medfl.cli.summary import print_summary
-from medfl.config import load_study
 from medfl.durable import write_atomically
 
-ServerFolderArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The server's folder, as `medfl server init` made it.")
-]
 HospitalName = Annotated[str, typer.Argument(metavar="NAME", help="The hospital's name.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Run a federation of hospitals, as coordinator.")
-    for command in (init, invite, admit, revoke, renew, start, run, status):
+    commands = (init, invite, admit, revoke, renew, start, run, runs, stop, logs, status)
+    for command in commands:
         group.command(command.__name__)(command)
     app.add_typer(group, name="server")
 
@@ -147,40 +142,3 @@ def start(folder: ServerFolderArgument) -> None:
             err=True,
         )
     serve(server, on_ready=lambda: typer.echo(f"Serving {server.address}."))
-
-
-def run(
-    folder: ServerFolderArgument,
-    study: StudyFile,
-    out: Annotated[
-        Path, typer.Option("--out", help="The run folder: new or empty, unless --resume.")
-    ],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
-    ] = False,
-) -> None:
-    """Run a study with the hospitals that are connected to this machine's server."""
-    loaded = load_study(study)
-    from medfl.cli.live import LiveProgress
-    from medfl.deployment.coordinator.deployed_study import run_deployed_study
-    from medfl.deployment.coordinator.server_folder import ServerFolder
-    from medfl.protocol.flower_log import quiet_flower
-    from medfl.reporting.report import write_report
-
-    quiet_flower()
-    with LiveProgress(Console(stderr=True)) as progress:
-        summary = run_deployed_study(
-            loaded,
-            folder=ServerFolder(folder),
-            out=out,
-            resume=resume,
-            progress=progress,
-            command=shlex.join(
-                ["medfl", "server", "run", str(folder), str(study), "--out", str(out)]
-            ),
-        )
-        progress.phase("report")
-        page = write_report(out)
-    print_summary(summary)
-    typer.echo(f"Run folder: {out}")
-    typer.echo(f"Report: {page}")

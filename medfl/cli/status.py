@@ -25,7 +25,9 @@ def status(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            "--run", metavar="RUN_DIR", help="A run folder; else the run under way, or the last."
+            "--run",
+            metavar="RUN",
+            help="A run folder, or the id of a run; else the run under way, or the last.",
         ),
     ] = None,
     *,
@@ -49,10 +51,20 @@ def status(
     server = ServerFolder(folder)
 
     def look() -> View:
-        under_way = server.run_under_way()
-        folder = run_dir or under_way or server.last_run()
-        followed = folder is not None and folder.resolve() == under_way
-        return view(read_status(server), run_dir=folder, under_way=followed)
+        book = server.book
+        if run_dir is None:
+            record = next(reversed(book.under_way() or book.records()), None)
+        elif run_dir.exists():
+            known = [record for record in book.records() if record.out == run_dir.resolve()]
+            record = next(iter(known), None)
+        else:
+            record = book.find(str(run_dir))
+        return view(
+            read_status(server),
+            run_dir=record.out if record else run_dir,
+            under_way=record is not None and book.is_under_way(record),
+            state=book.state(record) if record else "",
+        )
 
     console = Console()
     if as_json:

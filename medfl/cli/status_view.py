@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medfl.errors import ReportError
-from medfl.runs.live_run import LiveRun, epsilon_text, read_live
-from medfl.runs.waiting import Waiting
+from medfl.runs.live_run import LiveRun, LiveSite, epsilon_text, read_live
+from medfl.runs.waiting import CONNECTING, STARTING, Waiting
 
 if TYPE_CHECKING:
     from medfl.deployment.coordinator.status import ServerStatus, SiteStatus
@@ -37,6 +37,7 @@ class View:
         run: The run; None where there is none yet.
         run_dir: Its folder; None where none is known.
         under_way: Whether `medfl server run` follows it now.
+        state: How it ended, in words; empty where nobody knows.
         problem: Why the run cannot be shown; empty if it can, or if there is none.
     """
 
@@ -44,16 +45,18 @@ class View:
     run: LiveRun | None
     run_dir: Path | None
     under_way: bool
+    state: str
     problem: str
 
 
-def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool) -> View:
+def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool, state: str = "") -> View:
     """A moment.
 
     Args:
         server: The server and its hospitals.
         run_dir: The run folder to read; None where none is known.
         under_way: Whether `medfl server run` follows it now.
+        state: How it is, or how it ended, in words; empty where nobody knows.
     """
     run, problem = None, ""
     if run_dir is not None:
@@ -62,7 +65,14 @@ def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool) -> View
         except ReportError as error:
             problem = str(error)
     going_on = under_way and run is not None and not run.finished
-    return View(server=server, run=run, run_dir=run_dir, under_way=going_on, problem=problem)
+    return View(
+        server=server,
+        run=run,
+        run_dir=run_dir,
+        under_way=going_on,
+        state=state,
+        problem=problem,
+    )
 
 
 def report(moment: View) -> dict[str, Any]:
@@ -89,6 +99,7 @@ def report(moment: View) -> dict[str, Any]:
             for site in server.sites
         ],
         "run_dir": str(moment.run_dir) if moment.run_dir else None,
+        "state": moment.state,
         "problem": moment.problem,
         "run": _run_report(run, under_way=moment.under_way) if run else None,
     }
@@ -118,6 +129,10 @@ def _run_report(run: LiveRun, *, under_way: bool) -> dict[str, Any]:
         ],
         "waiting": None if waiting is None else json.loads(waiting.model_dump_json()),
         "late_sites": run.late_sites if under_way else (),
+        "absent": {
+            name: {"code": absence.code, "reason": absence.reason}
+            for name, absence in run.absent.items()
+        },
     }
 
 
@@ -135,6 +150,9 @@ def one_line(moment: View) -> str:
         if run.waiting is not None and moment.under_way:
             missing = ", ".join(run.waiting.missing) or "nobody"
             parts.append(f"waiting for {missing}{_phase(run.waiting)}")
+        if run.absent:
+            told = ", ".join(f"{name} ({at.reason})" for name, at in run.absent.items())
+            parts.append(f"without {told}")
         if run.late_sites and moment.under_way:
             parts.append(f"late: {', '.join(run.late_sites)}")
         if run.sites:
@@ -203,12 +221,8 @@ def _run_lines(moment: View, run: LiveRun) -> list[Text]:
         return lines
     waiting = run.waiting
     if waiting is not None:
-        lines.append(
-            Text(
-                f"Round {waiting.round}{_phase(waiting)}: asked {_ago(waiting.since)} ago, goes on "
-                f"without the silent at {waiting.deadline.astimezone(UTC):%H:%M:%S} UTC"
-            )
-        )
+        when = "Before round" if waiting.before_round else "Round"
+        lines.append(Text(f"{when} {waiting.round}{_phase(waiting)}: {_since(waiting)}"))
     if run.late:
         lines.append(Text(f"Late: {', '.join(run.late_sites) or 'somebody'}", style=_ALARM))
     return lines
@@ -220,43 +234,63 @@ def _run_table(moment: View, run: LiveRun) -> Table:
     waiting = run.waiting if moment.under_way else None
     asked = waiting.asked if waiting is not None else ()
     late = run.late_sites if moment.under_way else ()
-    for name in sorted({*last, *asked}):
+    # Who is asked again has another chance.
+    absent = {} if waiting is not None and waiting.before_round else run.absent
+    for name in sorted({*last, *asked, *absent}):
         site = last.get(name)
-        if site is None:
+        if name in absent:
+            spent = ("", "") if site is None else _spent(site)
+            missed = str(site.missed if site is not None else run.done)
+            cells = (name, *spent, f"takes no part: {absent[name].reason}", missed, "")
+        elif site is None:
             cells = (name, "", "", "", "", _this_round(waiting, name))
         else:
             why = f": {site.code}" if site.code and site.code != site.outcome else ""
             cells = (
                 name,
-                epsilon_text(site.epsilon),
-                epsilon_text(site.budget),
+                *_spent(site),
                 site.outcome + why,
                 str(site.missed),
                 _this_round(waiting, name),
             )
-        lost = site is not None and site.outcome != "admitted"
+        lost = name in absent or (site is not None and site.outcome != "admitted")
         table.add_row(*map(escape, cells), style=_ALARM if lost or name in late else "")
     return table
 
 
+def _spent(site: LiveSite) -> tuple[str, str]:
+    return epsilon_text(site.epsilon), epsilon_text(site.budget)
+
+
+def _since(waiting: Waiting) -> str:
+    asked = f"asked {_ago(waiting.since)} ago"
+    if waiting.phase == STARTING:
+        return f"for {_ago(waiting.since)}"
+    if waiting.deadline is None:
+        return f"{asked}, and all of them are waited for"
+    until = waiting.deadline.astimezone(UTC)
+    return f"{asked}, goes on without the silent at {until:%H:%M:%S} UTC"
+
+
 def _phase(waiting: Waiting) -> str:
-    """Of a secure sum: its rounds have several, in each of which the sites are asked again."""
+    """Before a round, or of a secure sum: in each of its phases the sites are asked again."""
     return f" ({waiting.phase})" if waiting.phase else ""
 
 
 def _this_round(waiting: Waiting | None, name: str) -> str:
     if waiting is None or name not in waiting.asked:
         return ""
-    if name in waiting.answered:
-        return "answered"
-    return f"not answered for {_ago(waiting.since)}"
+    if waiting.phase == STARTING:
+        return "not asked yet"
+    done = "connected" if waiting.phase == CONNECTING else "answered"
+    return done if name in waiting.answered else f"not {done} for {_ago(waiting.since)}"
 
 
 def _progress(moment: View, run: LiveRun) -> str:
     if run.finished:
         return f"finished, {run.done} of {run.rounds} rounds"
     if not moment.under_way:
-        return f"{run.done} of {run.rounds} rounds done, not under way"
+        return f"{run.done} of {run.rounds} rounds done, {moment.state or 'not under way'}"
     if run.pretraining:
         return f"pretraining, {run.pretraining[0]} of {run.pretraining[1]} steps"
     return f"{run.done} of {run.rounds} rounds done"

@@ -29,6 +29,8 @@ def print_summary(summary: Summary) -> None:
             "of its patients is in the model.",
             style="bold red",
         )
+    for name, missed in summary.absent.items():
+        console.print(f"{name} took no part in {missed}.", style="bold red", markup=False)
     for name, code in summary.undelivered.items():
         console.print(
             f"{name} does not have the final model (code {code!r}). The same command with --resume "

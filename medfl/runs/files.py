@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from medfl.config import StudyConfig
 from medfl.errors import ReportError
 from medfl.json_text import to_json
+from medfl.runs.attendance import Attendance
 from medfl.runs.audit_records import Audit
 from medfl.runs.records import (
     DeclaredAfter,
@@ -113,6 +114,9 @@ UNDELIVERED = Document("undelivered.json", TypeAdapter(dict[str, str]))
 """Hospitals that did not get the final model, with the code of the reason."""
 
 ROUNDS = Lines("rounds.jsonl", TypeAdapter(Round))
+ATTENDANCE = Lines("attendance.jsonl", TypeAdapter(Attendance))
+"""One line for each time that the sites were asked whether they take part."""
+
 EVENTS = Lines("federation_ledger.jsonl", TypeAdapter(Event))
 DECLARATIONS = Lines("declarations.jsonl", TypeAdapter(DeclaredAfter))
 

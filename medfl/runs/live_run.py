@@ -8,12 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from typing import TypeVar
 
 from medfl.errors import ReportError
 from medfl.runs import metrics_table
-from medfl.runs.files import PRETRAINING, ROUNDS, STUDY, SUMMARY, WAITING, parsed, text_of
+from medfl.runs.attendance import Absence
+from medfl.runs.files import (
+    ATTENDANCE,
+    PRETRAINING,
+    ROUNDS,
+    STUDY,
+    SUMMARY,
+    WAITING,
+    Lines,
+    parsed,
+    text_of,
+)
 from medfl.runs.records import Round
 from medfl.runs.waiting import Waiting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +61,7 @@ class LiveRun:
         seconds_since: Since the last round ended, or since the run began.
         pretraining: Steps done and in total, while the first model is made; None at other times.
         waiting: The round under way; None where the server says nothing, as between two rounds.
+        absent: Sites that take no part since the run was started, or went on, for the last time.
         sites: After the last finished round, by name.
         epsilon: By site, after each finished round.
         dice: Mean by region after each scored round, of the federated model; empty where no scores
@@ -61,6 +76,7 @@ class LiveRun:
     seconds_since: float
     pretraining: tuple[int, int] | None
     waiting: Waiting | None
+    absent: Mapping[str, Absence]
     sites: tuple[LiveSite, ...]
     epsilon: Mapping[str, tuple[float, ...]]
     dice: Mapping[str, tuple[tuple[int, float], ...]]
@@ -113,6 +129,7 @@ def read_live(folder: Path) -> LiveRun:
             seconds_since=max(0.0, time.time() - newest.stat().st_mtime),
             pretraining=None if rounds or finished else _pretraining(folder),
             waiting=_under_way(folder, after=done),
+            absent=_absent(folder),
             sites=tuple(_site(rounds, name) for name in names),
             epsilon={
                 name: tuple(row.sites[name].epsilon for row in rounds if name in row.sites)
@@ -158,11 +175,20 @@ def _site(rounds: Sequence[Round], name: str) -> LiveSite:
 
 def _so_far(folder: Path) -> tuple[Round, ...]:
     """The rounds that are written to their end."""
-    path = folder / ROUNDS.name
+    return _whole(ROUNDS, folder)
+
+
+def _absent(folder: Path) -> Mapping[str, Absence]:
+    starts = _whole(ATTENDANCE, folder)
+    return starts[-1].absent if starts else {}
+
+
+def _whole(file: Lines[T], folder: Path) -> tuple[T, ...]:
+    path = folder / file.name
     if not path.exists():
         return ()
     whole = _whole_lines(text_of(path)).splitlines()
-    return tuple(parsed(line, ROUNDS.kind, where=str(path)) for line in whole)
+    return tuple(parsed(line, file.kind, where=str(path)) for line in whole)
 
 
 def _dice(folder: Path) -> dict[str, tuple[tuple[int, float], ...]]:

@@ -365,6 +365,7 @@ class Summary(Record):
         idle: Sites that joined and took part in no round, with the code that they were lost by
             most often.
         undelivered: Hospitals that do not have the final model, with the code of the reason.
+        absent: Sites that rounds were begun without, with the rounds and the reasons in words.
     """
 
     study: str
@@ -374,3 +375,4 @@ class Summary(Record):
     dice_by_site: dict[Variant, dict[str, dict[Region, Finite]]]
     idle: dict[str, str] = {}
     undelivered: dict[str, str] = {}
+    absent: dict[str, str] = {}

@@ -18,8 +18,10 @@ from pydantic import TypeAdapter
 from medfl.config import StudyConfig
 from medfl.config.site import Modality
 from medfl.errors import ReportError
+from medfl.runs.attendance import absences
 from medfl.runs.audit_records import Audit
 from medfl.runs.files import (
+    ATTENDANCE,
     AUDIT,
     ENVIRONMENT,
     EVENTS,
@@ -81,6 +83,7 @@ class RunResults:
         plans: By site; only sites that took part.
         privacy: By site; only sites that took part.
         federation: Of all sites together.
+        absent: Sites that rounds were begun without, with the rounds and the reasons in words.
         rounds: Of the federated variant, ascending.
         events: Reported to the server in the federated variant.
         scores: Of all variants; empty where no metrics were released.
@@ -95,6 +98,7 @@ class RunResults:
     plans: Mapping[str, Plan]
     privacy: Mapping[str, SitePrivacy]
     federation: Federation
+    absent: Mapping[str, str]
     rounds: tuple[Round, ...]
     events: tuple[Event, ...]
     scores: tuple[Score, ...]
@@ -199,6 +203,7 @@ def read_run(folder: str | Path) -> RunResults:
         plans=_by_site(PLAN, folder),
         privacy=_by_site(PRIVACY, folder),
         federation=FEDERATION.read(folder),
+        absent=_absent(folder, rounds=max((row.round for row in rounds), default=0)),
         rounds=tuple(row for row in rounds if row.variant == "federated"),
         events=tuple(row for row in events if row.variant == "federated"),
         scores=read_scores(folder),
@@ -241,6 +246,12 @@ def _audit(folder: Path) -> Audit | None:
     if "figures" not in found.get("mechanism", {"figures": ()}):
         return None
     return AUDIT.read(folder)
+
+
+def _absent(folder: Path, *, rounds: int) -> Mapping[str, str]:
+    """Nobody in the folders of earlier versions, which took no note of it."""
+    starts = ATTENDANCE.read(folder) if (folder / ATTENDANCE.name).exists() else ()
+    return absences(starts, rounds=rounds)
 
 
 def _by_site(file: Document[tuple[OfSite, ...]], folder: Path) -> dict[str, OfSite]:

@@ -1,4 +1,4 @@
-"""`Waiting`: the round that a run waits for, as the server left it in ``waiting.json``."""
+"""`Waiting`: the sites that a run waits for, as the server left it in ``waiting.json``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from pydantic import AwareDatetime
 
 from medfl.runs.records import Count, Record
 
+STARTING = "the server's process starts"
+CONNECTING = "the sites connect"
+AGREEING = "the sites agree"
+"""Phases before the first round of a start."""
+
 
 class Waiting(Record):
-    """A round under way.
+    """A round under way, or what comes before the first one.
 
     Attributes:
-        round: Its number.
+        round: Its number; that of the next round, before it begins.
         since: When the sites were asked.
-        deadline: When it goes on without those that are silent.
+        deadline: When it goes on without those that are silent; None where it never does.
         asked: Names of the sites that were asked.
-        answered: Names of those that have answered.
-        phase: Of a secure sum, in words; empty where a round has one phase.
+        answered: Names of those that have answered, or are connected.
+        phase: In words: before a round, or of a secure sum; empty where a round has one phase.
     """
 
     round: Count
     since: AwareDatetime
-    deadline: AwareDatetime
+    deadline: AwareDatetime | None
     asked: tuple[str, ...]
     answered: tuple[str, ...]
     phase: str = ""
@@ -43,23 +48,30 @@ class Waiting(Record):
     @property
     def overdue(self) -> bool:
         """Whether the deadline is gone, so that nobody may be waiting any more."""
-        return datetime.now(UTC) > self.deadline
+        return self.deadline is not None and datetime.now(UTC) > self.deadline
+
+    @property
+    def before_round(self) -> bool:
+        """Whether the sites are only asked to take part."""
+        return self.phase in (STARTING, CONNECTING, AGREEING)
 
     @classmethod
-    def begin(cls, number: int, *, asked: Iterable[str], timeout: float, phase: str = "") -> Self:
+    def begin(
+        cls, number: int, *, asked: Iterable[str], timeout: float | None, phase: str = ""
+    ) -> Self:
         """A round in which sites were asked now, and none has answered.
 
         Args:
             number: 1 for the first round.
             asked: Names of the sites.
-            timeout: Seconds until the round goes on without those that are silent.
-            phase: Of a secure sum.
+            timeout: Seconds until the run goes on without those that are silent; None if it waits.
+            phase: Before a round, or of a secure sum.
         """
         since = datetime.now(UTC)
         return cls(
             round=number,
             since=since,
-            deadline=since + timedelta(seconds=timeout),
+            deadline=None if timeout is None else since + timedelta(seconds=timeout),
             asked=tuple(sorted(asked)),
             answered=(),
             phase=phase,
@@ -67,4 +79,8 @@ class Waiting(Record):
 
     def heard(self, site: str) -> Self:
         """The same round after an answer, whatever it says."""
-        return self.model_copy(update={"answered": tuple(sorted((*self.answered, site)))})
+        return self.hearing((*self.answered, site))
+
+    def hearing(self, sites: Iterable[str]) -> Self:
+        """The same with exactly these answers."""
+        return self.model_copy(update={"answered": tuple(sorted(sites))})

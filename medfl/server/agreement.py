@@ -3,92 +3,67 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from medfl.config import StudyConfig
-from medfl.errors import MedflError, MessageError, QuorumError
+from medfl.errors import MedflError, MessageError
 from medfl.privacy.accounting.accountant import Charge, epsilon
 from medfl.privacy.mechanism import REVISION
 from medfl.protocol.messages import Declaration, Proposal, read_body, refusal_code, to_record
-from medfl.server.ask import ask, wait_for_nodes
 from medfl.server.ledger import FederationLedger
+from medfl.server.roll_call import RollCall
+from medfl.server.run import Run
 
 logger = logging.getLogger(__name__)
 
 # A site's noise is rounded up, so that a recomputed epsilon can only be lower than the target.
 EPSILON_TOLERANCE = 1e-6
 
-Doorkeeper = Callable[[Declaration, int], None]
-"""Raises `MessageError` for a declaration that may not come from the node with this identifier."""
-
-
-def welcome_all(declaration: Declaration, node: int) -> None:
-    """Let every site in, where whoever runs the study has chosen the sites."""
-
 
 def agree(
-    grid: Grid,
-    study: StudyConfig,
-    *,
-    run: str,
-    private: bool,
-    ledger: FederationLedger,
-    timeout: float,
-    welcome: Doorkeeper = welcome_all,
-    seen: tuple[str, ...] = (),
+    grid: Grid, run: Run, *, ledger: FederationLedger, roll: RollCall
 ) -> tuple[dict[str, Declaration], dict[str, int]]:
     """Propose the study to every connected node.
 
     Args:
         grid: The grid.
-        study: The proposal.
-        run: Identifier of the run; a resumed one is asked under the same.
-        private: False for the baseline without noise.
+        run: The study, and whom to ask; one that goes on is asked under the same identifier.
         ledger: Takes note of every site that agrees.
-        timeout: Seconds to wait for nodes, and then for their answers.
-        welcome: Decides which site may declare for which node.
-        seen: Digests of the images that the study's start has seen.
+        roll: Takes note of every site that does not.
 
     Returns:
         Declarations by site, and the nodes by site.
 
     Raises:
-        QuorumError: If fewer than `aggregation.min_sites` agree; it lists every refusal's code.
+        QuorumError: If fewer than `aggregation.min_sites` agree, or not all where the run requires
+            them; it lists every refusal's code.
     """
-    settings = study.aggregation
-    nodes = wait_for_nodes(grid, minimum=settings.min_sites, timeout=timeout)
-    question = to_record(Proposal(study=study, run=run, private=private, seen=seen))
-    answers = ask(
-        grid, dict.fromkeys(nodes, question), kind="query", group="agree", timeout=timeout
-    )
+    study = run.study
+    nodes = roll.connected(grid)
+    question = to_record(Proposal(study=study, run=run.run, private=run.private, seen=run.seen))
+    answers = roll.ask(grid, dict.fromkeys(nodes, question), kind="query", group="agree")
     declarations: dict[str, Declaration] = {}
     by_site: dict[str, int] = {}
-    problems: list[str] = []
     for number, node in enumerate(nodes, start=1):
         if node not in answers:
-            problems.append(f"site {number}: silent")
             continue
         try:
             declaration = read_body(content_of(answers[node]), Declaration)
-            check_declaration(declaration, study=study, private=private, known=declarations)
-            _expect_run(declaration, run=run)
-            welcome(declaration, node)
+            check_declaration(declaration, study=study, private=run.private, known=declarations)
+            _expect_run(declaration, run=run.run)
+            run.welcome(declaration, node)
             ledger.declare(declaration)
         except MedflError as error:
-            problems.append(f"site {number}: {error.code}")
+            roll.miss(roll.name_of(node, number=number), error.code)
         else:
             declarations[declaration.site] = declaration
             by_site[declaration.site] = node
-    if problems:
-        logger.warning("Left out of the run: %s.", "; ".join(problems))
-    if len(declarations) < settings.min_sites:
-        raise QuorumError(
-            f"Expected at least {settings.min_sites} sites that agree to the study, found "
-            f"{len(declarations)} ({'; '.join(problems) or 'no refusals'})."
-        )
+    if roll.absent:
+        logger.warning("Left out of the run: %s.", roll.problems)
+    roll.require(declarations, to="agree to the study")
     return dict(sorted(declarations.items())), dict(sorted(by_site.items()))
 
 

@@ -12,38 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from medfl.errors import QuorumError
-
 POLL_SECONDS = 0.2
 # A SuperLink hands out everything that has come under the names that it is asked for.
 PULLED_AT_ONCE = 4
-
-
-def wait_for_nodes(grid: Grid, *, minimum: int, timeout: float) -> list[int]:
-    """Wait until enough nodes are connected.
-
-    Args:
-        grid: The grid.
-        minimum: Nodes needed.
-        timeout: Seconds to wait at most.
-
-    Returns:
-        All connected nodes, in ascending order.
-
-    Raises:
-        QuorumError: If there are too few at the deadline.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= minimum:
-            return nodes
-        if time.monotonic() > deadline:
-            raise QuorumError(
-                f"Expected at least {minimum} connected sites after {timeout:g} s, "
-                f"found {len(nodes)}."
-            )
-        time.sleep(POLL_SECONDS)
 
 
 def answers(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from medfl.protocol.messages import Declaration, Scores
+from medfl.runs.attendance import Absence
 from medfl.runs.records import Round
+from medfl.runs.waiting import Waiting
 
 
 class Progress(Protocol):
@@ -14,6 +16,12 @@ class Progress(Protocol):
 
     def phase(self, name: str) -> None:
         """A new part of the run begins."""
+
+    def awaited(self, waiting: Waiting) -> None:
+        """Sites are waited for before the first round; told again whenever one has answered."""
+
+    def left_out(self, absent: Mapping[str, Absence]) -> None:
+        """The run goes on without these sites, by name."""
 
     def planned(self, declarations: Sequence[Declaration], *, rounds: int) -> None:
         """The sites have agreed."""
@@ -35,6 +43,12 @@ class Silent:
     """A `Progress` that shows nothing."""
 
     def phase(self, name: str) -> None:
+        """Nothing."""
+
+    def awaited(self, waiting: Waiting) -> None:
+        """Nothing."""
+
+    def left_out(self, absent: Mapping[str, Absence]) -> None:
         """Nothing."""
 
     def planned(self, declarations: Sequence[Declaration], *, rounds: int) -> None:

@@ -26,7 +26,9 @@ from medfl.errors import FederationError, ReportError
 from medfl.protocol.messages import Declaration, Scores, Weights
 from medfl.protocol.secure_round import Members
 from medfl.runs import metrics_table
+from medfl.runs.attendance import Attendance
 from medfl.runs.files import (
+    ATTENDANCE,
     DECLARATIONS,
     EVENTS,
     ROUNDS,
@@ -166,6 +168,18 @@ class RunFolder:
             raise FederationError(
                 f"{self.path / DECLARATIONS.name}: expected declarations, found a damaged line."
             ) from None
+
+    def append_attendance(self, attendance: Attendance) -> None:
+        """Append one start of the run: who takes no part in it."""
+        self._append(ATTENDANCE, attendance)
+
+    def attendance(self) -> list[Attendance]:
+        """Every start of the run.
+
+        Raises:
+            FederationError: If a line is damaged.
+        """
+        return self._read(ATTENDANCE)
 
     def append_round(self, record: Round) -> None:
         """Append one round to ``rounds.jsonl`` and ``rounds.csv``."""

@@ -11,87 +11,82 @@ from collections.abc import Mapping
 
 from flwr.serverapp import Grid
 
-from medfl.config import StudyConfig
-from medfl.errors import MedflError, MessageError, QuorumError
+from medfl.errors import MedflError, MessageError
 from medfl.protocol.messages import Declaration, read_body, to_record
 from medfl.protocol.secure_round import ROSTER, Member, Members, RosterTask
 from medfl.server.agreement import check_declaration, content_of
-from medfl.server.ask import ask
 from medfl.server.ledger import FederationLedger
+from medfl.server.roll_call import RollCall
+from medfl.server.run import Run
+
+NOT_ON_ROSTER = "not-on-roster"
+"""Code of a site that came when the sites of the run's sums were fixed already."""
 
 logger = logging.getLogger(__name__)
 
 
 def agree_on_roster(
     grid: Grid,
-    study: StudyConfig,
+    run: Run,
     *,
-    run: str,
-    private: bool,
-    seen: tuple[str, ...],
     declarations: Mapping[str, Declaration],
     nodes: Mapping[str, int],
     roster: Members,
     ledger: FederationLedger,
-    timeout: float,
+    roll: RollCall,
 ) -> dict[str, Declaration]:
     """Ask every site of the roster to agree to it, and to the noise of the sum.
 
     Args:
         grid: The grid.
-        study: The study.
-        run: Identifier of the run.
-        private: False for the baseline without noise.
-        seen: Digests of the images that the study's start has seen.
+        run: The study, and the identifier of the run.
         declarations: What the sites declared that they need, by site.
         nodes: Their nodes.
         roster: Of the run, from `roster_of` or from before a crash.
         ledger: Takes note of every site that agrees.
-        timeout: Seconds to wait for their answers.
+        roll: Takes note of every site that does not.
 
     Returns:
         Declarations with the mechanism of the sum, of those that agreed.
 
     Raises:
-        QuorumError: If they are fewer than `aggregation.min_sites`.
+        QuorumError: If they are fewer than `aggregation.min_sites`, or not all where the run
+            requires them.
     """
+    study = run.study
     invited = {site: said for site, said in declarations.items() if site in roster}
     # A run that goes on has its noise already: sites declare what they agreed to.
     sigma = max((said.mechanism.noise_multiplier for said in invited.values()), default=0.0)
     task = RosterTask(
-        study=study, run=run, private=private, seen=seen, members=roster, noise_multiplier=sigma
+        study=study,
+        run=run.run,
+        private=run.private,
+        seen=run.seen,
+        members=roster,
+        noise_multiplier=sigma,
     )
     question = to_record(task)
-    answers = ask(
-        grid,
-        {nodes[site]: question for site in invited},
-        kind=ROSTER,
-        group="roster",
-        timeout=timeout,
+    for site in declarations.keys() - roster.keys():
+        roll.miss(site, NOT_ON_ROSTER)
+    answers = roll.ask(
+        grid, {nodes[site]: question for site in invited}, kind=ROSTER, group="roster"
     )
     agreed: dict[str, Declaration] = {}
-    problems = [f"{site}: not on the roster" for site in declarations if site not in roster]
     for site in invited:
         if nodes[site] not in answers:
-            problems.append(f"{site}: silent")
             continue
         try:
             said = read_body(content_of(answers[nodes[site]]), Declaration)
-            check_declaration(said, study=study, private=private, known=agreed)
-            _expect_agreed(said, site=site, run=run, member=roster[site], sigma=sigma)
+            check_declaration(said, study=study, private=run.private, known=agreed)
+            _expect_agreed(said, site=site, run=run.run, member=roster[site], sigma=sigma)
             ledger.declare(said)
         except MedflError as error:
-            problems.append(f"{site}: {error.code}")
+            roll.miss(site, error.code)
         else:
             agreed[site] = said
-    if problems:
-        logger.warning("Left out of the secure sum: %s.", "; ".join(problems))
-    needed = study.aggregation.min_sites
-    if len(agreed) < needed:
-        raise QuorumError(
-            f"Expected at least {needed} sites that agree to the roster of a secure sum, found "
-            f"{len(agreed)} ({'; '.join(problems) or 'no refusals'})."
-        )
+    if len(agreed) < len(declarations):
+        logger.warning("Left out of the secure sum: %s.", roll.problems)
+    roll.require(agreed, to="agree to the roster of a secure sum")
     return agreed
 
 

@@ -36,6 +36,7 @@ from medfl.server.agreement import agree, content_of
 from medfl.server.ask import answers, discard
 from medfl.server.handover import hand_over
 from medfl.server.ledger import FederationLedger
+from medfl.server.roll_call import RollCall
 from medfl.server.run import Run
 from medfl.server.run_folder import ROSTER, SUM_ROUND, ServerState
 from medfl.server.secure_agreement import agree_on_roster, roster_of
@@ -67,34 +68,24 @@ def serve_study(grid: Grid, run: Run) -> None:
     state = folder.read_state(study=study)
     folder.forget_round()  # an interrupted one is asked again
     ledger = FederationLedger(folder)
-    declarations, nodes = agree(
-        grid,
-        study,
-        run=run.run,
-        private=run.private,
-        ledger=ledger,
-        welcome=run.welcome,
-        seen=run.seen,
-        timeout=run.timeout,
-    )
-    roster: Members = {}
-    if study.privacy.trust == "secure":
-        roster = folder.roster() or roster_of(declarations)
-        folder.write(ROSTER, roster)
-        declarations = agree_on_roster(
-            grid,
-            study,
-            run=run.run,
-            private=run.private,
-            seen=run.seen,
-            declarations=declarations,
-            nodes=nodes,
-            roster=roster,
-            ledger=ledger,
-            timeout=run.timeout,
-        )
-        nodes = {site: nodes[site] for site in declarations}
+    with RollCall(run, first_round=1 + (state.round if state else 0)) as roll:
+        declarations, nodes = agree(grid, run, ledger=ledger, roll=roll)
+        roster: Members = {}
+        if study.privacy.trust == "secure":
+            roster = folder.roster() or roster_of(declarations)
+            folder.write(ROSTER, roster)
+            declarations = agree_on_roster(
+                grid,
+                run,
+                declarations=declarations,
+                nodes=nodes,
+                roster=roster,
+                ledger=ledger,
+                roll=roll,
+            )
+            nodes = {site: nodes[site] for site in declarations}
     run.progress.planned(list(declarations.values()), rounds=study.training.rounds)
+    run.progress.left_out(roll.absent)
     server = _Server(
         grid=grid, run=run, declarations=declarations, nodes=nodes, ledger=ledger, roster=roster
     )

@@ -20,6 +20,7 @@ from medfl.config.site import Region
 from medfl.errors import ConfigError
 from medfl.protocol.messages import Declaration
 from medfl.protocol.study_model import trained_parameters
+from medfl.runs.attendance import absences
 from medfl.runs.files import ENVIRONMENT, FEDERATION, PLAN, PRIVACY, SITES, SUMMARY
 from medfl.runs.records import (
     Environment,
@@ -256,6 +257,7 @@ def _summary(
         },
         idle=_idle(folder.rounds()),
         undelivered=folder.undelivered(),
+        absent=absences(folder.attendance(), rounds=study.training.rounds),
     )
 
 

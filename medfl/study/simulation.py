@@ -94,6 +94,8 @@ def simulate(
         variant=variant,
         start=first_model,
         progress=progress,
+        # Flower's simulation runtime numbers its nodes by itself.
+        expected={} if engine == "ray" else dict(zip(_names(sites), nodes_of(sites), strict=True)),
         seen=seen_by_start(study, out=out),
         turns=places_here(sites).turns if engine == "ray" else 1,
     )
@@ -172,6 +174,10 @@ def nodes_of(sites: Sequence[SiteState] | Sequence[SiteConfig]) -> dict[int, dic
     return {number + 2: {"partition-id": number} for number in range(len(sites))}
 
 
+def _names(sites: Sequence[SiteConfig]) -> list[str]:
+    return [site.name for site in sites]
+
+
 def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
     """Refuse a set of sites that cannot run this study.
 
@@ -179,7 +185,7 @@ def check_sites(study: StudyConfig, sites: Sequence[SiteConfig]) -> None:
         ConfigError: If names repeat, sites are too few, an overlap names another site, or baselines
             meet private data.
     """
-    names = [site.name for site in sites]
+    names = _names(sites)
     require_distinct(names)
     require_sites(study, names, noun="site files", among="the sites of the run")
     if study.evaluation.baselines:

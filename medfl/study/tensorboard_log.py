@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -11,7 +11,9 @@ from typing import Self
 from torch.utils.tensorboard import SummaryWriter
 
 from medfl.protocol.messages import Declaration, Scores
+from medfl.runs.attendance import Absence
 from medfl.runs.records import Round
+from medfl.runs.waiting import Waiting
 from medfl.server.progress import Progress
 
 
@@ -41,6 +43,14 @@ class TensorBoardLog:
     def phase(self, name: str) -> None:
         """Pass it on."""
         self._watched.phase(name)
+
+    def awaited(self, waiting: Waiting) -> None:
+        """Pass it on."""
+        self._watched.awaited(waiting)
+
+    def left_out(self, absent: Mapping[str, Absence]) -> None:
+        """Pass it on."""
+        self._watched.left_out(absent)
 
     def planned(self, declarations: Sequence[Declaration], *, rounds: int) -> None:
         """Pass it on."""

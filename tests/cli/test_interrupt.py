@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a study: one sentence, exit code 130, and every charge is kept."""
+"""Ctrl-C or SIGTERM in the middle of a study: one sentence, and every charge is kept."""
 
 from __future__ import annotations
 
@@ -70,9 +70,13 @@ def _listen_to_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(
+    ("jobs", "number", "code"),
+    [("1", signal.SIGINT, 130), ("2", signal.SIGINT, 130), ("2", signal.SIGTERM, 143)],
+    ids=["Ctrl-C", "Ctrl-C, side by side", "SIGTERM, side by side"],
+)
 def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
-    jobs: str, hospitals: list[Path], study: Path, tmp_path: Path
+    jobs: str, number: signal.Signals, code: int, hospitals: list[Path], study: Path, tmp_path: Path
 ) -> None:
     study.write_text(replaced(study.read_text(), LONG))
     out = tmp_path / "run"
@@ -93,11 +97,14 @@ def test_a_study_that_is_stopped_by_hand_ends_cleanly_and_stays_charged(
     for line in child.stderr:
         seen += line
         if "round 2/500" in line:
-            os.killpg(child.pid, signal.SIGINT)  # a terminal tells all processes of a command
+            if number == signal.SIGINT:
+                os.killpg(child.pid, number)  # a terminal tells all processes of a command
+            else:
+                child.send_signal(number)
             break
     _, rest = child.communicate(timeout=60)
     watchdog.cancel()
-    assert child.returncode == 130, seen + rest
+    assert child.returncode == code, seen + rest
     assert "Traceback" not in seen + rest
     assert "Stopped. What was charged to a ledger stays charged" in rest
     with pytest.raises(ProcessLookupError):  # nobody is left

@@ -10,7 +10,9 @@ from rich.console import Console
 from medfl.cli.live import LiveProgress
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import Declaration, PatientScore, Scores
+from medfl.runs.attendance import AWAY, Absence
 from medfl.runs.records import Round, SiteRound
+from medfl.runs.waiting import CONNECTING, Waiting
 
 DECLARATION = Declaration(
     site="DU",
@@ -90,3 +92,24 @@ def test_a_log_file_gets_lines_and_no_control_characters() -> None:
 def test_a_terminal_gets_bars() -> None:
     assert "━━━━" in shown(terminal=True)
     assert "━" not in shown(terminal=False)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_who_is_missing_is_named_on_a_terminal_and_in_a_log(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+    waiting = Waiting.begin(1, asked=("DU", "HT", "FG"), timeout=30.0, phase=CONNECTING)
+    for_ever = Waiting.begin(1, asked=("DU", "HT"), timeout=None, phase=CONNECTING)
+    with LiveProgress(console) as progress:
+        progress.phase("waiting for the sites")
+        progress.awaited(waiting.hearing(["DU"]))
+        progress.awaited(waiting.hearing(["DU", "HT", "FG"]))
+        progress.awaited(for_ever.hearing(["DU"]))
+        progress.left_out({"HT": Absence(code=AWAY, seconds=30.0)})
+        progress.left_out({})
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "  the sites connect: 1 of 3; waiting for FG, HT\n" in text
+    assert "  the sites connect: 3 of 3\n" in text
+    assert "1 of 2; waiting for HT, however long that takes\n" in text
+    assert text.count("takes no part") == 1
+    assert "  HT takes no part: no answer within 30 s (not connected)\n" in text

@@ -14,7 +14,8 @@ from medfl.deployment.coordinator import deployed_study, server_component
 from medfl.deployment.coordinator.deployed_study import follow
 from medfl.deployment.coordinator.follower import Follower
 from medfl.deployment.coordinator.job import Job, lock_path, read_job
-from medfl.deployment.coordinator.server_component import followed, gather
+from medfl.deployment.coordinator.run_book import RunStopped
+from medfl.deployment.coordinator.server_component import followed
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE
 from medfl.deployment.flower.control import RunState, Unreachable
 from medfl.deployment.lock import exclusive, is_held
@@ -72,6 +73,13 @@ def test_a_job_lies_there_under_a_lock_for_as_long_as_somebody_follows(
     assert list(jobs.iterdir()) == []
 
 
+def test_the_job_of_another_run_under_way_stays(job: Job, jobs: Path) -> None:
+    with job.posted(jobs, run=6):
+        with job.posted(jobs, run=RUN):
+            assert read_job(6) == read_job(RUN) == job
+        assert read_job(6) == job
+
+
 @pytest.mark.slow
 def test_a_run_that_nobody_follows_any_more_is_ended_once(
     job: Job, jobs: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,7 +125,7 @@ def test_a_serverapp_that_vanished_is_missed(
     ending.start()
     begin = time.monotonic()
     with pytest.raises(FederationError, match=r"it ended; see the server's logs. Go on with --res"):
-        follow(Flower(), RUN, follower, lock=lock)
+        follow(Flower(), RUN, follower, lock=lock, stopped=lambda: False)
     assert time.monotonic() - begin > 0.5
 
 
@@ -130,26 +138,16 @@ def test_a_serverapp_that_has_not_begun_is_waited_for_and_a_server_that_is_away_
     end = RunState(finished=True, completed=True, details="")
     away = Unreachable("away")
     states = Flower(going, away, away, going, end)
-    assert follow(states, RUN, follower, lock=tmp_path / "run.lock") is end
+    lock = tmp_path / "run.lock"
+    assert follow(states, RUN, follower, lock=lock, stopped=lambda: False) is end
 
 
-class Arriving:
-    """A grid whose nodes connect one after the other, one a look."""
-
-    def __init__(self, *nodes: int) -> None:
-        self._nodes = nodes
-        self.looks = 0
-
-    def get_node_ids(self) -> list[int]:
-        self.looks += 1
-        return list(self._nodes[: self.looks])
-
-
-def test_admitted_sites_get_some_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_component, "POLL_SECONDS", 0.01)
-    grid: Any = Arriving(3, 4, 9)
-    gather(grid, {3, 9}, timeout=60)
-    assert grid.looks == 3
-    begin = time.monotonic()
-    gather(grid, {3, 5}, timeout=0.2)
-    assert 0.2 <= time.monotonic() - begin < 30
+def test_a_run_that_somebody_stops_is_followed_no_longer(
+    follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployed_study, "POLL_SECONDS", 0.01)
+    looks = iter([False, False, True])
+    # Also where the server is away.
+    states = Flower(Unreachable("away"), Unreachable("away"))
+    with pytest.raises(RunStopped, match="Go on with --resume"):
+        follow(states, RUN, follower, lock=tmp_path / "run.lock", stopped=lambda: next(looks))

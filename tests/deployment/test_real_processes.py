@@ -171,7 +171,7 @@ def test_sites_refuse_an_app_that_they_did_not_pin(deployment: Any, tmp_path: Pa
     before = {name: deployment.spent(name) for name in SITES}
     study = load_study(deployment.study("other-app", rounds=1, timeout=60.0))
     app = ThinApp(server=THIN_APP.server, client="os:getcwd")
-    with pytest.raises(FederationError, match="site 1: node-error; site 2: node-error"):
+    with pytest.raises(FederationError, match="east: node-error; north: node-error"):
         run_deployed_study(
             study,
             folder=deployment.server,

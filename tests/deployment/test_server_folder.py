@@ -16,7 +16,6 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from medfl.deployment.admission import AdmittedSite, Bundle, read_bundle
 from medfl.deployment.coordinator.server_folder import ServerFolder
-from medfl.deployment.lock import exclusive
 from medfl.errors import ConfigError
 from medfl.protocol.keys import SiteKeys
 
@@ -188,22 +187,3 @@ def test_a_fingerprint_is_of_both_keys_and_easy_to_say(tmp_path: Path) -> None:
     mixed = AdmittedSite(node_key=south.node_key, event_key=north.event_key)
     assert len({north.fingerprint, south.fingerprint, mixed.fingerprint}) == 3
     assert re.fullmatch(r"([A-Z2-7]{4}-){3}[A-Z2-7]{4}", north.fingerprint)
-
-
-def test_the_run_under_way_is_the_one_that_somebody_follows(
-    server: ServerFolder, tmp_path: Path
-) -> None:
-    assert server.run_under_way() is None
-    job = server.jobs / "17.json"
-    job.write_text(json.dumps({"study": {}, "out": str(tmp_path / "run"), "sites": {}}))
-    assert server.run_under_way() is None
-    with exclusive(server.jobs / "17.lock", noun="a job"):
-        assert server.run_under_way() == tmp_path / "run"
-    assert server.run_under_way() is None
-
-
-def test_the_last_run_is_remembered(server: ServerFolder, tmp_path: Path) -> None:
-    assert server.last_run() is None
-    for name in ("first", "second"):
-        server.note_run(tmp_path / name)
-        assert ServerFolder(server.path).last_run() == tmp_path / name

@@ -19,14 +19,17 @@ from medfl.cli import main
 from medfl.cli.status import keep_showing
 from medfl.cli.status_view import View, one_line, render, report, view
 from medfl.deployment.admission import Bundle, read_bundle
+from medfl.deployment.coordinator.run_book import RunRecord
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.coordinator.status import status_of
 from medfl.deployment.flower.control import Connection
 from medfl.deployment.processes import free_port
+from medfl.errors import FederationError
 from medfl.protocol.keys import SiteKeys
+from medfl.runs.attendance import AWAY, Absence, Attendance
 from medfl.runs.files import WAITING
 from medfl.runs.records import Round, SiteRound
-from medfl.runs.waiting import Waiting
+from medfl.runs.waiting import AGREEING, CONNECTING, STARTING, Waiting
 from medfl.server.run_folder import RunFolder
 
 
@@ -226,6 +229,57 @@ def test_the_phase_of_a_secure_sum_is_shown(
     assert report(moment)["run"]["waiting"]["phase"] == "unmasking the sum"
 
 
+def asking(run_dir: Path, *, phase: str, timeout: float | None, answered: str) -> None:
+    """The sites are asked whether they take part in the third round and those after it."""
+    waiting = Waiting.begin(3, asked=("east", "north"), timeout=timeout, phase=phase)
+    RunFolder(run_dir).write(WAITING, waiting.hearing(answered.split()))
+
+
+def test_who_has_answered_before_the_first_round_is_shown(
+    server: ServerFolder, connections: Mapping[bytes, Connection], run_dir: Path
+) -> None:
+    def shown(**moment: Any) -> str:
+        asking(run_dir, **moment)
+        status = status_of(server, connections=connections)
+        return printed(view(status, run_dir=run_dir, under_way=True))
+
+    text = shown(phase=STARTING, timeout=None, answered="")
+    assert "Before round 3 (the server's process starts): for 0 s" in text
+    assert row(text, "east", last=True).endswith("not asked yet ")
+    text = shown(phase=CONNECTING, timeout=30.0, answered="east")
+    assert "Before round 3 (the sites connect): asked 0 s ago, goes on without the silent" in text
+    assert " connected" in row(text, "east", last=True)
+    assert "not connected for 0 s" in row(text, "north", last=True)
+    text = shown(phase=AGREEING, timeout=None, answered="east")
+    assert "(the sites agree): asked 0 s ago, and all of them are waited for" in text
+    assert " answered" in row(text, "east", last=True)
+    assert "not answered for 0 s" in row(text, "north", last=True)
+
+
+def test_a_site_that_the_run_goes_on_without_is_named_with_the_reason(
+    server: ServerFolder, connections: Mapping[bytes, Connection], run_dir: Path
+) -> None:
+    folder = RunFolder(run_dir)
+    absent = {"south": Absence(code=AWAY, seconds=30.0), "north": Absence(code="paused", seconds=0)}
+    folder.append_attendance(Attendance(first_round=1, absent={}))
+    folder.append_attendance(Attendance(first_round=3, absent=absent))
+    moment = view(status_of(server, connections=connections), run_dir=run_dir, under_way=True)
+    text = printed(moment)
+    away = row(text, "south", last=True)
+    assert re.search(r"takes no part: no answer within 30 s \(not connected\) +2", away)
+    assert re.search(r"no limit +4\.00 +takes no part: paused +2", row(text, "north", last=True))
+    assert "without south (no answer within 30 s (not connected))" in one_line(moment)
+    assert report(moment)["run"]["absent"]["south"] == {
+        "code": "away",
+        "reason": "no answer within 30 s (not connected)",
+    }
+    # They are asked again.
+    asking(run_dir, phase=AGREEING, timeout=60.0, answered="")
+    assert "takes no part" not in printed(
+        view(status_of(server, connections=connections), run_dir=run_dir, under_way=True)
+    )
+
+
 # --- watching
 
 
@@ -308,13 +362,23 @@ def test_the_command_works_while_the_server_is_down(
     code, out, _ = medfl("server", "status", server.path)
     assert code == 0
     assert "No run yet" in out
-    server.note_run(run_dir)
+    record = RunRecord.begin("third-round", study="gliomas", out=run_dir, detached=False)
+    with pytest.raises(FederationError), server.book.following(record):
+        raise FederationError("Round 3: expected at least 3 usable updates, found 2.")
     code, out, _ = medfl("server", "status", server.path, "--json")
     assert code == 0
     found = json.loads(out)
     assert found["server"]["running"] is False
     assert found["run"]["done"] == 2
     assert found["run"]["sites"][1]["epsilon"] == "inf"
+    assert found["state"] == "failed: Round 3: expected at least 3 usable updates, found 2."
+    for name in ("third-round", "third", run_dir):
+        code, out, _ = medfl("server", "status", server.path, "--run", name)
+        assert code == 0
+        assert "2 of 9 rounds done, failed: Round 3: expected" in out
+    code, _, err = medfl("server", "status", server.path, "--run", "fourth")
+    assert code == 2
+    assert "expected a run of this server (third-round), found 'fourth'" in err.lower()
     code, _, err = medfl("server", "status", server.path, "--json", "--watch")
     assert code == 2
     assert "found both" in err

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from medfl.server.ask import ask, wait_for_nodes
+from medfl.server.ask import ask
 from medfl.study.in_process_grid import InProcessGrid, run_in_process
 
 NODES = {7: {"partition-id": 0}, 3: {"partition-id": 1}}
@@ -244,11 +244,6 @@ def test_a_silent_node_costs_the_timeout_and_no_more() -> None:
     grid = SilentGrid(app_that(echo), node_configs=NODES)
     answers = asked(grid, {3: numbers([1.0]), 7: numbers([1.0])}, timeout=0.05)
     assert set(answers) == {3}
-
-
-def test_connected_nodes_are_given_in_ascending_order() -> None:
-    grid = InProcessGrid(app_that(echo), node_configs=NODES)
-    assert served(grid, lambda given: wait_for_nodes(given, minimum=2, timeout=1.0)) == [3, 7]
 
 
 class Chatty(InProcessGrid):

@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from medfl.config import StudyConfig
 from medfl.deployment.coordinator.follower import Follower
 from medfl.deployment.coordinator.job import RUN_LOCK, ExpectedSite, Job
+from medfl.deployment.coordinator.run_book import RunRecord, RunStopped
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.flower.control import Control, RunState, Unreachable
 from medfl.deployment.lock import exclusive, is_held
 from medfl.deployment.thin_app import THIN_APP, ThinApp
 from medfl.errors import ConfigError, FederationError
 from medfl.protocol.study_model import model_spec
+from medfl.reporting.report import write_report
+from medfl.runs.files import WAITING
 from medfl.runs.records import Summary
+from medfl.runs.waiting import STARTING, Waiting
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.study.run import finish_run
@@ -32,6 +39,17 @@ PATIENCE_SECONDS = 300.0
 # Flower misses a killed ServerApp only after a minute; one that came to its end says so within
 # seconds.
 GONE_SECONDS = 30.0
+LOOK_SECONDS = 1.0  # who only looks whether a lock is held holds it for a moment
+
+
+# Flower's, in front of what an error says.
+_FLOWERS_WORDS = "ServerApp failed with exception: "
+
+OnBegun = Callable[[RunRecord], None]
+
+
+def tell_nobody(record: RunRecord) -> None:
+    """Where nobody waits for the beginning of a run."""
 
 
 class RunStates(Protocol):
@@ -48,6 +66,9 @@ def run_deployed_study(
     out: Path,
     resume: bool,
     progress: Progress,
+    require_all: bool = False,
+    detached: bool = False,
+    on_begun: OnBegun = tell_nobody,
     command: str = "",
     app: ThinApp = THIN_APP,
 ) -> Summary:
@@ -56,9 +77,12 @@ def run_deployed_study(
     Args:
         study: The study.
         folder: The server's files.
-        out: The run folder.
+        out: The run folder, which holds the report in the end.
         resume: Go on with the run in `out`.
         progress: Who watches.
+        require_all: Wait for every admitted site, however long that takes.
+        detached: Whether it runs without a terminal, for its record.
+        on_begun: Told the record of the run when the server has taken it.
         command: The command that repeats the run, for the report; empty if there is none.
         app: What is shipped to the sites; they accept what they pinned.
 
@@ -66,25 +90,61 @@ def run_deployed_study(
         The content of ``summary.json``.
 
     Raises:
+        RunStopped: If somebody stopped it.
         MedflError: If the run cannot go on; what was done stays in the folder.
     """
     begin = time.monotonic()
+    progress.phase("checking the study")
     check_deployable(study, sites=set(folder.sites()))
     model_spec(study).build(seed=study.seed)
     out = out.resolve()
-    with exclusive(folder.path / "study.lock", noun="a server"), Control(folder) as control:
-        job = _job(study, folder=folder, control=control, out=out)
+    with ExitStack() as stack:
+        stack.enter_context(_only_study(folder))
+        control = stack.enter_context(Control(folder))
+        job = _job(study, folder=folder, control=control, out=out, require_all=require_all)
         prepare_folder(out, study=study, resume=resume)
-        folder.note_run(out)
-        with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
-            state = _federate(job, folder=folder, control=control, app=app, progress=watched)
-    if not state.completed:
-        raise FederationError(
-            f"{out}: expected the run to come to its end, found: {state.details} Go on with "
-            "--resume."
-        )
-    minutes = (time.monotonic() - begin) / 60
-    return finish_run(RunFolder(out), study, minutes=minutes, command=command, progress=progress)
+        identity = RunFolder(out).run_id()
+        record = RunRecord.begin(identity, study=study.id, out=out, detached=detached)
+        with folder.book.following(record):
+            with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
+                begun = partial(on_begun, record)
+                state = _federate(
+                    job,
+                    folder=folder,
+                    control=control,
+                    app=app,
+                    progress=watched,
+                    begun=begun,
+                    stopped=partial(folder.book.is_to_stop, record),
+                )
+            stack.close()  # the next study need not wait for this one's accounts
+            if not state.completed:
+                raise FederationError(f"{_why(state)} Go on with --resume.")
+            minutes = (time.monotonic() - begin) / 60
+            summary = finish_run(
+                RunFolder(out), study, minutes=minutes, command=command, progress=progress
+            )
+            progress.phase("report")
+            write_report(out)
+    return summary
+
+
+@contextmanager
+def _only_study(folder: ServerFolder) -> Iterator[None]:
+    """Be the only study of a server within a `with` block."""
+    with ExitStack() as stack:
+        try:
+            lock = exclusive(folder.study_lock, noun="a server", patience_seconds=LOOK_SECONDS)
+            stack.enter_context(lock)
+        except FederationError:
+            folder.require_no_study()
+            raise
+        yield
+
+
+def _why(state: RunState) -> str:
+    details = state.details.removeprefix(_FLOWERS_WORDS).strip()
+    return details or "the server's process says nothing of why; see the server's logs."
 
 
 def check_deployable(study: StudyConfig, *, sites: set[str]) -> None:
@@ -111,7 +171,9 @@ def check_deployable(study: StudyConfig, *, sites: set[str]) -> None:
     require_sites(study, sites, noun="admitted sites", among="the admitted sites")
 
 
-def _job(study: StudyConfig, *, folder: ServerFolder, control: Control, out: Path) -> Job:
+def _job(
+    study: StudyConfig, *, folder: ServerFolder, control: Control, out: Path, require_all: bool
+) -> Job:
     try:
         nodes = control.nodes()
     except Unreachable:
@@ -119,28 +181,43 @@ def _job(study: StudyConfig, *, folder: ServerFolder, control: Control, out: Pat
             f"{folder.path}: expected a running server (`medfl server start`), found none."
         ) from None
     sites = {
-        name: ExpectedSite(node=nodes[site.node_key_pem], event_key=site.event_key)
+        name: ExpectedSite(node=nodes.get(site.node_key_pem, 0), event_key=site.event_key)
         for name, site in folder.sites().items()
-        if site.node_key_pem in nodes
     }
-    return Job(study=study, out=out, sites=sites)
+    return Job(study=study, out=out, sites=sites, require_all=require_all)
 
 
 def _federate(
-    job: Job, *, folder: ServerFolder, control: Control, app: ThinApp, progress: Progress
+    job: Job,
+    *,
+    folder: ServerFolder,
+    control: Control,
+    app: ThinApp,
+    progress: Progress,
+    begun: Callable[[], None],
+    stopped: Callable[[], bool],
 ) -> RunState:
-    follower = Follower(RunFolder(job.out), rounds=job.study.training.rounds, progress=progress)
+    run_folder = RunFolder(job.out)
+    done = max((line.round for line in run_folder.rounds()), default=0)
+    # In place of what a killed run has left: who looks now sees whom this one is for.
+    run_folder.write(
+        WAITING, Waiting.begin(done + 1, asked=job.sites, timeout=None, phase=STARTING)
+    )
+    follower = Follower(run_folder, rounds=job.study.training.rounds, progress=progress)
     progress.phase("waiting for the sites")
     run = control.start(app)
     try:
         with job.posted(folder.jobs, run=run):
-            return follow(control, run, follower, lock=job.out / RUN_LOCK)
+            begun()
+            return follow(control, run, follower, lock=job.out / RUN_LOCK, stopped=stopped)
     except BaseException:  # also Ctrl-C: nothing goes on that nobody watches
         control.stop(run)
         raise
 
 
-def follow(control: RunStates, run: int, follower: Follower, *, lock: Path) -> RunState:
+def follow(
+    control: RunStates, run: int, follower: Follower, *, lock: Path, stopped: Callable[[], bool]
+) -> RunState:
     """Follow a run to its end.
 
     Args:
@@ -148,17 +225,21 @@ def follow(control: RunStates, run: int, follower: Follower, *, lock: Path) -> R
         run: Flower's number of the run.
         follower: Tells the progress.
         lock: Held by the ServerApp while it works.
+        stopped: Whether somebody wants the run to be stopped.
 
     Returns:
         How it ended.
 
     Raises:
+        RunStopped: If somebody wants it.
         FederationError: If the ServerApp ended without a word, or the server is silent for long.
     """
     heard = time.monotonic()
     worked = math.inf  # when the ServerApp was last seen at work
     while True:
         follower.look()
+        if stopped():
+            raise RunStopped("The run was stopped. Go on with --resume.")
         if is_held(lock):
             worked = time.monotonic()
         elif time.monotonic() - worked > GONE_SECONDS:

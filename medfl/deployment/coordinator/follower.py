@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from medfl.errors import FederationError
+from medfl.errors import FederationError, ReportError
+from medfl.runs.files import WAITING
+from medfl.runs.waiting import Waiting
 from medfl.server.progress import Progress
 from medfl.server.run_folder import RunFolder
 from medfl.study.pretraining_progress import read_progress
@@ -25,13 +27,17 @@ class Follower:
         self._progress = progress
         self._told = max((line.round for line in folder.rounds()), default=0)
         self._declared = len(folder.declarations())
+        self._starts = len(folder.attendance())
+        self._awaited = self._waiting()  # of an earlier start, if there is any
         self._phase = ""
         self._pretrained = read_progress(folder.path)
 
     def look(self) -> None:
         """Tell what came since the last look."""
+        self._look_at_sites()
         try:
             declarations = self._folder.declarations()
+            starts = self._folder.attendance()
             lines = self._folder.rounds()
         except FederationError:
             return  # a line is being written; the next look finds it whole
@@ -39,6 +45,9 @@ class Follower:
         if new:
             self._declared = len(declarations)
             self._progress.planned(new, rounds=self._rounds)
+        for start in starts[self._starts :]:
+            self._progress.left_out(start.absent)
+        self._starts = len(starts)
         if (new or self._phase) and self._phase != _LAST:
             self._look_at_first_model()
         # A resumed run does again what came after its checkpoint.
@@ -49,6 +58,19 @@ class Follower:
                 self._progress.round_finished(line)
         if self._phase and (self._folder.path / "checkpoints" / "final.safetensors").exists():
             self._enter(_LAST)
+
+    def _look_at_sites(self) -> None:
+        """They are waited for before the first round of a start."""
+        waiting = self._waiting()
+        if waiting is not None and waiting.before_round and waiting != self._awaited:
+            self._awaited = waiting
+            self._progress.awaited(waiting)
+
+    def _waiting(self) -> Waiting | None:
+        try:
+            return WAITING.read(self._folder.path)
+        except ReportError:
+            return None  # nobody is waited for
 
     def _look_at_first_model(self) -> None:
         """It is made when the sites have agreed, perhaps by a pretraining; then rounds begin."""

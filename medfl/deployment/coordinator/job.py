@@ -20,7 +20,7 @@ from pydantic import Field
 from medfl.config import StudyConfig
 from medfl.config.files import Section
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE
-from medfl.deployment.lock import exclusive
+from medfl.deployment.lock import exclusive, is_held
 from medfl.durable import write_atomically
 from medfl.errors import FederationError, MessageError
 from medfl.protocol.keys import is_successor
@@ -30,17 +30,19 @@ RUN_LOCK = "run.lock"
 """Held in the run folder by the ServerApp that works on it."""
 
 WAIT_SECONDS = 30.0
+LOOK_SECONDS = 1.0  # who only looks whether a lock is held holds it for a moment
 
 
 class ExpectedSite(Section):
     """A site that may take part.
 
     Attributes:
-        node: Flower's identifier of the node that joined with the site's node key.
+        node: Flower's identifier of the node that joined with the site's node key; 0 where the
+            server has not registered it yet.
         event_key: The key that was admitted under the site's name, or one that it followed from.
     """
 
-    node: Annotated[int, Field(gt=0)]
+    node: Annotated[int, Field(ge=0)]
     event_key: str
 
 
@@ -51,25 +53,26 @@ class Job(Section):
         study: The study.
         out: The run folder.
         sites: Who may take part, by name.
+        require_all: Whether the run waits for all of them.
     """
 
     study: StudyConfig
     out: Path
     sites: dict[str, ExpectedSite]
+    require_all: bool = False
 
     @contextmanager
     def posted(self, folder: Path, *, run: int) -> Iterator[None]:
         """Leave the job for the ServerApp, which works on it within this `with` block only.
 
         Args:
-            folder: The server's folder for jobs; only one command at a time may use it.
+            folder: The server's folder for jobs.
             run: Flower's number of the run.
         """
-        for old in folder.iterdir():  # of a command that was killed
-            old.unlink()
+        _forget_jobs_of_the_killed(folder)
         path, lock = job_path(folder, run), lock_path(folder, run)
         try:
-            with exclusive(lock, noun="a job"):
+            with exclusive(lock, noun="a job", patience_seconds=LOOK_SECONDS):
                 write_atomically(path, self.model_dump_json().encode(), mode=0o600)
                 yield
         finally:
@@ -98,6 +101,15 @@ class Job(Section):
             raise MessageError(
                 "Expected a hospital with a lifetime ledger.", code="declaration-open-data"
             )
+
+
+def _forget_jobs_of_the_killed(folder: Path) -> None:
+    """Remove what commands left that were killed; those of other runs under way stay."""
+    for job in folder.glob("*.json"):
+        lock = job.with_suffix(".lock")
+        if not is_held(lock):
+            job.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def job_path(folder: Path, run: int) -> Path:

@@ -36,6 +36,7 @@ SUPERLINK, SUPEREXEC = "superlink", "superexec"
 READY_SECONDS = 120.0
 POLL_SECONDS = 1.0
 PORT_SECONDS = 30.0
+LOOK_SECONDS = 1.0
 # A child that ends as soon as this, several times in a row, will not stay: something is wrong.
 SHORT_LIFE_SECONDS = 5.0
 SHORT_LIVES = 3
@@ -55,7 +56,8 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
             the children does not stay.
     """
     with (
-        exclusive(folder.path / "server.lock", noun="a server's folder"),
+        # Some patience, for those who only look whether it is held.
+        exclusive(folder.server_lock, noun="a server's folder", patience_seconds=LOOK_SECONDS),
         stop_signals() as stopped,
         _children(folder, stopped) as children,
         Control(folder) as control,

@@ -6,8 +6,7 @@ import logging
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from medfl.deployment.coordinator.job import RUN_LOCK, jobs_folder, lock_path, read_job
 from medfl.deployment.coordinator.unblocked_grid import UnblockedGrid
 from medfl.deployment.lock import exclusive, is_held
+from medfl.errors import FederationError, MedflError
 from medfl.server.progress import Silent
 from medfl.server.run import Run
 from medfl.server.run_folder import RunFolder
@@ -38,7 +38,25 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study that was left for this run; who started it follows the run folder."""
+    """Run the study that was left for this run; who started it follows the run folder.
+
+    Raises:
+        MedflError: If the run cannot go on. Flower hands the text of an error to who started the
+            run, and nothing else of it.
+    """
+    try:
+        _lead(grid, context)
+    except (MedflError, OSError):
+        raise
+    except Exception as error:
+        log = jobs_folder().parent / "logs" / "superexec.log"
+        raise FederationError(
+            f"The server's process of this run met an error that medfl does not foresee: {error!r};"
+            f" see {log}."
+        ) from error
+
+
+def _lead(grid: Grid, context: Context) -> None:
     job = read_job(context.run_id)
     folder = RunFolder(job.out)
     run = Run(
@@ -55,13 +73,15 @@ def main(grid: Grid, context: Context) -> None:
         ),
         progress=Silent(),
         welcome=job.welcome,
+        expected={name: site.node for name, site in job.sites.items()},
+        patience=GATHER_SECONDS,
+        require_all=job.require_all,
         seen=seen_by_start(job.study, out=job.out),
     )
     with (
         followed(lock_path(jobs_folder(), context.run_id), on_alone=_end),
         exclusive(job.out / RUN_LOCK, noun="a run folder", patience_seconds=EARLIER_SECONDS),
     ):
-        gather(grid, {site.node for site in job.sites.values()}, timeout=GATHER_SECONDS)
         serve_study(UnblockedGrid(grid), run)
 
 
@@ -87,19 +107,6 @@ def followed(lock: Path, *, on_alone: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         done.set()
-
-
-def gather(grid: Grid, nodes: Collection[int], *, timeout: float) -> None:
-    """Give the admitted sites some time to connect, since a site that is not there is not asked.
-
-    Args:
-        grid: The grid.
-        nodes: Who is expected.
-        timeout: Seconds after which the study begins with those who are there.
-    """
-    deadline = time.monotonic() + timeout
-    while not set(nodes) <= set(grid.get_node_ids()) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
 
 
 def _end() -> None:

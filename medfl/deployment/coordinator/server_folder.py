@@ -6,7 +6,6 @@ The folder is private (mode 0700, keys 0600). Hospitals get an invitation, which
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,11 @@ from medfl.deployment.certificates import (
     write_certificates,
 )
 from medfl.deployment.coordinator.roster import Hospital, Roster
+from medfl.deployment.coordinator.run_book import RunBook, named
 from medfl.deployment.invitation import FederationName, Invitation, new_code
 from medfl.deployment.lock import exclusive, is_held
 from medfl.durable import write_atomically
-from medfl.errors import ConfigError
+from medfl.errors import ConfigError, FederationError
 
 LOOPBACK = "127.0.0.1"
 FEDERATION = "medfl federation"
@@ -208,6 +208,45 @@ class ServerFolder:
         """Where Flower installs the app."""
         return self.path / "flower"
 
+    @property
+    def book(self) -> RunBook:
+        """The records of its runs."""
+        return RunBook(self.path / "records")
+
+    @property
+    def server_lock(self) -> Path:
+        """Held by `medfl server start`."""
+        return self.path / "server.lock"
+
+    @property
+    def study_lock(self) -> Path:
+        """Held by `medfl server run` until the last round of its study is done."""
+        return self.path / "study.lock"
+
+    def require_no_study(self) -> None:
+        """Refuse to begin a study beside another one.
+
+        Raises:
+            FederationError: If there is one; it names it.
+        """
+        if is_held(self.study_lock):
+            found = named(self.book.under_way()) or "another one that is about to begin"
+            raise FederationError(
+                f"Expected a server that runs no other study, found {found}; wait for its end, or "
+                "stop it with `medfl server stop`."
+            )
+
+    def require_running(self) -> None:
+        """Refuse to go on without a running server.
+
+        Raises:
+            FederationError: If nobody serves.
+        """
+        if not is_held(self.server_lock):
+            raise FederationError(
+                f"{self.path}: expected a running server (`medfl server start`), found none."
+            )
+
     def roster(self) -> Roster:
         """Every hospital that was ever invited, admitted or revoked.
 
@@ -293,21 +332,6 @@ class ServerFolder:
         with exclusive(self.path / "sites.lock", noun="a list of sites"):
             return renew_certificate(host=self.host, **_certificate_paths(self.path))
 
-    def note_run(self, out: Path) -> None:
-        """Remember where the newest run is, for `last_run`."""
-        write_atomically(self.path / "last_run.json", json.dumps({"out": str(out)}).encode())
-
-    def run_under_way(self) -> Path | None:
-        """Run folder of the run that `medfl server run` follows now; None without one."""
-        for job in self.jobs.glob("*.json"):
-            if is_held(job.with_suffix(".lock")):  # else its command was killed
-                return _out(job)
-        return None
-
-    def last_run(self) -> Path | None:
-        """Run folder of the newest run; None where none is known."""
-        return _out(self.path / "last_run.json")
-
     def _change(self, change: Callable[[Roster], Roster]) -> Roster:
         with exclusive(self.path / "sites.lock", noun="a list of sites"):
             roster = change(self.roster())
@@ -322,10 +346,3 @@ def _certificate_paths(path: Path) -> dict[str, Path]:
         "authority_key": path / "ca.key",
         "server_key": path / "server.key",
     }
-
-
-def _out(path: Path) -> Path | None:
-    try:
-        return Path(json.loads(path.read_text(encoding="utf-8"))["out"])
-    except (OSError, KeyError, TypeError, ValueError):
-        return None  # taken away in this moment, or never written

@@ -1,0 +1,69 @@
+"""`Attendance`: which sites a run began without, and why, as the server left it.
+
+A study whose quorum is met goes on without whoever is missing. A hospital that is named nowhere
+would only notice by a model that holds nothing of its patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medfl.runs.records import Count, Finite, Record
+
+AWAY = "away"
+"""Code of a site that was not connected."""
+
+SILENT = "silent"
+"""Code of a site that was asked and did not answer."""
+
+
+class Absence(Record):
+    """Why a site takes no part.
+
+    Attributes:
+        code: `AWAY`, `SILENT`, or the code with which the site refused or was refused.
+        seconds: How long it was waited for.
+    """
+
+    code: str
+    seconds: Finite
+
+    @property
+    def reason(self) -> str:
+        """The same for people."""
+        if self.code not in (AWAY, SILENT):
+            return self.code
+        silence = f"no answer within {self.seconds:.{0 if self.seconds >= 1 else 2}f} s"
+        return f"{silence} (not connected)" if self.code == AWAY else silence
+
+
+class Attendance(Record):
+    """One start of a run; each time that it goes on, the sites are asked anew.
+
+    Attributes:
+        first_round: The first round of this start.
+        absent: The sites that take no part from then on, by name.
+    """
+
+    first_round: Count
+    absent: dict[str, Absence]
+
+
+def absences(starts: Sequence[Attendance], *, rounds: int) -> dict[str, str]:
+    """What each absent site missed and why, in words; starts without a finished round say nothing.
+
+    Args:
+        starts: Of one run, in the order in which they came.
+        rounds: Finished rounds.
+    """
+    said: dict[str, list[str]] = {}
+    for number, start in enumerate(starts):
+        # A start that goes on behind its predecessor's last checkpoint does its rounds again.
+        last = min([rounds, *(later.first_round - 1 for later in starts[number + 1 :])])
+        if last < start.first_round:
+            continue
+        several = last > start.first_round
+        missed = f"rounds {start.first_round} to {last}" if several else f"round {last}"
+        for name, absence in start.absent.items():
+            said.setdefault(name, []).append(f"{missed}: {absence.reason}")
+    return {name: "; ".join(parts) for name, parts in sorted(said.items())}
