@@ -207,3 +207,12 @@ def test_a_second_study_is_told_at_once_which_one_is_under_way(
     assert code == 1
     assert f"found gliomas-1 (in {record.out}); wait for its end, or stop it" in err
     assert ".lock" not in err
+
+
+def test_a_server_that_runs_already_is_not_started_again(
+    medfl: Medfl, server: ServerFolder
+) -> None:
+    with exclusive(server.server_lock, noun="a server"):
+        code, _, err = medfl("start", server.path)
+    assert (code, "found that it runs" in err) == (1, True)
+    assert ".lock" not in err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import pytest
 from medfl.deployment.coordinator.follower import Follower
 from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.messages import Declaration
+from medfl.runs.attendance import Absence, Attendance
+from medfl.runs.files import WAITING
 from medfl.runs.records import Round, SiteRound
+from medfl.runs.waiting import AGREEING, CONNECTING, Waiting
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
 from medfl.study.pretraining_progress import write_progress
@@ -143,3 +146,40 @@ def test_a_line_that_is_being_written_is_told_when_it_is_whole(folder: RunFolder
     table.write_text(whole)
     follower.look()
     assert seen.told == [record(1)]
+
+
+class Asked(Silent):
+    """Keeps who is waited for, and who is missing in the end."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def awaited(self, waiting: Waiting) -> None:
+        self.told.append((waiting.phase, waiting.answered))
+
+    def left_out(self, absent: Mapping[str, Absence]) -> None:
+        self.told.append(sorted(absent))
+
+
+def test_who_is_waited_for_and_who_is_missing_is_told_once(folder: RunFolder) -> None:
+    # Of an earlier start, which was killed.
+    stale = Waiting.begin(1, asked=("east", "north"), timeout=1.0, phase=CONNECTING)
+    folder.write(WAITING, stale)
+    folder.append_attendance(Attendance(first_round=1, absent={}))
+    asked = Asked()
+    follower = Follower(folder, rounds=9, progress=asked)
+    follower.look()
+    assert asked.told == []
+    waiting = Waiting.begin(3, asked=("east", "north"), timeout=1.0, phase=AGREEING)
+    folder.write(WAITING, waiting)
+    follower.look()
+    folder.write(WAITING, waiting.heard("east"))
+    follower.look()
+    follower.look()
+    missing = {"north": Absence(code="silent", seconds=1.0)}
+    folder.append_attendance(Attendance(first_round=3, absent=missing))
+    # A round of the run itself is shown by its bars.
+    folder.write(WAITING, Waiting.begin(3, asked=("east",), timeout=1.0))
+    follower.look()
+    follower.look()
+    assert asked.told == [(AGREEING, ()), (AGREEING, ("east",)), ["north"]]

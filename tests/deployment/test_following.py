@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,3 +152,30 @@ def test_a_run_that_somebody_stops_is_followed_no_longer(
     states = Flower(Unreachable("away"), Unreachable("away"))
     with pytest.raises(RunStopped, match="Go on with --resume"):
         follow(states, RUN, follower, lock=tmp_path / "run.lock", stopped=lambda: next(looks))
+
+
+def test_an_error_that_nobody_foresaw_is_named_with_the_log(
+    jobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(run: int) -> Job:
+        raise KeyError(run)
+
+    monkeypatch.setattr(server_component, "read_job", damaged)
+    context: Any = SimpleNamespace(run_id=RUN)
+    with pytest.raises(FederationError, match=r"KeyError\(7\); see .*logs/superexec\.log"):
+        server_component.main(None, context)
+
+
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ("ServerApp failed with exception: Expected 3 sites.", "Expected 3 sites."),
+        ("Task stopped by user.", "Task stopped by user."),
+        ("ServerApp failed with exception: ", "says nothing of why; see the server's logs"),
+        ("", "says nothing of why; see the server's logs"),
+    ],
+)
+def test_a_failed_run_says_why_in_its_own_words(details: str, said: str) -> None:
+    state = RunState(finished=True, completed=False, details=details)
+    assert said in deployed_study._why(state)
+    assert "failed with exception" not in deployed_study._why(state)

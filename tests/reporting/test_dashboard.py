@@ -19,6 +19,8 @@ import pytest
 from medfl.errors import ReportError
 from medfl.reporting import dashboard
 from medfl.reporting.dashboard import LOOPBACK, REFRESH_SECONDS, open_dashboard, render_live
+from medfl.runs.attendance import AWAY, Absence, Attendance
+from medfl.runs.files import ATTENDANCE
 from medfl.runs.live_run import LiveRun, read_live
 
 RunBuilder = Callable[..., Path]
@@ -93,6 +95,14 @@ def test_a_site_that_is_silent_stands_out(under_way: Path) -> None:
     last["sites"][name] |= {"outcome": "silent", "code": "silent"}
     (under_way / "rounds.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
     assert '<td class="late">silent</td>' in render_live(read_live(under_way))
+
+
+def test_a_site_that_the_run_goes_on_without_stands_out(under_way: Path) -> None:
+    away = {"west": Absence(code=AWAY, seconds=30.0)}
+    line = ATTENDANCE.line(Attendance(first_round=1, absent=away))
+    (under_way / ATTENDANCE.name).write_text(line + '{"first_')  # the next one is being written
+    shown = render_live(read_live(under_way))
+    assert "west takes no part: no answer within 30 s (not connected)." in shown
 
 
 def test_names_cannot_write_the_page(under_way: Path) -> None:

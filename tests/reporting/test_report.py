@@ -15,6 +15,8 @@ from medfl.errors import ReportError
 from medfl.reporting import utility_tables
 from medfl.reporting.gains_figure import gains_figure
 from medfl.reporting.report import render, write_report
+from medfl.runs.attendance import AWAY, Absence, Attendance
+from medfl.runs.files import ATTENDANCE
 from medfl.runs.results import read_run
 from medfl.segmentation.lesions import GLIOMA, PENALTY_MM
 from tests.run_folders import without_lesions
@@ -302,6 +304,20 @@ def test_an_unfinished_study_says_so(build_run: RunBuilder) -> None:
     folder = build_run(metrics=False, pictures=0)
     edit_json(folder / "study.json", lambda study: study["training"].update(rounds=30))
     assert "10 of 30 rounds were done" in quick_page_of(folder).text
+
+
+def test_a_site_that_rounds_were_begun_without_is_named_with_the_reason(
+    build_run: RunBuilder,
+) -> None:
+    folder = build_run()
+    away = {"north": Absence(code=AWAY, seconds=30.0)}
+    starts = [Attendance(first_round=1, absent=away), Attendance(first_round=2, absent={})]
+    (folder / ATTENDANCE.name).write_text("".join(map(ATTENDANCE.line, starts)))
+    said = "north took no part in round 1: no answer within 30 s (not connected)."
+    assert said in quick_page_of(folder).text
+    (folder / ATTENDANCE.name).write_text('{"first_round": 1}\n')
+    with pytest.raises(ReportError, match=r"attendance.jsonl: line 1: key absent"):
+        write_report(folder)
 
 
 def test_a_difference_within_chance_is_no_verdict(build_run: RunBuilder) -> None:

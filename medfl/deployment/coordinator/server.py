@@ -21,7 +21,7 @@ from medfl.deployment.coordinator.node_registry import align_nodes
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.deployment.coordinator.server_logs import rotate_logs
 from medfl.deployment.flower.control import Control, Unreachable
-from medfl.deployment.lock import exclusive
+from medfl.deployment.lock import exclusive, is_held
 from medfl.deployment.processes import (
     flower_environment,
     is_free,
@@ -55,6 +55,10 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
         FederationError: If another process serves this folder or listens on its port, or if one of
             the children does not stay.
     """
+    if is_held(folder.server_lock):
+        raise FederationError(
+            f"{folder.path}: expected a server that nobody has started, found that it runs."
+        )
     with (
         # Some patience, for those who only look whether it is held.
         exclusive(folder.server_lock, noun="a server's folder", patience_seconds=LOOK_SECONDS),
