@@ -109,7 +109,8 @@ def check(
     for_others: Annotated[
         bool,
         typer.Option(
-            "--shareable", help="Without names of patients and files, for whoever helps the site."
+            "--shareable",
+            help="Without names of patients, files and folders, for whoever helps the site.",
         ),
     ] = False,
 ) -> None:
@@ -118,15 +119,16 @@ def check(
     Data, disk, memory, threads, device, state folder, keys and ledger; with --study a dry run of
     one patient, which charges nothing because nothing leaves; with --server the network. Exits with
     2 if anything forbids training. The findings name patients and folders and are for this site's
-    own screen; with --shareable they name patients by a keyed hash and nothing else.
+    own screen; with --shareable they name patients by a keyed hash and nothing else, and the fixes
+    say STATE and ROOT for the site's folders.
     """
-    from medfl.data.checks import shareable
-    from medfl.preflight.machine import resources, this_machine
-    from medfl.preflight.site import preflight, pseudonym_key
-
     if detect:
         _detect((site,) if site.is_dir() else load_site(site).data.roots, as_json=as_json)
         return
+    from medfl.preflight.machine import resources, this_machine
+    from medfl.preflight.shareable import places_of, shareable
+    from medfl.preflight.site import preflight, pseudonym_key
+
     config = load_site(site)
     if ca is not None and not server:
         raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
@@ -139,7 +141,11 @@ def check(
             on_progress=lambda part, done, total: advance(f"{config.name}: {part}", done, total),
         )
     if for_others:
-        findings = shareable(findings, key=pseudonym_key(config))
+        findings = shareable(
+            findings,
+            key=pseudonym_key(config),
+            places=places_of(config, study=study, server=server, ca=ca),
+        )
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     elif findings:
