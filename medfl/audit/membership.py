@@ -30,6 +30,7 @@ from medfl.data.patient_store import PatientStore
 from medfl.errors import ConfigError, FederationError, ModelError, PolicyRefused
 from medfl.privacy.accounting.tradeoff import Distinguishability
 from medfl.protocol.study_model import model_spec
+from medfl.runs.files import FINAL_MODEL
 from medfl.segmentation.heads import main_head
 from medfl.segmentation.losses import patient_loss
 from medfl.segmentation.model_file import read_model
@@ -322,7 +323,7 @@ def _require_open_data(sites: Sequence[SiteConfig]) -> None:
 
 
 def _final_model(run_folder: Path) -> Path:
-    return run_folder / "checkpoints" / "final.safetensors"
+    return run_folder / FINAL_MODEL
 
 
 def _weakest_bound(run_folder: Path, *, sites: Sequence[SiteConfig]) -> Distinguishability:

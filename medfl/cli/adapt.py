@@ -12,6 +12,7 @@ from rich.table import Table
 
 from medfl.cli.advance import shown_advance
 from medfl.cli.data import SiteFile
+from medfl.cli.models import model_meant
 from medfl.cli.numbers import LARGEST_SEED
 from medfl.config import load_site
 from medfl.config.site import MAX_ADAPTATION_STEPS, MAX_FOLDS
@@ -29,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 def adapt(
     site: SiteFile,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The federated model.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The federated model, or its run.")
+    ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="A new file in the site's state folder.")
     ],
@@ -72,7 +75,7 @@ def adapt(
     with shown_advance() as advance:
         adaptation = write_own_model(
             hospital_state(config),
-            model,
+            model_meant(model),
             out=out,
             start=start,
             steps=config.adapt.steps if steps is None else steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from rich.table import Table
 from medfl.cli.advance import shown_advance
 from medfl.cli.numbers import LARGEST_SEED, finite
 from medfl.config import load_site, load_study
+from medfl.config.site import Purpose
 from medfl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -49,8 +51,22 @@ def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     patients: Annotated[
         tuple[int, int, int, int],
-        typer.Option(min=1, max=10**5, help="Patients of north, east, south and west."),
+        typer.Option(
+            min=1,
+            max=10**5,
+            help="Patients of north, east, south and west; further hospitals take turns.",
+        ),
     ] = (60, 48, 36, 24),
+    hospitals: Annotated[
+        int, typer.Option(min=1, max=1000, help="How many; the first ones if fewer than four.")
+    ] = 4,
+    purpose: Annotated[
+        Purpose,
+        typer.Option(
+            help="'hospital' writes files for a deployment, with state folders for keys and "
+            "ledgers; 'open-data' for simulations."
+        ),
+    ] = "open-data",
     shape: Annotated[
         tuple[int, int, int],
         typer.Option(min=16, max=1024, help="Voxels: right, anterior, superior."),
@@ -61,26 +77,36 @@ def phantom(
     ] = (2.8, 2.8, 3.4),
     whole_head: Annotated[bool, typer.Option("--whole-head", help="Keep skull and scalp.")] = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Another seed gives other patients.")
-    ] = 7,
+        int | None,
+        typer.Option(
+            min=0,
+            max=LARGEST_SEED,
+            help="Another seed gives other patients. 7 if not given; with --purpose hospital a new "
+            "one, since a machine has one ledger for the same patients.",
+        ),
+    ] = None,
 ) -> None:
-    """Write four synthetic hospitals with a site file each.
+    """Write synthetic hospitals with a site file each.
 
     Patients that belong to nobody: brain MRI in four modalities with tumours, in the folder layout
     of BraTS 2021, unequal in number and each hospital with a scanner look of its own.
     """
     from medfl.phantom.hospitals import write_hospitals
 
+    if seed is None:
+        seed = 7 if purpose == "open-data" else secrets.randbelow(LARGEST_SEED)
+    counts = list(itertools.islice(itertools.cycle(patients), hospitals))
     with shown_advance() as advance:
         written = itertools.count(1)
         files = write_hospitals(
             out,
-            patients=patients,
+            patients=counts,
             shape=shape,
             spacing=spacing,
             skull_stripped=not whole_head,
             seed=seed,
-            on_patient=lambda: advance("writing patients", next(written), sum(patients)),
+            purpose=purpose,
+            on_patient=lambda: advance("writing patients", next(written), sum(counts)),
         )
     for file in files:
         typer.echo(file)
@@ -109,7 +135,8 @@ def check(
     for_others: Annotated[
         bool,
         typer.Option(
-            "--shareable", help="Without names of patients and files, for whoever helps the site."
+            "--shareable",
+            help="Without names of patients, files and folders, for whoever helps the site.",
         ),
     ] = False,
 ) -> None:
@@ -118,15 +145,16 @@ def check(
     Data, disk, memory, threads, device, state folder, keys and ledger; with --study a dry run of
     one patient, which charges nothing because nothing leaves; with --server the network. Exits with
     2 if anything forbids training. The findings name patients and folders and are for this site's
-    own screen; with --shareable they name patients by a keyed hash and nothing else.
+    own screen; with --shareable they name patients by a keyed hash and nothing else, and the fixes
+    say STATE and ROOT for the site's folders.
     """
-    from medfl.data.checks import shareable
-    from medfl.preflight.machine import resources, this_machine
-    from medfl.preflight.site import preflight, pseudonym_key
-
     if detect:
         _detect((site,) if site.is_dir() else load_site(site).data.roots, as_json=as_json)
         return
+    from medfl.preflight.machine import resources, this_machine
+    from medfl.preflight.shareable import places_of, shareable
+    from medfl.preflight.site import preflight, pseudonym_key
+
     config = load_site(site)
     if ca is not None and not server:
         raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
@@ -139,7 +167,11 @@ def check(
             on_progress=lambda part, done, total: advance(f"{config.name}: {part}", done, total),
         )
     if for_others:
-        findings = shareable(findings, key=pseudonym_key(config))
+        findings = shareable(
+            findings,
+            key=pseudonym_key(config),
+            places=places_of(config, study=study, server=server, ca=ca),
+        )
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     elif findings:

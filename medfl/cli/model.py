@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medfl.cli.advance import shown_advance
+from medfl.cli.models import model_meant
 from medfl.cli.numbers import finite
 from medfl.config import load_site
 from medfl.config.site import MODALITY_ORDER, REGION_ORDER, LabelScheme, Layout, SiteData
@@ -19,7 +20,9 @@ from medfl.errors import ConfigError
 if TYPE_CHECKING:
     from medfl.prediction.evaluation import Evaluation
 
-ModelOption = Annotated[Path, typer.Option("--model", help="A model file of a run.")]
+ModelOption = Annotated[
+    Path, typer.Option("--model", metavar="MODEL", help="A run, or a model file.")
+]
 LayoutOption = Annotated[Layout, typer.Option(help="Layout of a folder.")]
 SchemeOption = Annotated[
     LabelScheme | None,
@@ -48,7 +51,7 @@ def predict(
     model: ModelOption,
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", help="A mask (.nii.gz) for one case, else a folder."),
+        typer.Option("-o", "--out", help="A folder, or a mask (.nii.gz) for one case."),
     ],
     layout: LayoutOption = "brats2021",
     label_scheme: SchemeOption = None,
@@ -75,8 +78,13 @@ def predict(
         raise ConfigError(
             f"--out: expected a folder, or a name ending in .nii or .nii.gz, found {out.name!r}."
         )
-    predictor = Predictor(model, device=device, mirrored=tta)
-    if out.name.endswith((".nii", ".nii.gz")):
+    is_mask = out.name.endswith((".nii", ".nii.gz"))
+    if is_mask and images.suffix == ".toml":
+        raise ConfigError(
+            f"--out: expected a folder for the masks of a site's cohort, found {out.name!r}."
+        )
+    predictor = Predictor(model_meant(model), device=device, mirrored=tta)
+    if is_mask:
         predict_case(predictor, images, data=data, out=out, probabilities=probabilities)
         typer.echo(f"Mask: {out}  ({NOTICE})")
         return

@@ -45,6 +45,7 @@ def init(
 
     server = ServerFolder.create(folder, host=host, port=port, federation=federation)
     typer.echo(f"Server: {server.path} (keep it secret, and keep a copy)")
+    typer.echo(f"A study to edit: {server.path / 'study.toml'}")
     typer.echo(
         f"For each hospital: `medfl server invite {folder} NAME`, or {server.authority} and the "
         f"address {server.address}"

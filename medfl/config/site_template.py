@@ -12,9 +12,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from medfl.config.site import SiteData
+from medfl.config.site import SiteData, Trust
 
 SITE_FILE = "site.toml"
+
+_USUAL = {"state": '"."', "threads": 2, "trust": '["local"]'}
 
 _HEAD = """\
 # One hospital's own file. Nothing in it is secret, and nothing that a server sends can change it.
@@ -24,12 +26,12 @@ name = "{name}"                 # EDIT: public name, agreed with the coordinator
 purpose = "hospital"            # the lifetime ledger is enforced; metrics and baselines are refused
 declared_patients = {patients}           # EDIT: public number of training patients
 weight = {patients}.0                    # EDIT: public weight of the update, usually that number
-state = "."                     # keys, ledger, outbox, cache: this folder, on a local disk
+state = {state:<23} # keys, ledger, outbox, cache: this folder, on a local disk
 # A witness remembers the ledgers of this machine, so that a lost or restored one is noticed, and a
 # second one for the same patients. No site chooses its place: /var/lib/medfl-witness if it exists
 # (an administrator makes it, best on another disk), else ~/.local/state/medfl of the account.
 device = "cpu"                  # or "cuda", "cuda:1"
-threads = 2                     # CPU threads of one training process, at most the physical cores;
+threads = {threads:<21} # CPU threads of one training process, at most the physical cores;
                                 # a simulation gives each site one, and works at several at once
 cache_gigabytes = 60.0          # most disk for prepared images; `medfl cache clear` empties it
 
@@ -72,7 +74,7 @@ share_metrics = false           # a hospital's scores carry no guarantee, so the
 allow_baselines = false         # training without noise is for open data only
 answer_seconds = 0.0            # above 0, updates leave at multiples of it, so that the time does
                                 # not tell how many patients were drawn
-trust = ["local"]               # "secure" as well: studies whose server sees the sum of all sites
+trust = {trust:<23} # "secure" as well: studies whose server sees the sum of all sites
                                 # only, to which each site adds a share of the noise
 min_share_noise_multiplier = 0.0  # least share of one's own in such a sum, over the clip norm
 peers = {{}}                      # the other sites of such a sum: name = "event key", compared by
@@ -127,11 +129,20 @@ def write_site_template(path: Path, *, name: str) -> bool:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         text = _HEAD + _NEW_DATA + _PRIVACY + _ADAPT + _CUSTOM
-        file.write(text.format(name=_site_name(name), patients=1))
+        file.write(text.format(name=_site_name(name), patients=1, **_USUAL))
     return True
 
 
-def site_file_for(data: SiteData, *, name: str, patients: int, remarks: Sequence[str] = ()) -> str:
+def site_file_for(
+    data: SiteData,
+    *,
+    name: str,
+    patients: int,
+    remarks: Sequence[str] = (),
+    state: Path | None = None,
+    threads: int = 2,
+    trust: Sequence[Trust] = ("local",),
+) -> str:
     """The text of a site file for images that were looked at.
 
     Args:
@@ -139,6 +150,9 @@ def site_file_for(data: SiteData, *, name: str, patients: int, remarks: Sequence
         name: Name to begin with.
         patients: How many train.
         remarks: What to say above the table of the images.
+        state: The state folder; the one that the file lies in if not given.
+        threads: CPU threads of one training process.
+        trust: The trust modes of studies that the site takes part in.
     """
     roots = [str(root) for root in data.roots]
     table = {
@@ -156,8 +170,14 @@ def site_file_for(data: SiteData, *, name: str, patients: int, remarks: Sequence
     if data.bids:
         choice = [f"{key} = {json.dumps(list(values))}" for key, values in data.bids.items()]
         lines += ["[data.bids]                     # EDIT: preferred values first", *choice, ""]
+    own = {
+        "state": json.dumps(str(state or "."), ensure_ascii=False),
+        "threads": threads,
+        "trust": json.dumps(list(trust)),
+    }
     head, end = (
-        text.format(name=_site_name(name), patients=patients) for text in (_HEAD, _PRIVACY + _ADAPT)
+        text.format(name=_site_name(name), patients=patients, **own)
+        for text in (_HEAD, _PRIVACY + _ADAPT)
     )
     return "\n".join([head + lines[0], *lines[1:], end])
 

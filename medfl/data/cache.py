@@ -16,10 +16,12 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RETENTION_DAYS = 30
 MAX_BYTES = 60 * 10**9
@@ -130,6 +132,8 @@ class TensorCache:
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The tensors stored under `key`, or None if there are none or they are damaged."""
+        import safetensors.torch  # here, since to measure or empty a cache needs no torch
+
         path = self._path(key)
         try:
             content = path.read_bytes()
@@ -151,6 +155,8 @@ class TensorCache:
         Raises:
             OSError: If the disk is full or cannot be written.
         """
+        import safetensors.torch
+
         body = safetensors.torch.save(dict(tensors))
         self._make_room(len(body))
         self._replace(self._path(key), body, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES))

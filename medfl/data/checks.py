@@ -1,15 +1,14 @@
 """Every problem of a site's cohort in one pass, each with its fix, before any training.
 
 Folders first, then all headers, then all voxels; a file with a faulty header is never read further.
-Findings name patients and files and are for the site's own screen; `shareable` makes of them what
-may be shown to others.
+Findings name patients and files and are for the site's own screen.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfl.config.site import MaskScheme, SiteConfig, SiteData
-from medfl.data.cohort import Case, Cohort, Patient, pseudonym, split
+from medfl.data.cohort import Case, Cohort, Patient, split
 from medfl.data.label_names import named_labels
 from medfl.data.label_schemes import scheme_name, scheme_values
 from medfl.data.labels import judge_labels
@@ -34,8 +33,6 @@ Part = Literal["headers", "voxels"]
 OnProgress = Callable[[Part, int, int], None]
 """Called with what is read, the cases done, and the cases in all."""
 
-NOT_SHARED = "(not shared)"
-
 # Air at 0 in the middle of the scale: what a z-score over the head leaves behind.
 _CENTRED_BELOW = 0.05
 _CENTRED_ZERO = 0.3
@@ -44,25 +41,6 @@ _MASK_OF_HEAD = 0.5  # of the head; the largest gliomas take up a fifth of the b
 
 _Remark = tuple[Severity, Path, Fault]
 _Result = TypeVar("_Result")
-
-
-def shareable(findings: Iterable[Finding], *, key: bytes) -> list[Finding]:
-    """Findings without anything that identifies a patient, for whoever helps the site.
-
-    Args:
-        findings: For the site's own screen.
-        key: Secret of the pseudonyms; without it, findings carry none.
-    """
-    return [
-        replace(
-            finding,
-            patient=pseudonym(finding.patient, key=key) if key and finding.patient else "",
-            name="",
-            value=NOT_SHARED if finding.names else finding.value,
-            fix=NOT_SHARED if finding.names else finding.fix,
-        )
-        for finding in findings
-    ]
 
 
 def check_cohort(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,8 @@ def predict_cohort(
 
     Args:
         predictor: The model.
-        data: Where the images are; masks are not needed.
+        data: Where the images are; masks are not needed. A root that is itself the folder of one
+            case counts as that case.
         out: Folder of the masks, each under the path that the layout gives it; a mask that is there
             already is kept, so that an interrupted run goes on.
         probabilities: Also write them, beside the mask.
@@ -84,11 +85,7 @@ def predict_cohort(
             the site lacks.
     """
     data = data.model_copy(update={"modalities": predictor.modalities(data.modalities)})
-    survey = survey_cohort(data, masks_required=False)
-    cases = [case for patient in survey.patients for case in patient.cases]
-    if not cases:
-        raise DataError(str(survey.problems[0]))
-    places = names_of_masks(survey.patients, data=data)
+    cases, places = _cases(data)
     failed = []
     for done, case in enumerate(cases, start=1):
         try:
@@ -100,6 +97,22 @@ def predict_cohort(
             failed.append(Failed(case_id=case.case_id, reason=str(error)))
         on_case(done, len(cases))
     return failed
+
+
+def _cases(data: SiteData) -> tuple[list[Case], Mapping[str, Path]]:
+    """All cases, and where their masks go."""
+    survey = survey_cohort(data, masks_required=False)
+    if cases := [case for patient in survey.patients for case in patient.cases]:
+        return cases, names_of_masks(survey.patients, data=data)
+    root, *others = data.roots
+    if others or not _holds_images(root):
+        raise DataError(str(survey.problems[0]))
+    case = read_case(root.resolve(), data=data)  # of "." too, whose name is the case's
+    return [case], {case.case_id: case.mask_path}
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name.endswith(_SUFFIXES) for path in folder.iterdir())
 
 
 def _write(

@@ -22,6 +22,7 @@ from medfl.errors import ConfigError, FederationError, PrivacyError
 from medfl.prediction import bundle_script
 from medfl.prediction.carried_code import SCRIPTS, carried_code
 from medfl.prediction.model_card import FILES, NOISY, PLAIN, PRIVATE, REGIONS, model_card
+from medfl.runs.files import FINAL_MODEL
 from medfl.segmentation.model_file import (
     STAYS,
     ModelSpec,
@@ -34,7 +35,6 @@ from medfl.segmentation.networks import constructor_arguments
 from medfl.segmentation.notice import NOTICE
 from medfl.version import __version__
 
-MODEL = Path("checkpoints") / "final.safetensors"
 _STEPS = bundle_script.__name__.replace("medfl", SCRIPTS, 1)
 
 
@@ -59,9 +59,9 @@ def export_bundle(run_dir: Path, out: Path, *, although_it_stays: str = "") -> P
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: expected a new or empty folder, found files.")
     study, privacy = (_read(run_dir / name) for name in ("study.json", "privacy.json"))
-    handed_on = _handed_on(run_dir / MODEL, reason=" ".join(although_it_stays.split()))
-    spec, network = read_model(run_dir / MODEL)
-    provenance = read_provenance(run_dir / MODEL)
+    handed_on = _handed_on(run_dir / FINAL_MODEL, reason=" ".join(although_it_stays.split()))
+    spec, network = read_model(run_dir / FINAL_MODEL)
+    provenance = read_provenance(run_dir / FINAL_MODEL)
     (out / "models").mkdir(parents=True, exist_ok=True)
     with written_aside(out / "models" / "model.pt") as draft:
         torch.save(network.state_dict(), draft)
@@ -69,7 +69,7 @@ def export_bundle(run_dir: Path, out: Path, *, although_it_stays: str = "") -> P
         write_atomically(out / path, source.encode())
     kept = all(entry.get("revision", 1) > 1 for entry in privacy)  # medfl 0.1 wrote none
     packages = _packages(network)
-    inference = _inference(spec, fills=fills_missing(run_dir / MODEL))
+    inference = _inference(spec, fills=fills_missing(run_dir / FINAL_MODEL))
     card = model_card(
         study,
         privacy,

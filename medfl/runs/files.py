@@ -113,6 +113,9 @@ WAITING = Document("waiting.json", TypeAdapter(Waiting))
 UNDELIVERED = Document("undelivered.json", TypeAdapter(dict[str, str]))
 """Hospitals that did not get the final model, with the code of the reason."""
 
+FINAL_MODEL = Path("checkpoints") / "final.safetensors"
+"""The model that a finished run ends with."""
+
 ROUNDS = Lines("rounds.jsonl", TypeAdapter(Round))
 ATTENDANCE = Lines("attendance.jsonl", TypeAdapter(Attendance))
 """One line for each time that the sites were asked whether they take part."""

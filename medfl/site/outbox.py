@@ -14,13 +14,15 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from medfl.durable import sync_folder, write_atomically
 from medfl.errors import FederationError
+
+if TYPE_CHECKING:
+    import torch
 
 _SECONDS_A_DAY = 24 * 3600
 _SUFFIX = ".safetensors"
@@ -69,6 +71,8 @@ class Outbox:
         Raises:
             FederationError: If it cannot be stored.
         """
+        from safetensors.torch import save  # here, since deleting old updates needs no torch
+
         metadata = {"message_id": message_id, "request": request, "body": body}
         content = save(dict(weights), metadata={"medfl": json.dumps(metadata)})
         path = self._path(message_id)

@@ -23,6 +23,7 @@ from medfl.segmentation.model_file import (
 )
 from medfl.segmentation.networks import trainable_state
 from medfl.site.adaptation import Adaptation, Watch, Weights, adapt
+from medfl.site.frames import frame_of
 from medfl.site.plain_training import Recipe
 from medfl.site.seen_patients import require_unseen
 from medfl.site.state import SiteState
@@ -94,7 +95,7 @@ def write_own_model(
     device_named(device, where=f"Site {site.name}: device of the adaptation")
     spec, network = read_model(model)
     fills = fills_missing(model)
-    training, _ = site_state.stores_in(site_state.frame_of(spec, fills=fills, of="model"))
+    training, _ = site_state.stores_in(frame_of(site_state.site, spec, fills=fills, of="model"))
     adaptation = adapt(
         trainable_state(network),
         training,

@@ -2,6 +2,9 @@
 
 Ledger and outbox of a hospital live in the state folder of its own file, over all studies and
 servers. A site with open data keeps them in the run folder, since it makes no lifetime claim.
+
+What takes tensors is imported where it is used: most commands only ask for ledger and keys, and
+torch would make each of them seconds slower.
 """
 
 from __future__ import annotations
@@ -10,23 +13,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Patient, Split, pseudonym, split
 from medfl.data.layouts.survey import read_cohort
-from medfl.data.patient_store import PatientStore
-from medfl.data.transforms import Frame
-from medfl.errors import ConfigError, PrivacyError
+from medfl.errors import PrivacyError
 from medfl.privacy.ledger.ledger import Ledger, Terms
 from medfl.privacy.ledger.witness import Witness
-from medfl.privacy.patients import Patients
 from medfl.protocol.keys import KEYS, SiteKeys
-from medfl.protocol.study_model import model_spec
 from medfl.secret_files import secret_key
-from medfl.segmentation.devices import device_named
-from medfl.segmentation.model_file import ModelSpec
 from medfl.site.known_patients import (
     images_of,
     marks_of,
@@ -34,7 +30,13 @@ from medfl.site.known_patients import (
     require_one_name_each,
 )
 from medfl.site.outbox import Outbox
-from medfl.site.training_patients import training_patients
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from medfl.data.patient_store import PatientStore
+    from medfl.data.transforms import Frame
+    from medfl.privacy.patients import Patients
 
 CACHE = "cache"
 """Folder of prepared images in the state folder."""
@@ -247,6 +249,8 @@ class SiteState:
         Raises:
             MedflError: As for `stores`.
         """
+        from medfl.site.training_patients import training_patients
+
         names, store = self.member_store(study, members=members)
         return training_patients(
             store,
@@ -265,38 +269,11 @@ class SiteState:
             ConfigError: If the site lacks a modality and the study does not say what to do then, or
                 if it has none of the study's.
         """
-        return self.frame_of(
-            model_spec(study), fills=study.input.missing_modality == "zero-fill", of="study"
-        )
+        from medfl.protocol.study_model import model_spec
+        from medfl.site.frames import frame_of
 
-    def frame_of(self, spec: ModelSpec, *, fills: bool, of: str) -> Frame:
-        """How this site's cases become the tensors that a model takes.
-
-        Args:
-            spec: What the model takes.
-            fills: Whether it does without a modality that the site lacks.
-            of: Whose modalities they are, for the error.
-
-        Raises:
-            ConfigError: If the site lacks a modality and the model does not do without, or if it
-                has none of them.
-        """
-        wanted, present = spec.modalities, set(self.site.data.modalities)
-        missing = tuple(name for name in wanted if name not in present)
-        if missing and (not fills or not present.intersection(wanted)):
-            raise ConfigError(
-                f"Site {self.site.name}: expected data.modalities with "
-                f"{'one' if fills else 'all'} of the {of}'s "
-                f"{list(wanted)}, found {list(self.site.data.modalities)}.",
-                code="modalities",
-            )
-        return Frame(
-            modalities=wanted,
-            regions=spec.regions,
-            spacing=spec.spacing,
-            label_scheme=self.site.data.mask_scheme,
-            absent=missing,
-        )
+        fills = study.input.missing_modality == "zero-fill"
+        return frame_of(self.site, model_spec(study), fills=fills, of="study")
 
     def network(self, study: StudyConfig) -> nn.Module:
         """The study's network on the site's device; the same object each round.
@@ -305,6 +282,9 @@ class SiteState:
             ConfigError: If the site's device is not there.
             ModelError: If the network cannot be built or is unfit for DP training.
         """
+        from medfl.protocol.study_model import model_spec
+        from medfl.segmentation.devices import device_named
+
         device = device_named(self.site.device, where=f"Site {self.site.name}: device")
         if study.digest not in self._networks:
             self._networks[study.digest] = model_spec(study).build(seed=study.seed).to(device)
@@ -338,6 +318,8 @@ class SiteState:
         return {name: by_name[name] for name in sorted(by_name.keys() & members)}
 
     def _store(self, patients: Sequence[Patient], frame: Frame) -> PatientStore:
+        from medfl.data.patient_store import PatientStore
+
         if self.site.purpose == "open-data":  # here, since nobody reads an image without a store
             self.require_unclaimed(patients)
         return PatientStore(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from medfl.config import SiteConfig, StudyConfig
 from medfl.protocol.messages import EvaluateTask, Scores, Weights
 from medfl.protocol.study_model import model_spec
+from medfl.runs.files import FINAL_MODEL
 from medfl.server.progress import Progress
 from medfl.site.adaptation import adapt
 from medfl.site.own_model import home_recipe
@@ -72,7 +73,7 @@ def _home(tell: Tell, *, name: HomeBaseline, study: StudyConfig, out: Path, star
         if name == "alone":
             choose = partial(_chosen, model=start, start=None, does="alone")
         else:
-            federated = load_file(out / "checkpoints" / "final.safetensors")
+            federated = load_file(out / FINAL_MODEL)
             choose = partial(
                 _chosen, model=federated, start=start, does="adapts the federated model"
             )

@@ -21,7 +21,7 @@ from medfl.errors import ConfigError
 from medfl.protocol.messages import Declaration
 from medfl.protocol.study_model import trained_parameters
 from medfl.runs.attendance import absences
-from medfl.runs.files import ENVIRONMENT, FEDERATION, PLAN, PRIVACY, SITES, SUMMARY
+from medfl.runs.files import ENVIRONMENT, FEDERATION, FINAL_MODEL, PLAN, PRIVACY, SITES, SUMMARY
 from medfl.runs.records import (
     Environment,
     LossLimit,
@@ -150,7 +150,7 @@ def _account(
     progress.phase("pictures")
     write_pictures(
         study,
-        model=folder.path / "checkpoints" / "final.safetensors",
+        model=folder.path / FINAL_MODEL,
         out=folder.path / "predictions",
     )
     progress.phase("privacy accounting")

@@ -99,3 +99,14 @@ def test_brackets_in_a_name_are_shown_as_they_are(medfl: Any, north: Path, tmp_p
     ended = medfl("check", north, "--server", "[/b][red]")
     assert ended.code == 2
     assert "[/b][red]" in ended.out
+
+
+def test_what_is_shared_keeps_every_fix_and_no_place_of_the_site(
+    medfl: Any, north: Path, tmp_path: Path
+) -> None:
+    ended = medfl("check", north, "--shareable", "--json", "--study", tmp_path / "none.toml")
+    assert ended.code == 2
+    assert str(tmp_path) not in ended.out
+    fixes = {finding["fix"] for finding in findings(ended)}
+    assert "Make the keys once with `medfl site init STATE`, or restore them." in fixes
+    assert "(not shared)" not in fixes

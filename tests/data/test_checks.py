@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from medfl.config.site import SiteConfig, SiteData, SitePolicy
-from medfl.data.checks import check_cohort, shareable
+from medfl.data.checks import check_cohort
 from medfl.data.cohort import pseudonym
 from medfl.data.layouts.survey import read_cohort
 from medfl.data.transforms import Frame, prepare_case
 from medfl.errors import DataError
 from medfl.findings import Finding
+from medfl.preflight.shareable import shareable
 
 # Where NIfTI-1 keeps its fields, in bytes.
 DIM, SLOPE, SROW = 40, 112, 280

@@ -369,3 +369,31 @@ def test_a_mask_that_could_not_be_written_counts_as_not_done(
     monkeypatch.undo()
     assert predict_cohort(Predictor(model), data, out=tmp_path / "out") == []
     assert len(found_masks(tmp_path)) == len(failed)
+
+
+def test_the_folder_of_one_case_is_segmented_like_a_cohort_of_one(
+    model: Path, data: SiteData, patients: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor(model, device="cpu")
+    one = data.model_copy(update={"root": patients / CASE})
+    assert predict_cohort(predictor, one, out=tmp_path / "one") == []
+    predict_case(predictor, patients / CASE, data=data, out=tmp_path / "mask.nii.gz")
+    mask = tmp_path / "one" / CASE / f"{CASE}_seg.nii.gz"
+    assert np.array_equal(voxels(mask), voxels(tmp_path / "mask.nii.gz"))
+
+
+def test_a_case_that_lacks_an_image_is_told_so(
+    model: Path, data: SiteData, patients: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(patients / CASE, tmp_path / CASE)
+    (tmp_path / CASE / f"{CASE}_flair.nii.gz").unlink()
+    lacking = data.model_copy(update={"root": tmp_path / CASE})
+    with pytest.raises(DataError, match=r"one t2f image"):
+        predict_cohort(Predictor(model, device="cpu"), lacking, out=tmp_path / "out")
+
+
+def test_a_folder_without_images_is_no_case(model: Path, data: SiteData, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = data.model_copy(update={"root": tmp_path / "empty"})
+    with pytest.raises(DataError, match=r"Point data\.root at the folder"):
+        predict_cohort(Predictor(model, device="cpu"), empty, out=tmp_path / "out")

@@ -20,6 +20,7 @@ from medfl.segmentation.model_file import STAYS, model_bytes, read_provenance
 from medfl.segmentation.networks import trainable_state
 from medfl.site import adaptation, own_model
 from medfl.site.adaptation import ADAPTED, ALONE, FEDERATED, Adaptation
+from medfl.site.frames import frame_of
 from medfl.site.state import SiteState, hospital_state
 
 STEPS = 2
@@ -174,7 +175,9 @@ def test_candidates_without_a_start_are_the_federated_and_the_adapted_model(home
 @pytest.mark.slow
 def test_held_out_patients_have_no_say(federation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(federation, data={"held_out": 0.4}, declared_patients=3)
-    _, held_out = home.state.stores_in(home.state.frame_of(home.spec, fills=False, of="model"))
+    _, held_out = home.state.stores_in(
+        frame_of(home.state.site, home.spec, fills=False, of="model")
+    )
     assert len(held_out) > 0
     cases = {case.case_id for patient in held_out._patients for case in patient.cases}
     prepared = PatientStore.prepared

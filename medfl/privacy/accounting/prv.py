@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable
 
 import numpy as np
-from opacus.accountants import PRVAccountant
 
 from medfl.privacy.accounting.charges import Charge, check_delta, merged
 from medfl.privacy.accounting.renyi import epsilon_rdp
@@ -39,6 +38,9 @@ def epsilon_prv(charges: Iterable[Charge], *, delta: float) -> float:
         return 0.0
     if not _is_feasible(history, delta):
         return math.inf
+    # Here, since Opacus brings torch, and a ledger is opened without this check.
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
     accountant.history = [
         (charge.mechanism.noise_multiplier, charge.mechanism.sampling_prob, charge.steps)

@@ -11,9 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from opacus.accountants.analysis.rdp import compute_rdp
-
 from medfl.privacy.accounting.charges import Charge, check_delta, merged
+from medfl.privacy.accounting.opacus_formulas import renyi_formulas
 
 ORDERS: tuple[float, ...] = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -105,7 +104,9 @@ def _one_step(sampling_prob: float, noise_multiplier: float, order: float) -> fl
         return math.inf
     try:
         divergence = float(
-            compute_rdp(q=sampling_prob, noise_multiplier=noise_multiplier, steps=1, orders=order)
+            renyi_formulas().compute_rdp(
+                q=sampling_prob, noise_multiplier=noise_multiplier, steps=1, orders=order
+            )
         )
     except (ArithmeticError, ValueError):
         # Out of the range of floating point: an order that cannot be computed bounds nothing.

@@ -1,0 +1,106 @@
+"""Commands that compute nothing do not import torch: it takes seconds, and most of their time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medfl.cli.examples import EXAMPLES
+
+TORCH = {"torch", "monai", "opacus", "flwr"}
+
+# What trains, segments or judges with networks, or looks at the machine as a training would.
+COMPUTING = {
+    *("adapt", "audit", "cache fill", "check", "evaluate", "export bundle", "plan", "predict"),
+    *("pretrain", "server run", "simulate", "starts"),
+}
+# What serves or waits for a server; `tests/test_architecture.py` looks at these.
+SERVING = {"dashboard", "server start", "server status", "site start"}
+# Needs files that are not made here; they share their modules with commands that are run.
+SIMILAR = {"import lgg", "ledger acknowledge", "overlap compare", "report", "sites from-fets"}
+
+# One process runs all commands, each after a look at what the one before has left.
+SCRIPT = """
+import json, sys
+from medfl.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["medfl", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{arguments} ended with {end.code}")
+    found = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv_heavy))
+    if found:
+        sys.exit(f"{arguments} imported {found}")
+"""
+
+
+@pytest.mark.slow
+def test_commands_that_compute_nothing_import_no_torch(
+    hospital_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    site = str(hospital_file("north"))
+    state, server = str(tmp_path / "state" / "north"), str(tmp_path / "server")
+    export = str(tmp_path / "export.json")
+    commands = [
+        [
+            "phantom",
+            str(tmp_path / "phantoms"),
+            "--patients",
+            "1",
+            "1",
+            "1",
+            "1",
+            "--shape",
+            "16",
+            "16",
+            "16",
+        ],
+        ["site", "init", state],
+        ["ledger", "init", site],
+        ["budget", site],
+        ["ledger", "verify", site],
+        ["ledger", "export", site, "-o", export],
+        ["ledger", "check-export", export, "--key", f"{state}/site.pub"],
+        ["cache", "size", site],
+        ["cache", "clear", site],
+        ["site", "pause", site],
+        ["site", "resume", site],
+        ["site", "clean", site],
+        ["server", "init", server, "--host", "localhost"],
+        ["server", "invite", server, "north", "-o", str(tmp_path)],
+        ["server", "admit", server, f"{state}/site.pub", "north"],
+        ["server", "revoke", server, "north", "--reason", "a test"],
+        ["server", "renew", server],
+        ["overlap", "key", str(tmp_path / "overlap.key")],
+        ["overlap", "tokens", site, "--key", f"{tmp_path}/overlap.key", "-o", f"{tmp_path}/t.json"],
+        ["site", "rotate", state],
+        ["site", "leave", site, "--reason", "a test", "--yes"],
+    ]
+    script = SCRIPT.replace("sys.argv_heavy", repr(sorted(TORCH)))
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = {" ".join(words[:2]) for words in commands} | {words[0] for words in commands}
+    assert set(EXAMPLES) - COMPUTING - SERVING - SIMILAR <= names
+
+
+@pytest.mark.parametrize("module", ["medfl.site.ledger_export", "medfl.site.lost_ledger"])
+def test_opening_a_ledger_imports_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.stdout.write(' '.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & TORCH
