@@ -32,7 +32,7 @@ def wait_behind_routers() -> None:
     make = _connection.make_simple_http_retry_invoker
 
     def patient() -> RetryInvoker:
-        invoker = make()
+        invoker: RetryInvoker = make()
         gives_up = invoker.should_giveup
         invoker.should_giveup = lambda error: (
             not _was_cut_off(error) and gives_up is not None and gives_up(error)
