@@ -194,7 +194,7 @@ class Deployment:
         for point in points:
             (self.holds / point).touch()
 
-    def held(self, point: str, *, seconds: float = 150) -> int:
+    def held(self, point: str, *, seconds: float = 400) -> int:
         """Wait until a process is held, and return its number."""
         file = self.holds / f"{point}.reached"
         wait_for(file.exists, seconds=seconds, what=f"a process at {point}")
