@@ -58,6 +58,7 @@ def test_a_study_goes_on_without_a_terminal_and_is_stopped_and_resumed_by_comman
     deployment: Any, told: Any, looked: Any, wait_for: Any
 ) -> None:
     deployment.running["east"].terminate()
+    deployment.finished("east", seconds=60)
     wait_for(lambda: "east" not in deployment.online(), seconds=300, what="east to be away")
     study = deployment.study("detached", rounds=2, timeout=600.0, min_sites=2)
     out: Path = deployment.scratch / "detached"
