@@ -13,6 +13,7 @@ from pathlib import Path
 from medfl.deployment.flower.app_pin import pin_app
 from medfl.deployment.flower.log_lines import log_to_parent
 from medfl.deployment.flower.node import ask_often, run_node, wait_behind_proxies
+from medfl.deployment.flower.reconnect import wait_behind_routers
 from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.parent import as_file, read_secret
 from medfl.deployment.thin_app import THIN_APP
@@ -52,6 +53,7 @@ def main() -> None:
     secret = as_file(read_secret())
     log_to_parent()
     wait_behind_proxies()
+    wait_behind_routers()
     ask_often()
     pin_app(THIN_APP.digest)
     given = arguments(
