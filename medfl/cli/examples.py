@@ -43,6 +43,7 @@ EXAMPLES: Mapping[str, str] = {
     "server admit": "/var/lib/medfl-server site.pub north",
     "server revoke": "/var/lib/medfl-server north --reason 'left the study'",
     "server renew": "/var/lib/medfl-server",
+    "server move": "/var/lib/medfl-server --host new.example.org --port 443 --listen-port 8443",
     "server start": "/var/lib/medfl-server",
     "server run": "/var/lib/medfl-server study.toml --out runs/first",
     "server status": "/var/lib/medfl-server --run runs/first --watch",

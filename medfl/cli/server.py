@@ -18,29 +18,35 @@ from medfl.durable import write_atomically
 ServerFolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The server's folder, as `medfl server init` made it.")
 ]
+_HOST = typer.Option(
+    help="Name or address under which hospitals reach the server; localhost serves this machine "
+    "only."
+)
+_PORT = typer.Option(min=1, max=65535, help="TCP port that hospitals use.")
+_LISTEN_PORT = typer.Option(
+    min=1,
+    max=65535,
+    help="TCP port of this machine, where a router or proxy leads the other one to it.",
+)
 HospitalName = Annotated[str, typer.Argument(metavar="NAME", help="The hospital's name.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+def register(app: typer.Typer) -> typer.Typer:
+    """Add the commands, and give their group."""
     group = typer.Typer(no_args_is_help=True, help="Run a federation of hospitals, as coordinator.")
-    for command in (init, invite, admit, revoke, renew, start, run, status):
+    for command in (init, invite, admit, revoke, renew, move, start, run, status):
         group.command(command.__name__)(command)
     app.add_typer(group, name="server")
+    return group
 
 
 def init(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="The server's folder: new or empty.")
     ],
-    host: Annotated[
-        str,
-        typer.Option(
-            help="Name or address under which hospitals reach the server; localhost serves this "
-            "machine only."
-        ),
-    ] = "localhost",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8443,
+    host: Annotated[str, _HOST] = "localhost",
+    port: Annotated[int, _PORT] = 8443,
+    listen_port: Annotated[int | None, _LISTEN_PORT] = None,
     federation: Annotated[
         str, typer.Option("--name", help="The federation's name, as hospitals read it.")
     ] = "medfl federation",
@@ -48,7 +54,9 @@ def init(
     """Make a server: its certificate authority, certificate, secrets, and a study to start from."""
     from medfl.deployment.coordinator.server_folder import ServerFolder
 
-    server = ServerFolder.create(folder, host=host, port=port, federation=federation)
+    server = ServerFolder.create(
+        folder, host=host, port=port, listen_port=listen_port, federation=federation
+    )
     typer.echo(f"Server: {server.path} (keep it secret, and keep a copy)")
     typer.echo(
         f"For each hospital: `medfl server invite {folder} NAME`, or {server.authority} and the "
@@ -133,6 +141,23 @@ def renew(folder: ServerFolderArgument) -> None:
     typer.echo("Restart the server to use it.")
 
 
+def move(
+    folder: ServerFolderArgument,
+    host: Annotated[str | None, _HOST] = None,
+    port: Annotated[int | None, _PORT] = None,
+    listen_port: Annotated[int | None, _LISTEN_PORT] = None,
+) -> None:
+    """Give a stopped server another address, with a certificate for it; what is not named stays.
+
+    The authority stays too, so that hospitals change their --server and nothing else.
+    """
+    from medfl.deployment.coordinator.server_folder import ServerFolder
+
+    server = ServerFolder(folder).move(host=host, port=port, listen_port=listen_port)
+    typer.echo(f"Moved: {server.path} is reached at {server.address}.")
+    typer.echo(f"Each hospital starts its site with --server {server.address}; its ca.crt stays.")
+
+
 def start(folder: ServerFolderArgument) -> None:
     """Serve the admitted hospitals until SIGTERM or Ctrl-C; logs are in DIR/logs."""
     from medfl.deployment.coordinator.server import serve
@@ -146,7 +171,8 @@ def start(folder: ServerFolderArgument) -> None:
             f"with `medfl server renew {folder}` and restart.",
             err=True,
         )
-    serve(server, on_ready=lambda: typer.echo(f"Serving {server.address}."))
+    here = "" if server.listen_port == server.port else f" (port {server.listen_port} here)"
+    serve(server, on_ready=lambda: typer.echo(f"Serving {server.address}{here}."))
 
 
 def run(

@@ -164,7 +164,8 @@ def _general_names(host: str) -> list[x509.GeneralName]:
 
 def _general_name(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        if "%" not in host:  # the address of one machine's own link is nothing to certify
+            return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
     try:

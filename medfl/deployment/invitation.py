@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 
 from medfl.config.files import Section, load
 from medfl.config.site import Name
+from medfl.deployment.addresses import ADDRESS
 from medfl.deployment.fingerprint import fingerprint
 from medfl.deployment.thin_app import THIN_APP
 from medfl.errors import ConfigError
@@ -79,7 +80,7 @@ class Invitation(Section):
 
     federation: FederationName
     name: Name
-    server: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]+:[0-9]{1,5}$")]
+    server: Annotated[str, Field(pattern=f"^{ADDRESS}$")]
     code: Annotated[str, Field(pattern=r"^[A-Z0-9-]{4,20}$")]
     medfl: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
     flower: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$")]

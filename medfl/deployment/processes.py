@@ -14,7 +14,7 @@ from pathlib import Path
 
 STOP_SECONDS = 15.0
 
-_LOCAL = "127.0.0.1,localhost"
+_LOCAL = "127.0.0.1,::1,localhost"
 
 
 def flower_environment(*, home: Path) -> dict[str, str]:
@@ -46,23 +46,6 @@ def free_port() -> int:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]
     return port
-
-
-def is_free(port: int, *, address: str) -> bool:
-    """Whether a server can listen on a TCP port.
-
-    Args:
-        port: The port.
-        address: IP address of this machine, or all of them.
-    """
-    with socket.socket() as server:
-        # As servers do, so that connections that have just ended do not count.
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((address, port))
-        except OSError:
-            return False
-    return True
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

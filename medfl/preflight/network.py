@@ -25,6 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from medfl.deployment.addresses import joined
 from medfl.deployment.certificates import EXPIRES_SOON
 from medfl.findings import Finding, Severity
 
@@ -59,7 +60,7 @@ class Server:
     timeout_seconds: float
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
 
 def check_server(
@@ -94,6 +95,11 @@ def check_server(
                 fix="Nothing, if that is your proxy; else put the server's name into no_proxy.",
             )
         )
+        if ":" in server.host:
+            # Flower's HTTP client asks a proxy for such an address without its brackets.
+            rule, value = "a DNS name, or an IPv4 address, behind a proxy", "an IPv6 address"
+            fix = "Ask the coordinator for a name that the server's certificate has."
+            return [*findings, _finding("error", server, rule=rule, value=value, fix=fix)]
     try:
         _connected(server).close()
     except _FAULTS as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from medfl.deployment.coordinator import server
 from medfl.deployment.coordinator.server import Child
-from medfl.deployment.processes import free_port, is_free
 from medfl.errors import FederationError
 
 
@@ -54,14 +52,3 @@ def test_a_child_that_lived_for_some_time_is_started_as_often_as_it_ends(
     for _ in range(5):
         wait_for(ending.revive, seconds=30, what="an end")
     ending.stop()
-
-
-def test_a_port_is_free_when_nobody_listens_on_it() -> None:
-    port = free_port()
-    assert is_free(port, address="127.0.0.1")
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", port))
-        listening.listen()
-        assert not is_free(port, address="127.0.0.1")
-        assert not is_free(port, address="0.0.0.0")  # noqa: S104

@@ -41,5 +41,5 @@ def test_nothing_calls_home_and_this_machine_needs_no_proxy(
     assert variables["FLWR_TELEMETRY_ENABLED"] == "0"
     assert variables["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert variables["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert {"intranet", "127.0.0.1", "localhost"} <= set(variables["NO_PROXY"].split(","))
+    assert {"intranet", "127.0.0.1", "::1", "localhost"} <= set(variables["NO_PROXY"].split(","))
     assert variables["PATH"].split(":")[0] == str(Path(sys.executable).parent)

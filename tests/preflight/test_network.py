@@ -460,6 +460,17 @@ def test_a_proxy_that_is_no_address_is_named_without_its_password(
     assert "secret" not in str(problem)
 
 
+def test_an_ipv6_address_behind_a_proxy_is_refused_before_the_site_is(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's client asks the proxy for it without brackets, which no proxy understands."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{closed_port()}")
+    problem = the_problem(check_server("[2001:db8::7]:8443", ca=authority.ca))
+    assert (problem.name, problem.severity) == ("[2001:db8::7]:8443", "error")
+    assert "behind a proxy" in problem.rule
+
+
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
 @pytest.mark.parametrize(
     ("bypass", "missing"),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medfl.deployment.addresses import is_free
 from medfl.deployment.admission import AdmittedSite
 from medfl.deployment.coordinator.node_registry import align_nodes
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
@@ -24,7 +25,6 @@ from medfl.deployment.flower.control import Control, Unreachable
 from medfl.deployment.lock import exclusive
 from medfl.deployment.processes import (
     flower_environment,
-    is_free,
     start,
     stop,
     stop_signals,
@@ -157,10 +157,11 @@ def _children(folder: ServerFolder, stopped: threading.Event) -> Iterator[dict[s
 def _wait_for_port(folder: ServerFolder, stopped: threading.Event) -> None:
     """Let the SuperLink of an earlier server end first: it would answer for the new one."""
     deadline = time.monotonic() + PORT_SECONDS
-    while not stopped.is_set() and not is_free(folder.port, address=folder.listening_address):
+    while not stopped.is_set() and not is_free(folder.host, folder.listen_port):
         if time.monotonic() > deadline:
             raise FederationError(
-                f"Expected port {folder.port} to be free, found that something listens there."
+                f"Expected port {folder.listen_port} to be free, found that something listens "
+                "there."
             )
         stopped.wait(POLL_SECONDS)
 

@@ -10,11 +10,9 @@ import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, ValidationError
-
-from medfl.config.files import Section
+from medfl.deployment.addresses import LOOPBACK, joined
 from medfl.deployment.admission import AdmittedSite, Bundle
 from medfl.deployment.certificates import (
     Certificate,
@@ -23,13 +21,15 @@ from medfl.deployment.certificates import (
     write_certificates,
 )
 from medfl.deployment.coordinator.roster import Hospital, Roster
-from medfl.deployment.invitation import FederationName, Invitation, new_code
+from medfl.deployment.coordinator.settings import FEDERATION, ServerSettings
+from medfl.deployment.invitation import Invitation, new_code
 from medfl.deployment.lock import exclusive, is_held
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError
 
-LOOPBACK = "127.0.0.1"
-FEDERATION = "medfl federation"
+FOLDERS = ("state", "jobs", "logs", "flower")
+"""What is empty in a new server's folder."""
+
 FOLDER_VARIABLE = "MEDFL_SERVER_FOLDER"
 """Environment variable that names the server's folder to the ServerApp."""
 
@@ -70,12 +70,6 @@ round_timeout_seconds = 3600.0
 """
 
 
-class _Settings(Section):
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
-    federation: FederationName = FEDERATION
-
-
 class ServerFolder:
     """The files of one server.
 
@@ -89,8 +83,7 @@ class ServerFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         try:
-            text = (self.path / "server.json").read_text(encoding="utf-8")
-            self._settings = _Settings.model_validate_json(text)
+            self._settings = ServerSettings.read(self.path)
         except (OSError, ValueError):
             raise ConfigError(
                 f"{path}: expected a server's folder, found none; make one with "
@@ -98,13 +91,23 @@ class ServerFolder:
             ) from None
 
     @classmethod
-    def create(cls, path: Path, *, host: str, port: int, federation: str = FEDERATION) -> Self:
+    def create(
+        cls,
+        path: Path,
+        *,
+        host: str,
+        port: int,
+        listen_port: int | None = None,
+        federation: str = FEDERATION,
+    ) -> Self:
         """Make a server's folder, with new keys.
 
         Args:
             path: Must be new or empty.
             host: Name or address under which hospitals reach the server.
-            port: TCP port.
+            port: TCP port at which they do.
+            listen_port: TCP port of this machine, where a router or proxy leads the other one
+                to it; the same if None.
             federation: Name of the federation, as hospitals read it in their invitation.
 
         Raises:
@@ -114,23 +117,19 @@ class ServerFolder:
             raise ConfigError(
                 f"{path}: expected a new or empty folder, found files; they are never replaced."
             )
-        try:
-            settings = _Settings(host=host, port=port, federation=federation)
-        except ValidationError:
-            raise ConfigError(
-                "Expected a port from 1 to 65535 and a federation's name of 1 to 60 letters, "
-                f"digits, spaces, '.', '-' or '_', found {port} and {federation!r}."
-            ) from None
+        settings = ServerSettings.of(
+            host=host, port=port, listen_port=listen_port, federation=federation
+        )
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
-        for name in ("state", "jobs", "logs", "flower"):
+        for name in FOLDERS:
             (path / name).mkdir(mode=0o700)
-        write_certificates(host=host, **_certificate_paths(path))
+        write_certificates(host=settings.host, **_certificate_paths(path))
         for name in ("superexec.secret", "control.secret"):
             write_atomically(path / name, secrets.token_hex(32).encode(), mode=0o600)
         write_atomically(path / "study.toml", STUDY_TEMPLATE.encode())
         # Last: what was begun and not finished is no server's folder.
-        write_atomically(path / "server.json", settings.model_dump_json(indent=2).encode())
+        settings.write(path)
         return cls(path)
 
     @property
@@ -140,8 +139,13 @@ class ServerFolder:
 
     @property
     def port(self) -> int:
-        """TCP port."""
+        """TCP port at which they do."""
         return self._settings.port
+
+    @property
+    def listen_port(self) -> int:
+        """TCP port of this machine."""
+        return self._settings.listen_port or self.port
 
     @property
     def federation(self) -> str:
@@ -151,17 +155,12 @@ class ServerFolder:
     @property
     def address(self) -> str:
         """Address and port at which hospitals reach the server."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def listening_address(self) -> str:
-        """Where the server listens: on this machine only if it is called so, else everywhere."""
-        return LOOPBACK if self.host in ("localhost", LOOPBACK) else "0.0.0.0"  # noqa: S104
+        return joined(self.host, self.port)
 
     @property
     def local_address(self) -> str:
         """Address and port at which this machine's own processes reach the server."""
-        return f"{LOOPBACK}:{self.port}"
+        return joined(LOOPBACK, self.listen_port)
 
     @property
     def authority(self) -> Path:
@@ -292,6 +291,43 @@ class ServerFolder:
         """
         with exclusive(self.path / "sites.lock", noun="a list of sites"):
             return renew_certificate(host=self.host, **_certificate_paths(self.path))
+
+    def move(
+        self, *, host: str | None = None, port: int | None = None, listen_port: int | None = None
+    ) -> Self:
+        """Give the server another address, and a certificate for it under the same authority.
+
+        What is None stays. A crash on the way leaves the old address and the new certificate;
+        moving again mends it.
+
+        Args:
+            host: See `create`.
+            port: See `create`.
+            listen_port: See `create`.
+
+        Returns:
+            The folder as it is then.
+
+        Raises:
+            ConfigError: If nothing is given, if host or port cannot be, or as `renew_certificate`
+                says.
+            FederationError: If the server runs: it would go on under the old address.
+        """
+        if host is None and port is None and listen_port is None:
+            raise ConfigError("Expected a new host, port or listening port, found none.")
+        settings = ServerSettings.of(
+            host=host or self.host,
+            port=port or self.port,
+            listen_port=listen_port or self._settings.listen_port,
+            federation=self.federation,
+        )
+        with (
+            exclusive(self.path / "server.lock", noun="a server's folder"),
+            exclusive(self.path / "sites.lock", noun="a list of sites"),
+        ):
+            renew_certificate(host=settings.host, **_certificate_paths(self.path))
+            settings.write(self.path)
+        return type(self)(self.path)
 
     def note_run(self, out: Path) -> None:
         """Remember where the newest run is, for `last_run`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from medfl.deployment.addresses import LOOPBACK, bound_sockets
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.flower.superlink import serve_guarded
 
@@ -12,7 +13,8 @@ from medfl.deployment.flower.superlink import serve_guarded
 def arguments(folder: ServerFolder) -> list[str]:
     """What Flower's own command would be given."""
     return [
-        *("--host", folder.listening_address, "--port", str(folder.port)),
+        # What is listened on is said below: Flower knows one address only.
+        *("--host", LOOPBACK, "--port", str(folder.listen_port)),
         *("--ssl-certfile", str(folder.certificate), "--ssl-keyfile", str(folder.certificate_key)),
         *("--ssl-ca-certfile", str(folder.authority)),
         "--enable-supernode-auth",
@@ -29,7 +31,12 @@ def main() -> None:
     Reads the server's folder and the parent's process number from the command line.
     """
     folder, parent = ServerFolder(Path(sys.argv[1])), int(sys.argv[2])
-    serve_guarded(arguments(folder), control_secret=folder.control_secret, parent=parent)
+    serve_guarded(
+        arguments(folder),
+        sockets=bound_sockets(folder.host, folder.listen_port),
+        control_secret=folder.control_secret,
+        parent=parent,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ study, where the site's file says so; nothing depends on it.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import ssl
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import httpx
 
+from medfl.deployment.addresses import split
 from medfl.deployment.hospital.children import follow_child, start_child
 from medfl.deployment.hospital.homework import Homework
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
@@ -34,7 +34,6 @@ from medfl.protocol.keys import KEYS, SiteKeys
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
 
-_ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _LOCAL = "127.0.0.1"
 _NODE, _TASKS = "the connection to the server", "the runner of ClientApps"
 _MODULES = {
@@ -98,9 +97,12 @@ def require_trusted(server: str, *, authority: Path) -> None:
         ConfigError: If the certificate does not fit, the address is none, there is no authority, or
             a proxy forbids the way.
     """
-    match = _ADDRESS.fullmatch(server)
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise ConfigError(f"Expected the server as HOST:PORT, found {server!r}.")
+    try:
+        split(server)
+    except ValueError:
+        raise ConfigError(
+            f"Expected the server as HOST:PORT, or [ADDRESS]:PORT for IPv6, found {server!r}."
+        ) from None
     try:
         context = ssl.create_default_context(cafile=str(authority))
     except (OSError, ssl.SSLError):
