@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from medfl.cli import (
     adapt,
     audit,
+    backup,
     dashboard,
     data,
     ledger,
@@ -62,8 +63,7 @@ adapt.register(app)
 audit.register(app)
 dashboard.register(app)
 ledger.register(app)
-site.register(app)
-server.register(app)
+backup.register(site.register(app), server.register(app))
 overlap.register(app)
 add_examples(app)
 

@@ -15,8 +15,8 @@ SiteFolder = Annotated[
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+def register(app: typer.Typer) -> typer.Typer:
+    """Add the commands, and give their group."""
     group = typer.Typer(
         no_args_is_help=True, help="Make and exchange the keys of a site, run it, pause and leave."
     )
@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     group.command("leave")(leave)
     group.command("clean")(clean)
     app.add_typer(group, name="site")
+    return group
 
 
 def init(
