@@ -1,9 +1,7 @@
-"""A node behind a router waits for its server; one that the server has no number for ends."""
+"""A node behind a router waits for its server, and for no server with a wrong certificate."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,18 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection
-from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from medfl.deployment.flower.reconnect import end_when_unknown, wait_behind_routers
+from medfl.deployment.flower.reconnect import wait_behind_routers
 
 
 @pytest.fixture(autouse=True)
 def flower_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("make_simple_http_retry_invoker", "FleetHttpClient"):
-        monkeypatch.setattr(fleet_http_connection, name, getattr(fleet_http_connection, name))
+    name = "make_simple_http_retry_invoker"
+    monkeypatch.setattr(fleet_http_connection, name, getattr(fleet_http_connection, name))
 
 
 @pytest.fixture
@@ -81,20 +77,3 @@ def test_a_wrong_certificate_is_still_refused_at_once(monkeypatch: pytest.Monkey
     with pytest.raises(httpx.ConnectError):
         invoker(monkeypatch).invoke(call)
     assert len(tries) == 1
-
-
-@pytest.mark.parametrize(("known", "killed"), [(True, []), (False, [signal.SIGTERM])])
-def test_a_node_that_the_server_has_no_number_for_ends(
-    known: bool, killed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signals: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda _, number: signals.append(number))
-    monkeypatch.setattr(
-        FleetHttpClient,
-        "SendNodeHeartbeat",
-        lambda *_: SendNodeHeartbeatResponse(success=known),
-    )
-    end_when_unknown()
-    client = object.__new__(fleet_http_connection.FleetHttpClient)  # type: ignore[attr-defined]
-    client.SendNodeHeartbeat(SendNodeHeartbeatRequest())
-    assert signals == killed

@@ -18,7 +18,7 @@ from medfl.deployment.flower.node import (
     stay_connected,
     wait_behind_proxies,
 )
-from medfl.deployment.flower.reconnect import end_when_unknown, wait_behind_routers
+from medfl.deployment.flower.reconnect import wait_behind_routers
 from medfl.deployment.flower.turns import take_turns
 from medfl.deployment.hospital.own_ledger import last_written
 from medfl.deployment.hospital.site_file import load_hospital
@@ -61,7 +61,6 @@ def main() -> None:
     log_to_parent()
     wait_behind_proxies()
     wait_behind_routers()
-    end_when_unknown()
     ask_often()
     stay_connected()
     pin_app(THIN_APP.digest)
