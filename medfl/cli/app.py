@@ -23,13 +23,14 @@ from medfl.cli import (
     model,
     overlap,
     pretrain,
+    rehearse,
     server,
     site,
     sources,
     study,
 )
 from medfl.cli.examples import add_examples
-from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
+from medfl.errors import ConfigError, DataError, Interrupted, MedflError, ModelError, PrivacyError
 from medfl.version import __version__
 
 STOPPED = 130
@@ -64,6 +65,7 @@ dashboard.register(app)
 ledger.register(app)
 site.register(app)
 server.register(app)
+rehearse.register(app)
 overlap.register(app)
 add_examples(app)
 
@@ -124,4 +126,6 @@ def main() -> None:
 def _exit_code(error: MedflError) -> int:
     if isinstance(error, PrivacyError):
         return 3
+    if isinstance(error, Interrupted):
+        return STOPPED
     return 2 if isinstance(error, ConfigError | DataError | ModelError) else 1

@@ -38,6 +38,7 @@ EXAMPLES: Mapping[str, str] = {
     "site resume": "site.toml",
     "site leave": "site.toml --reason 'the study is over'",
     "site clean": "site.toml --older-than 90",
+    "rehearse": "--hospitals 4 --keep rehearsal",
     "server init": "/var/lib/medfl-server --host medfl.example.org",
     "server invite": "/var/lib/medfl-server north -o north.invite",
     "server admit": "/var/lib/medfl-server site.pub north",
