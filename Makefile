@@ -26,7 +26,7 @@ INSTALL := $(PIP) install -qq -c .venv/constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STAGES := lint types contracts test-unit test-federation test-deployment test-e2e test-notebooks
 FEDERATION_TESTS := $(addprefix tests/,hostile preflight protocol server site study)
-DEPLOYMENT_TESTS := tests/deployment
+DEPLOYMENT_TESTS := $(addprefix tests/,deployment rehearsal)
 NOTEBOOK_TESTS := tests/test_notebooks.py
 # Text notebooks where there are any, else the .ipynb files themselves.
 NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))

@@ -16,7 +16,8 @@ Drawn as a tree; `code` is all that may leave a site (the text stays local)::
     │   ├── MessageError          message-*         a record is malformed
     │   ├── QuorumError           quorum            too few usable sites
     │   └── SecureSumError        secure-sum-*      no sum, or a contribution that is no part of it
-    └── ReportError               report            a run folder cannot be read
+    ├── ReportError               report            a run folder cannot be read
+    └── Interrupted               stopped           somebody stopped the command
 """
 
 from __future__ import annotations
@@ -122,3 +123,9 @@ class ReportError(MedflError):
     """A run folder is incomplete or damaged."""
 
     default_code = "report"
+
+
+class Interrupted(MedflError):
+    """Somebody stopped a command, which has put everything in order since."""
+
+    default_code = "stopped"

@@ -25,14 +25,15 @@ from medfl.cli import (
     model,
     overlap,
     pretrain,
+    rehearse,
     server,
     site,
     sources,
     study,
 )
-from medfl.cli.ends import STOP_CODES, end_on_signals
+from medfl.cli.ends import STOP_CODES, STOPPED, end_on_signals
 from medfl.cli.examples import add_examples
-from medfl.errors import ConfigError, DataError, MedflError, ModelError, PrivacyError
+from medfl.errors import ConfigError, DataError, Interrupted, MedflError, ModelError, PrivacyError
 from medfl.version import __version__
 
 # Locks between processes and files for one account only are the ledger's foundation.
@@ -64,6 +65,7 @@ audit.register(app)
 dashboard.register(app)
 ledger.register(app)
 backup.register(site.register(app), server.register(app))
+rehearse.register(app)
 overlap.register(app)
 add_examples(app)
 
@@ -125,4 +127,6 @@ def main() -> None:
 def _exit_code(error: MedflError) -> int:
     if isinstance(error, PrivacyError):
         return 3
+    if isinstance(error, Interrupted):
+        return STOPPED
     return 2 if isinstance(error, ConfigError | DataError | ModelError) else 1

@@ -40,6 +40,7 @@ EXAMPLES: Mapping[str, str] = {
     "site clean": "site.toml --older-than 90",
     "site backup": "site.toml -o north.backup",
     "site restore": "north.backup --to /var/lib/medfl/north",
+    "rehearse": "--hospitals 4 --keep rehearsal",
     "server init": "/var/lib/medfl-server --host medfl.example.org",
     "server invite": "/var/lib/medfl-server north -o north.invite",
     "server admit": "/var/lib/medfl-server site.pub north",
