@@ -37,7 +37,7 @@ SERVER = Kind(
             *("superexec.secret", "control.secret"),
         }
     ),
-    optional=frozenset({"sites.json", "study.toml", "last_run.json"}),
+    optional=frozenset({"sites.json", "study.toml"}),
     lock="server.lock",
 )
 

@@ -28,6 +28,7 @@ from medfl.deployment.backup import (
 from medfl.deployment.hospital.departure import LAST_EXPORT
 from medfl.deployment.hospital.participation import LEFT, LOCK, PAUSED, Departure, require_not_left
 from medfl.deployment.hospital.site_file import load_hospital
+from medfl.deployment.invitation import KEPT as INVITATION
 from medfl.errors import ConfigError, LedgerError
 from medfl.privacy.ledger.head import HEAD, LedgerHead
 from medfl.privacy.ledger.snapshot import check_copy, copy_ledger
@@ -40,7 +41,7 @@ LEDGER = "ledger"
 SITE_KEY = "site.key"
 
 _PRIVATE_KEYS = (f"{KEYS}/{EVENT_KEY}", f"{KEYS}/{NODE_KEY}")
-_OPTIONAL = (PUBLIC, "ca.crt", PAUSED, LEFT, LAST_EXPORT)
+_OPTIONAL = (PUBLIC, "ca.crt", INVITATION, PAUSED, LEFT, LAST_EXPORT)
 
 SITE = Kind(
     name="site",
