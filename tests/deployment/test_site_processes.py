@@ -225,7 +225,8 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def require_ended(processes: list[psutil.Process]) -> None:
-    wait_for(lambda: all(map(has_ended, processes)), seconds=20, what="the end of every process")
+    # A fork server ends when it has imported everything, which takes long on a busy machine.
+    wait_for(lambda: all(map(has_ended, processes)), seconds=90, what="the end of every process")
 
 
 def write_hospital(folder: Path, open_data: Path) -> Path:
