@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
@@ -104,12 +105,15 @@ def secure(sites: int, length: int) -> dict[str, Any]:
             continue
         with watch.server():
             deliveries = collector.deliveries_for(name)
+        before = party.state()
         with watch.site(name):
             masked = party.mask(deliveries, vector)
         told(name, masked.to_dict())
         sent[name] += len(masked.vector)
         with watch.server():
             collector.take_masked(masked)
+    again = Party.restore(before, sign=_signer(keys[name]))
+    site_memory = peak_of(lambda: again.mask(deliveries, vector))
     survivors = collector.survivors()
     for name in survivors:
         with watch.site(name):
@@ -132,7 +136,17 @@ def secure(sites: int, length: int) -> dict[str, Any]:
         "site_seconds": median(sum(watch.of_site[name]) for name in survivors),
         "server_seconds": watch.of_server,
         "site_bytes": round(median(sent[name] for name in survivors)),
+        "site_memory": site_memory,
     }
+
+
+def peak_of(action: Callable[[], object]) -> int:
+    """Bytes that an action takes at most on top of what is there; NumPy tells `tracemalloc`."""
+    tracemalloc.start()
+    action()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 def plain(sites: int, length: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def table(costs: Sequence[Cost]) -> Table:
         "site s\nwithout / with",
         "server s\nwithout / with",
         "site s a million",
+        "memory of a site\nover a model's",
     ):
         found.add_column(heading, justify="right")
     for cost in costs:
@@ -36,6 +37,7 @@ def table(costs: Sequence[Cost]) -> Table:
             f"{plain['site_seconds']:.3f} / {cost['site_seconds']:.3f}",
             f"{plain['server_seconds']:.3f} / {cost['server_seconds']:.3f}",
             f"{cost['site_seconds'] / millions:.3f}",
+            f"{cost['site_memory'] / plain['site_bytes']:.1f}",
         )
     return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -77,9 +78,11 @@ def _in_client_app(module: Any) -> None:
     read_weights = module.read_weights
 
     def mark_and_read(record: Any) -> Any:
-        is_sum = '"deliveries"' in record.config_records["body"]["json"]
-        task = module.read_body(record, module.AddTask if is_sum else module.TrainTask)
-        reach(f"{task.message_id.rpartition('/')[2]}-{task.study.id}-{task.round}-read")
+        body = json.loads(record.config_records["body"]["json"])
+        if "message_id" in body:  # a round, and not the final model
+            kind = module.AddTask if "deliveries" in body else module.TrainTask
+            task = module.read_body(record, kind)
+            reach(f"{task.message_id.rpartition('/')[2]}-{task.study.id}-{task.round}-read")
         return read_weights(record)
 
     module.read_weights = mark_and_read
