@@ -1,16 +1,48 @@
-"""Keys on disk: made once and whole, and for their owner only."""
+"""Secrets on disk: made once and whole, and for the account that runs medfl only.
+
+Who can read a key can speak for the site, and who can write a folder can exchange what lies in it.
+Whatever medfl keeps for itself is therefore refused, and not merely warned about, where its mode or
+its owner lets somebody else at it.
+"""
 
 from __future__ import annotations
 
 import os
+import pwd
 import secrets
 import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from medfl.durable import sync_folder, write_atomically
 from medfl.errors import ConfigError
 
 KEY_BYTES = 32
+
+_ROOT = 0
+_OF_OTHERS = 0o077
+_WRITTEN_BY_OTHERS = 0o022
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """What lets others at a file or folder.
+
+    Attributes:
+        path: The file or folder.
+        rule: What was expected.
+        value: Its mode, its owner, or both.
+        fix: The command that closes it.
+    """
+
+    path: Path
+    rule: str
+    value: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.rule}, found {self.value}. {self.fix}"
 
 
 def secret_key(path: Path) -> bytes:
@@ -23,6 +55,7 @@ def secret_key(path: Path) -> bytes:
         path: The file (mode 0600); its folder is made with mode 0700 if missing.
 
     Raises:
+        ConfigError: If others can read or exchange it.
         OSError: If it cannot be read or made.
     """
     if not path.exists():
@@ -36,18 +69,80 @@ def secret_key(path: Path) -> bytes:
         finally:
             draft.unlink()
         sync_folder(path.parent)
+    require_owner_only(path)
     return path.read_bytes()
 
 
-def require_owner_only(path: Path) -> None:
-    """Refuse a key that others may read.
+def exposures(paths: Iterable[Path]) -> list[Exposure]:
+    """Which of these files and folders somebody else can read or write; missing ones are left out.
+
+    Root can do so anyway, and what belongs to root is no exposure.
+    """
+    found = (_exposure(path, forbidden=_OF_OTHERS) for path in paths)
+    return [each for each in found if each is not None]
+
+
+def changeable(paths: Iterable[Path]) -> list[Exposure]:
+    """The same of files that everybody may read and nobody else may write."""
+    found = (_exposure(path, forbidden=_WRITTEN_BY_OTHERS) for path in paths)
+    return [each for each in found if each is not None]
+
+
+def require_owner_only(*paths: Path) -> None:
+    """Refuse files and folders that others can read or write.
 
     Raises:
-        ConfigError: If they may.
+        ConfigError: If they can.
     """
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise ConfigError(
-            f"{path}: expected a key that only its owner can read (mode 0600), found mode "
-            f"{mode:04o}."
+    refuse(exposures(paths))
+
+
+def refuse(found: list[Exposure]) -> None:
+    """Refuse what is exposed.
+
+    Raises:
+        ConfigError: If anything is; it names the first and counts the others.
+    """
+    if found:
+        more = f" ({len(found) - 1} more like it.)" if len(found) > 1 else ""
+        raise ConfigError(f"{found[0]}{more}")
+
+
+def _exposure(path: Path, *, forbidden: int) -> Exposure | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return Exposure(
+            path=path,
+            rule="a file or folder that this account can look at",
+            value=error.strerror or type(error).__name__,
+            fix="Run medfl under the account that owns it.",
         )
+    noun = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+    mode, closed = stat.S_IMODE(status.st_mode), 0o700 if noun == "folder" else 0o600
+    values, fixes = [], []
+    if status.st_uid not in (os.geteuid(), _ROOT):
+        owner = _name_of(status.st_uid)
+        values.append(f"owner {owner}")
+        fixes.append(f"Run medfl as {owner}, or: chown {_name_of(os.geteuid())} {path}")
+    if mode & forbidden:
+        values.append(f"mode {mode:04o}")
+        wanted = f"{closed:o}" if forbidden == _OF_OTHERS else "go-w"
+        fixes.append(f"chmod {wanted} {path}")
+    if not values:
+        return None
+    rule = (
+        f"a {noun} for medfl's account only (mode {closed:04o})"
+        if forbidden == _OF_OTHERS
+        else f"a {noun} that only medfl's account can write"
+    )
+    return Exposure(path=path, rule=rule, value=", ".join(values), fix=" && ".join(fixes))
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)

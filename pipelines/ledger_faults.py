@@ -141,14 +141,20 @@ def read_only(hospital: Hospital) -> Outcome:
     modes = {path: path.stat().st_mode for path in state}
     for path in state:
         path.chmod(0o500 if path.is_dir() else 0o400)
-    if os.geteuid() == 0:
-        root = hospital.folder.parents[1]
-        for path in (root, *root.rglob("*")):
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    _give_to(hospital, NOBODY)
     refused = hospital.ask(second, at=at_point("asked", become_nobody))
+    _give_to(hospital, 0)
     for path, mode in modes.items():
         path.chmod(mode)
     return hospital.seen(first, refused, hospital.ask(second))
+
+
+def _give_to(hospital: Hospital, user: int) -> None:
+    """Let everything belong to an account; only root can, and nobody else has to."""
+    if os.geteuid() == 0:
+        root = hospital.folder.parents[1]
+        for path in (root, *root.rglob("*")):
+            os.chown(path, user, user, follow_symlinks=False)
 
 
 def power_loss(hospital: Hospital) -> Outcome:

@@ -27,7 +27,8 @@ from medfl.config import SiteConfig, StudyConfig
 from medfl.config.study_privacy import MIN_CLIP_NORM
 from medfl.privacy.mechanism import Mechanism
 from medfl.privacy.noise import SecureNormal
-from medfl.site.state import CACHE, SiteState, simulated_state
+from medfl.site.state import SiteState, simulated_state
+from medfl.site.state_folder import CACHE
 
 STEPS = 2
 """Of each draw: what a patient did in an earlier step must not show in a later one."""

@@ -161,6 +161,7 @@ def check(
     with shown_advance() as advance:
         findings = preflight(
             config,
+            file=site,
             study=study,
             server=server,
             ca=ca,
@@ -309,6 +310,6 @@ def _report_size(config: SiteConfig) -> None:
 
 def _cache(config: SiteConfig) -> TensorCache:
     from medfl.data.cache import TensorCache
-    from medfl.site.state import CACHE
+    from medfl.site.state_folder import CACHE
 
     return TensorCache(config.state / CACHE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from medfl.cli import affected
+from medfl.cli.advance import shown_advance
 from medfl.config import SiteConfig, load_site
-from medfl.errors import ConfigError
+from medfl.errors import ConfigError, DataError, LedgerError
 
 if TYPE_CHECKING:
     from medfl.privacy.accounting.reassessment import Reassessment
+    from medfl.privacy.ledger.chain import Entry
     from medfl.site.state import SiteState
 
 RunFolder = Annotated[
@@ -37,31 +41,106 @@ def register(app: typer.Typer) -> None:
     app.command()(budget)
 
 
-def init(site: SiteFile) -> None:
-    """Make the ledger of a hospital's cohort; once, before its first study.
+def init(
+    site: SiteFile,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Give a ledger that nothing was agreed to what the site file says now."
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Make the ledger of a hospital's cohort, once, after `medfl check` and before its first study.
 
     The ledger belongs to the patients, not to a study: every run on them is charged to it, for as
-    long as they are used. Nothing else ever creates one, and none is made where another ledger of
-    this machine pays for one of the patients: every image is read once to see that.
+    long as they are used. Name, budget and delta are shown, and fixed for ever once the first study
+    was agreed to. Nothing is made while `medfl check` finds an error in images, keys or folders, or
+    where another ledger of this machine pays for one of the patients.
     """
+    from medfl.preflight.site import obstacles_to_ledger
+    from medfl.privacy.ledger.store import LedgerStore
+    from medfl.site.known_patients import witness_of
+    from medfl.site.lost_ledger import make_again
     from medfl.site.state import create_ledger, hospital_state
 
     config = _hospital(site)
-    folder = hospital_state(config).ledger_folder
-    create_ledger(config, folder=folder).close()
+    site_state = hospital_state(config)
+    folder = site_state.ledger_folder
+    witness_of(config)  # before images are read: one that cannot be used refuses everything
+    if again != LedgerStore.is_in(folder):
+        _refuse_to_make(site_state, again=again)
+    with shown_advance() as advance:
+        found = obstacles_to_ledger(
+            config,
+            file=site,
+            on_progress=lambda part, done, total: advance(f"{config.name}: {part}", done, total),
+        )
+    if found:
+        first = found[0]
+        raise ConfigError(
+            f"{site}: expected no errors before a budget is fixed for ever, found "
+            f"{len(found)}; the first is {first.name}: expected {first.rule}, found {first.value}. "
+            f"`medfl check {site}` lists all of them with their fixes."
+        )
+    site_state.require_unclaimed((*site_state.patients.training, *site_state.patients.held_out))
+    _show_terms(site_state)
+    if not yes:
+        typer.confirm("Make it? (--yes does not ask)", abort=True)
+    (make_again(config) if again else create_ledger(config, folder=folder)).close()
     typer.echo(f"Ledger: {folder} (budget epsilon {config.privacy.epsilon:g})")
 
 
+def _refuse_to_make(site_state: SiteState, *, again: bool) -> None:
+    """Say at once what is wrong where a ledger is missing, or there already."""
+    folder = site_state.ledger_folder
+    if again:
+        raise ConfigError(
+            f"{folder}: expected a ledger to make again, found none; leave out --again."
+        )
+    with site_state.open_ledger() as ledger:
+        spent = ledger.spent()
+    raise LedgerError(
+        f"{folder}: expected no ledger, found one (epsilon {spent.private_epsilon:.3f} of "
+        f"{spent.budget:g} spent); it is never replaced. While nothing was agreed to, `medfl "
+        "ledger init SITE.toml --again` gives it what the site file says now."
+    )
+
+
+def _show_terms(site_state: SiteState) -> None:
+    """What a ledger would be made for."""
+    from medfl.privacy.ledger.witness_place import witness_folder
+
+    site, parts = site_state.site, site_state.patients
+    typer.echo("This ledger is made for, and from the first agreement on for ever:")
+    for name, value in (
+        ("site", site.name),
+        ("epsilon", f"{site.privacy.epsilon:g}, all studies together"),
+        ("delta", f"{site.privacy.delta:g}"),
+        ("patients", f"{len(parts.training)} training, {len(parts.held_out)} held out"),
+        ("images", ", ".join(map(str, site.data.roots))),
+        ("ledger", str(site_state.ledger_folder)),
+        ("witness", str(witness_folder())),
+    ):
+        typer.echo(f"  {name:<10}{value}")
+
+
 def verify(site: SiteFile, run: RunFolder = None) -> None:
-    """Check a ledger: file, chain, head, witness, and every run's total counted again."""
-    with _site_state(site, run=run).open_ledger() as ledger:
+    """Check a ledger: file, chain, head, witness, every run's total counted again, audit log."""
+    from medfl.site.log_check import checked_log
+
+    site_state = _site_state(site, run=run)
+    with site_state.open_ledger() as ledger:
         ledger.recount()
         head, spent, found = ledger.head(), ledger.spent(), ledger.reassess()
+        log = checked_log(site_state.site, ledger=ledger.entries())
+    _require_unclaimed(site_state)
     typer.echo(
         f"Whole: {head.sequence} entries, head {head.hash[:12]}, epsilon "
         f"{spent.private_epsilon:.3f} of {spent.budget:g} at delta {spent.delta:g}"
         f"{_qualified(found)}"
     )
+    _echo_log(log)
 
 
 def export(
@@ -69,12 +148,13 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="A new JSON file.")],
     run: RunFolder = None,
 ) -> None:
-    """Write a ledger for an auditor: every entry and the totals, signed by the site's key.
+    """Write a ledger for an auditor: entries, totals and audit log, signed by the site's key.
 
     Patients stand in it as keyed hashes; the key never leaves the site.
     """
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.durable import write_atomically
+    from medfl.site.audit_log import audit_log_of
     from medfl.site.ledger_export import export_ledger
 
     if out.exists():
@@ -84,21 +164,23 @@ def export(
         # Its keys are gone, and the export made on leaving is there.
         require_not_left(site_state.site.state)
     with site_state.open_ledger() as ledger:
-        content = export_ledger(ledger, keys=site_state.keys)
+        log = audit_log_of(site_state.site)
+        content = export_ledger(ledger, keys=site_state.keys, log=log)
     write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
-    typer.echo(f"Written: {out} ({len(content['entries'])} entries)")
+    logged = f", {len(content['log'])} of the audit log" if log is not None else ""
+    typer.echo(f"Written: {out} ({len(content['entries'])} entries{logged})")
 
 
 def check(
     exported: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` wrote.")],
     key: Annotated[Path, typer.Option("--key", metavar="site.pub", help="The site's public keys.")],
 ) -> None:
-    """Check an exported ledger: signature, chain, and all totals counted again.
+    """Check an exported ledger and its audit log: signatures, chains, all totals counted again.
 
     Needs nothing but the file and the site's site.pub.
     """
     from medfl.protocol.keys import read_public
-    from medfl.site.ledger_export import check_export, reassess_export
+    from medfl.site.ledger_export import check_export, log_of, reassess_export
 
     event_key = read_public(key)
     try:
@@ -112,6 +194,7 @@ def check(
         f"Whole: {len(content['entries'])} entries, epsilon {spent.private_epsilon:.3f} of "
         f"{spent.budget:g} at delta {spent.delta:g}{_qualified(reassess_export(content))}"
     )
+    _echo_log(log_of(content))
 
 
 def acknowledge(
@@ -131,6 +214,35 @@ def acknowledge(
         f"Recorded. Epsilon {spent.private_epsilon:.3f} of {spent.budget:g} is spent, "
         f"{spent.remaining:.3f} is left{_qualified(found)}"
     )
+
+
+def _echo_log(log: Sequence[Entry]) -> None:
+    """What an audit log holds, which was checked."""
+    if not log:
+        return
+    older = sum(each.content.get("done", each.time) < log[0].time for each in log)
+    since = f"; {older} of the ledger's entries are older than the log" if older else ""
+    counts = Counter(entry.kind for entry in log)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    typer.echo(f"Audit log: whole since {log[0].time}: {kinds}{since}.")
+
+
+def _require_unclaimed(site_state: SiteState) -> None:
+    """Refuse to show a budget that another ledger of this machine has spent from.
+
+    Where there is no other ledger, no image is read.
+    """
+    from medfl.site.known_patients import other_ledgers
+
+    site = site_state.site
+    if site.purpose == "open-data" or not other_ledgers(site, own=site_state.ledger_folder):
+        return
+    try:
+        site_state.require_unclaimed(site_state.patients.training)
+    except DataError as error:
+        typer.echo(
+            f"warning: whether another ledger pays for a patient is unknown: {error}", err=True
+        )
 
 
 def _qualified(found: Reassessment) -> str:
@@ -174,9 +286,10 @@ def budget(
 
     A hospital has one ledger for all studies; a site with open data has one in each run folder.
     """
-    config = load_site(site)
-    with _site_state(site, run=run).open_ledger() as ledger:
+    config, site_state = load_site(site), _site_state(site, run=run)
+    with site_state.open_ledger() as ledger:
         spent, found = ledger.spent(), ledger.reassess()
+    _require_unclaimed(site_state)
     rows = [
         {
             "study": run.study,

@@ -44,6 +44,7 @@ def init(
     event key that signs what its ledger was charged for. Back them up where the ledger is.
     """
     from medfl.config.site_template import SITE_FILE, write_site_template
+    from medfl.deployment.hospital.acts import note_joining
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.deployment.invitation import KEPT, read_invitation
     from medfl.durable import write_atomically
@@ -61,6 +62,7 @@ def init(
     keys.write_public(folder / PUBLIC, folder=folder / KEYS, invitation=code)
     typer.echo(f"Keys: {folder / KEYS} (keep them secret, and keep a copy)")
     _echo_public(folder / PUBLIC)
+    note_joining(folder, invitation)
     if invitation is not None:
         write_atomically(folder / "ca.crt", invitation.certificate.encode())
         write_atomically(folder / KEPT, invitation.text.encode())
@@ -78,6 +80,7 @@ def rotate(folder: SiteFolder) -> None:
     """
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
+    from medfl.site.audit_log import AuditLog
 
     require_not_left(folder)
     keys = SiteKeys.read(folder / KEYS).rotate(folder / KEYS)
@@ -85,6 +88,7 @@ def rotate(folder: SiteFolder) -> None:
     typer.echo(f"New keys: {folder / KEYS} (exchange {len(keys.rotations)})")
     _echo_public(folder / PUBLIC)
     typer.echo("Once the coordinator has admitted it, start the site again.")
+    AuditLog(folder).note_exchanges()
 
 
 def start(
@@ -117,11 +121,13 @@ def pause(site: SiteFile) -> None:
     from medfl.deployment.hospital.participation import pause as pause_site
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.deployment.hospital.site_file import load_hospital
+    from medfl.site.audit_log import AuditLog
 
     config = load_hospital(site)
     require_not_left(config.state)
     pause_site(config.state)
     typer.echo(f"Paused: {config.name} refuses every message until `medfl site resume`.")
+    AuditLog(config.state).note("pause")  # afterwards: nothing may keep a site from pausing
 
 
 def resume(site: SiteFile) -> None:
@@ -129,9 +135,11 @@ def resume(site: SiteFile) -> None:
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.deployment.hospital.participation import resume as resume_site
     from medfl.deployment.hospital.site_file import load_hospital
+    from medfl.site.audit_log import AuditLog
 
     config = load_hospital(site)
     require_not_left(config.state)
+    AuditLog(config.state).note("resume")  # first: what cannot be written down is not resumed
     resume_site(config.state)
     typer.echo(f"Resumed: {config.name} takes part.")
 

@@ -64,7 +64,7 @@ _PRIVACY = """\
 [privacy]                       # the site's own policy: anything weaker is refused, never adapted
 epsilon = 8.0                   # EDIT: lifetime budget of the patients, over all studies
 delta = 1e-5                    # at most 1/(10 declared_patients)
-# `medfl ledger init site.toml` fixes the two lines above; a ledger never changes its budget.
+# After `medfl check`, `medfl ledger init site.toml` fixes the name and these two lines for ever.
 min_noise_multiplier = 0.5      # least noise, in units of the clip norm
 max_clip_norm = 1.0             # most that one patient may move a step
 max_sampling_prob = 0.3         # highest probability that a patient is drawn into a step

@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError
+from medfl.secret_files import require_owner_only
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 730
@@ -68,7 +69,7 @@ def read_certificate(path: Path, *, key: Path) -> Certificate:
         key: Its key.
 
     Raises:
-        ConfigError: If one of them is missing or damaged.
+        ConfigError: If one of them is missing or damaged, or others can read the key.
     """
     certificate, private = _read_pair(path, key=key)
     fits = certificate.public_key() == private.public_key()
@@ -148,6 +149,7 @@ def _write_server(
 
 
 def _read_pair(path: Path, *, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    require_owner_only(key)
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         private = serialization.load_pem_private_key(key.read_bytes(), password=None)

@@ -8,15 +8,15 @@ and nothing leaves the site.
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
 from medfl.config import SiteConfig
 from medfl.config.study import load_study
 from medfl.data.checks import OnProgress, check_cohort
+from medfl.deployment.hospital.private_files import key_files, open_to_writers, private_files
 from medfl.errors import ConfigError, DataError, LedgerError
 from medfl.findings import Finding, Severity
 from medfl.preflight.dry_run import dry_run
@@ -28,8 +28,14 @@ from medfl.preflight.machine import (
 )
 from medfl.preflight.network import check_server
 from medfl.preflight.policy import check_policy
+from medfl.privacy.ledger.store import LedgerStore
+from medfl.privacy.ledger.witness import Witness
+from medfl.privacy.ledger.witness_place import witness_folder
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys, read_public
-from medfl.site.state import SITE_KEY, SiteState, hospital_state
+from medfl.secret_files import Exposure, exposures
+from medfl.site.log_check import checked_log
+from medfl.site.state import SiteState, hospital_state
+from medfl.site.state_folder import SITE_KEY
 
 LOW_BUDGET = 0.1
 """Part of a budget below which little of it is left."""
@@ -38,6 +44,7 @@ LOW_BUDGET = 0.1
 def preflight(
     site: SiteConfig,
     *,
+    file: Path | None = None,
     study: Path | None = None,
     server: str = "",
     ca: Path | None = None,
@@ -47,6 +54,7 @@ def preflight(
 
     Args:
         site: The site.
+        file: Where its file is, which others must not write.
         study: A study file, for a dry run of one patient and closer estimates.
         server: ``HOST:PORT`` of the server; empty leaves the network alone.
         ca: Certificate of the authority that signed the server's.
@@ -67,7 +75,7 @@ def preflight(
     findings += check_machine(
         site_state, machine=this_machine(site.state), need=need_of(site_state, proposal)
     )
-    findings += check_state(site)
+    findings += check_state(site, *(path for path in (file, ca) if path is not None))
     if site.purpose == "hospital":
         findings += check_keys(site)
         findings += check_ledger(site_state)
@@ -77,6 +85,25 @@ def preflight(
         findings += dry_run(site_state, proposal)
     if server:
         findings += check_server(server, ca=ca)
+    return _by_severity(findings)
+
+
+def obstacles_to_ledger(site: SiteConfig, *, file: Path, on_progress: OnProgress) -> list[Finding]:
+    """The errors that have to be gone before the terms of a hospital's ledger are fixed.
+
+    Args:
+        site: The hospital.
+        file: Its file.
+        on_progress: Who is told how far the images are read.
+    """
+    pseudonym_key(site)
+    findings = check_cohort(site, on_progress=on_progress)
+    findings += check_state(site, file)
+    findings += check_keys(site)
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def _by_severity(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
@@ -84,14 +111,18 @@ def pseudonym_key(site: SiteConfig) -> bytes:
     """The key of a site's pseudonyms; empty where its state folder cannot hold one."""
     try:
         return hospital_state(site).key
-    except OSError:
+    except (ConfigError, OSError):
         return b""
 
 
-def check_state(site: SiteConfig) -> list[Finding]:
-    """Whether the state folder can be written, and by its owner only.
+def check_state(site: SiteConfig, *public: Path) -> list[Finding]:
+    """Whether the state folder can be written, and it and what it holds be seen by its owner only.
 
     Open data are public, so that only a hospital's folder has to be closed.
+
+    Args:
+        site: The site.
+        public: Files outside that everybody may read, and nobody else write.
     """
     folder = site.state
     name = str(folder)
@@ -109,21 +140,9 @@ def check_state(site: SiteConfig) -> list[Finding]:
                 fix=f"Make it for the user who runs medfl: install -d -m 700 -o USER {folder}",
             )
         ]
-    if site.purpose == "open-data" or not folder.is_dir():
+    if site.purpose == "open-data":
         return []
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if not mode & 0o077:
-        return []
-    return [
-        _finding(
-            # Who can write the folder can exchange the ledger and the keys in it.
-            "error" if mode & 0o022 else "warning",
-            name,
-            rule="a state folder for its owner only (mode 0700)",
-            value=f"mode {mode:04o}",
-            fix=f"chmod 700 {folder}",
-        )
-    ]
+    return _exposed([*exposures(private_files(folder)), *open_to_writers(*public)])
 
 
 def check_keys(site: SiteConfig) -> list[Finding]:
@@ -132,21 +151,34 @@ def check_keys(site: SiteConfig) -> list[Finding]:
 
 
 def check_ledger(site_state: SiteState) -> list[Finding]:
-    """Whether a hospital's ledger is whole and known to the witness, and what is left in it."""
-    name = str(site_state.ledger_folder)
-    try:
-        with site_state.open_ledger() as ledger:
-            ledger.recount()
-            spent = ledger.spent()
-    except (LedgerError, OSError) as error:
+    """Whether a hospital's ledger and audit log are whole, and what is left of the budget."""
+    folder = site_state.ledger_folder
+    name = str(folder)
+    if not LedgerStore.is_in(folder):
         return [
             _finding(
                 "error",
                 name,
-                rule="a whole ledger that the witness knows",
+                rule="a ledger, which pays for every study",
+                value="none",
+                fix="Correct the other findings first. Then `medfl ledger init SITE.toml` shows "
+                "what it fixes for ever, and asks. If there was one, restore it, or go on with "
+                "`medfl ledger acknowledge`.",
+            )
+        ]
+    try:
+        with site_state.open_ledger() as ledger:
+            ledger.recount()
+            checked_log(site_state.site, ledger=ledger.entries())
+            spent = ledger.spent()
+    except (ConfigError, LedgerError, OSError) as error:
+        return [
+            _finding(
+                "error",
+                name,
+                rule="a whole ledger that the witness knows, and a whole audit log",
                 value=str(error),
-                fix="Do what the text says. `medfl ledger init SITE.toml` makes a hospital's first "
-                "one; nothing is computed without it.",
+                fix="Do what the text says; nothing is computed without a ledger.",
             )
         ]
     low = spent.remaining < LOW_BUDGET * spent.budget
@@ -165,7 +197,13 @@ def check_ledger(site_state: SiteState) -> list[Finding]:
 
 
 def check_witness(site_state: SiteState) -> list[Finding]:
-    """Whether the witness can be asked, and no other ledger pays for one of the patients."""
+    """Whether the witness is closed and can be asked, and no other ledger pays for a patient."""
+    try:
+        found = _exposed(Witness(witness_folder()).exposures())
+    except LedgerError:
+        found = []  # told below
+    if found:
+        return found
     try:
         parts = site_state.patients
     except (ConfigError, DataError, OSError):
@@ -190,6 +228,13 @@ def check_witness(site_state: SiteState) -> list[Finding]:
     return []
 
 
+def _exposed(found: Sequence[Exposure]) -> list[Finding]:
+    return [
+        _finding("error", str(each.path), rule=each.rule, value=each.value, fix=each.fix)
+        for each in found
+    ]
+
+
 def _finding(severity: Severity, name: str, *, rule: str, value: str, fix: str) -> Finding:
     return Finding(
         severity=severity, patient="", name=name, rule=rule, value=value, fix=fix, names=True
@@ -204,25 +249,23 @@ def _unreadable_study(path: Path, error: ConfigError) -> Finding:
 def _key_findings(site: SiteConfig) -> Iterator[Finding]:
     folder = site.state / KEYS
     make = f"Make the keys once with `medfl site init {site.state}`, or restore them."
-    event_key = ""
+    event_key, exposed = "", exposures(key_files(site.state))
+    yield from _exposed(exposed)
     try:
         event_key = SiteKeys.read(folder).event_key
     except (ConfigError, OSError) as error:
-        rule = "the site's event key, for its owner only"
-        path = folder / EVENT_KEY
-        there = os.access(path, os.F_OK)
-        fix = f"chmod 600 {path}, or restore it where it is damaged." if there else make
-        yield _finding("error", str(folder), rule=rule, value=str(error), fix=fix)
+        if {each.path for each in exposed}.isdisjoint((folder, folder / EVENT_KEY)):
+            there = os.access(folder / EVENT_KEY, os.F_OK)
+            fix = "Restore it from its backup." if there else make
+            yield _finding(
+                "error", str(folder), rule="the site's event key", value=str(error), fix=fix
+            )
     for path in (folder / NODE_KEY, site.state / SITE_KEY):
         try:
-            mode = stat.S_IMODE(path.stat().st_mode)
+            path.stat()
         except OSError as error:
             rule, value = "a key", error.strerror or str(error)
             yield _finding("error", str(path), rule=rule, value=value, fix=make)
-            continue
-        if mode & 0o077:
-            rule, value = "a key for its owner only (mode 0600)", f"mode {mode:04o}"
-            yield _finding("error", str(path), rule=rule, value=value, fix=f"chmod 600 {path}")
     yield from _public_findings(site, event_key=event_key)
 
 

@@ -94,7 +94,7 @@ class SiteKeys:
                 f"{path}: expected the site's keys, found none. Make them once with `medfl site "
                 "init`, or restore them from their backup."
             )
-        require_owner_only(path)
+        require_owner_only(folder, path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             event = serialization.load_ssh_private_key(content["private"].encode(), password=None)
@@ -143,7 +143,11 @@ class SiteKeys:
             path: Where to.
             folder: Folder of the keys.
             invitation: Code of the coordinator's invitation that this answers; empty for none.
+
+        Raises:
+            ConfigError: If others can read the node key.
         """
+        require_owner_only(folder / NODE_KEY)
         node = serialization.load_ssh_private_key((folder / NODE_KEY).read_bytes(), password=None)
         public = node.public_key().public_bytes(
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH

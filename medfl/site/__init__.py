@@ -51,6 +51,7 @@ for it or the site's file says so, and `own_model` writes it into the state fold
 staying there. No kind of message has room for it, and the process that makes it after a study
 (`medfl.deployment.hospital.homework`) answers none.
 
+`audit_log` writes down who did what and when, for an auditor, before whom `log_check` proves it.
 `filling` prepares a cohort before a study, and `lost_ledger` goes on after a loss, both by hand. No
 module here imports `medfl.server`, and a contract that is checked with the tests keeps it so.
 """

@@ -26,6 +26,7 @@ from medfl.protocol.messages import (
     read_body,
     read_weights,
     refusal,
+    refusal_code,
     to_record,
 )
 from medfl.protocol.secure_round import (
@@ -65,6 +66,10 @@ KINDS = frozenset(
 """Flower's types of the messages that a site answers."""
 
 
+OnRefusal = Callable[[Context, str, str], None]
+"""Told of each refusal: the node's context, the kind of the message, the code."""
+
+
 class _Answer(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -74,14 +79,21 @@ Phase = Callable[[SiteState, BodyType], _Answer]
 """What a site does with one question of a secure sum that carries no weights."""
 
 
-def make_client_app(state_of: StateOf, *, observer_of: ObserverOf) -> ClientApp:
+def ignore_refusal(_: Context, __: str, ___: str) -> None:
+    """What a site without an audit log does with a refusal."""
+
+
+def make_client_app(
+    state_of: StateOf, *, observer_of: ObserverOf, on_refusal: OnRefusal = ignore_refusal
+) -> ClientApp:
     """The app that every site runs.
 
     Args:
         state_of: Finds the site's files.
         observer_of: Where the site's progress is shown.
+        on_refusal: Who writes refusals down; it must not raise.
     """
-    app = _SiteApp()
+    app = _SiteApp(on_refusal)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -180,10 +192,21 @@ def ignore_steps(done: int, total: int) -> None:
 class _SiteApp(ClientApp):
     """Refuses a kind of message that it does not know; Flower would raise and send a text."""
 
+    def __init__(self, on_refusal: OnRefusal) -> None:
+        super().__init__()
+        self._on_refusal = on_refusal
+
     def __call__(self, message: Message, context: Context) -> Message:
-        if message.metadata.message_type in KINDS:
-            return super().__call__(message, context)
-        return _answer(message, _refuse_kind)
+        kind = message.metadata.message_type
+        if kind in KINDS:
+            reply = super().__call__(message, context)
+        else:
+            # A server chose the word, so that it is not written down.
+            kind, reply = "unknown", _answer(message, _refuse_kind)
+        code = refusal_code(reply.content)
+        if code:
+            self._on_refusal(context, kind, code)
+        return reply
 
 
 def _refuse_kind(_: RecordDict) -> RecordDict:

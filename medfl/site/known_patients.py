@@ -14,7 +14,8 @@ from medfl.data.cache import TensorCache
 from medfl.data.cohort import Patient, pseudonym
 from medfl.data.fingerprint import patient_fingerprints
 from medfl.errors import ConfigError, DataError
-from medfl.privacy.ledger.witness import Witness
+from medfl.privacy.ledger.store import LedgerStore
+from medfl.privacy.ledger.witness import LedgerMemory, Witness
 
 Images = Mapping[str, frozenset[str]]
 """Patient id -> fingerprints of all images."""
@@ -42,6 +43,48 @@ def marks_of(images: Images, *, witness: Witness) -> frozenset[str]:
     return witness.marks(known)
 
 
+def require_unclaimed(
+    patients: Sequence[Patient], *, site: SiteConfig, cache: Path, own: Path
+) -> None:
+    """Refuse patients whom another ledger of this machine pays for.
+
+    Where no other ledger is remembered, no image is read.
+
+    Args:
+        patients: Of the site.
+        site: Open data have no ledger that counts, so that none is their own.
+        cache: Remembers fingerprints.
+        own: Folder of the site's own ledger.
+
+    Raises:
+        DataError: If an image cannot be read.
+        LedgerError: If there is such a ledger.
+    """
+    witness, is_open = Witness.of_this_machine(), site.purpose == "open-data"
+    others = other_ledgers(site, own=own)
+    if not others:
+        return
+    marks = marks_of(images_of(patients, site=site, cache=cache), witness=witness)
+    for memory in others:
+        if memory.patients & marks:
+            raise memory.is_no_open_data() if is_open else memory.already_stands()
+
+
+def other_ledgers(site: SiteConfig, *, own: Path) -> list[LedgerMemory]:
+    """What the witness remembers of all ledgers but the site's own; open data have none.
+
+    Args:
+        site: The site.
+        own: Folder of its ledger.
+
+    Raises:
+        LedgerError: If the witness cannot be used.
+    """
+    # By its name, and not by its folder, which may have moved with the ledger or have lost it.
+    name = "" if site.purpose == "open-data" else LedgerStore.name_in(own)
+    return [each for each in Witness.of_this_machine().memories() if each.ledger != name]
+
+
 def require_one_name_each(images: Images, *, key: bytes) -> None:
     """Refuse two patients of one site who share an image.
 
@@ -67,6 +110,20 @@ def require_one_name_each(images: Images, *, key: bytes) -> None:
                     "let data.patient in the site's file make them one patient.",
                     code="doubled-patient",
                 )
+
+
+def witness_of(site: SiteConfig) -> Witness | None:
+    """Who remembers the patients of a site's ledger; nobody those of open data.
+
+    Raises:
+        LedgerError: If the witness cannot be used.
+    """
+    # A ledger of open data lives and dies with its run folder: there is nothing to remember.
+    if site.purpose == "open-data":
+        return None
+    witness = Witness.of_this_machine()
+    require_apart(site, witness)
+    return witness
 
 
 def require_apart(site: SiteConfig, witness: Witness) -> None:

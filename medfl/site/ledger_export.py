@@ -1,12 +1,13 @@
-"""A ledger for an auditor: all entries, the totals, and a signature by the site's key.
+"""A ledger for an auditor: all entries, the totals, the audit log, and a signature by the site.
 
-Whoever has the file and the site's public key can check the chain, the totals and the signature
+Whoever has the file and the site's public key can check the chains, the totals and the signatures
 without access to the site. Patients stand in it as keyed hashes, whose key never leaves the site.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,27 +17,36 @@ from medfl.privacy.ledger.chain import GENESIS, Entry, read_entry
 from medfl.privacy.ledger.ledger import Ledger, Terms
 from medfl.privacy.ledger.recount import recount
 from medfl.privacy.ledger.spending import Spent, records, spent
+from medfl.privacy.ledger.terms import terms_in
 from medfl.protocol.keys import Rotation, SiteKeys, is_successor
 from medfl.signatures import is_signed
+from medfl.site.audit_log import AuditLog
+from medfl.site.log_check import check_log
 
-FORMAT = "medfl ledger 1"
+FORMAT = "medfl ledger 2"
+WITHOUT_LOG = "medfl ledger 1"
+"""What earlier versions wrote; such a file is still checked."""
 
 
-def export_ledger(ledger: Ledger, *, keys: SiteKeys) -> dict[str, Any]:
-    """Everything that a ledger holds, signed.
+def export_ledger(ledger: Ledger, *, keys: SiteKeys, log: AuditLog | None = None) -> dict[str, Any]:
+    """Everything that a ledger and its audit log hold, signed.
 
     Args:
         ledger: The ledger.
         keys: The site's keys.
+        log: The audit log, which first catches up with the ledger; open data have none.
 
     Raises:
-        LedgerError: If the ledger cannot be trusted.
+        LedgerError: If the ledger or the log cannot be trusted, or the log not be written.
     """
     ledger.recount()
+    if log is not None:
+        log.catch_up(ledger.entries())
     content: dict[str, Any] = {
         "format": FORMAT,
         "terms": asdict(ledger.terms),
-        "entries": [{"body": entry.body, "hash": entry.hash} for entry in ledger.entries()],
+        "entries": _lines(ledger.entries()),
+        "log": _lines(log.entries() if log is not None else ()),
         "spent": _totals(ledger.spent()),
         "event_key": keys.event_key,
         "rotations": [asdict(rotation) for rotation in keys.rotations],
@@ -55,7 +65,8 @@ def check_export(content: dict[str, Any], *, event_key: str) -> Spent:
         The totals, counted again.
 
     Raises:
-        LedgerError: If the signature, the chain or a total is wrong, or the file is no export.
+        LedgerError: If a signature, a chain or a total is wrong, if the audit log lacks something
+            or holds something else, or if the file is no export.
     """
     try:
         unsigned = {name: value for name, value in content.items() if name != "signature"}
@@ -64,22 +75,30 @@ def check_export(content: dict[str, Any], *, event_key: str) -> Spent:
             _canonical(unsigned), signature=content["signature"], event_key=content["event_key"]
         )
         known = is_successor(content["event_key"], of=event_key, rotations=rotations)
-        if content["format"] != FORMAT or not (signed and known):
+        if content["format"] not in (FORMAT, WITHOUT_LOG) or not (signed and known):
             raise LedgerError(
                 f"Expected a ledger in the format {FORMAT!r} that is signed by the key "
                 f"{event_key[:12]} or one that followed, found another."
             )
         entries = _chain(content["entries"])
         terms = Terms(**content["terms"])
+        log = _chain(content["log"], noun="audit log") if content["format"] == FORMAT else []
     except (AttributeError, KeyError, TypeError, ValueError):
         raise LedgerError("Expected an exported ledger, found a damaged file.") from None
-    if entries[0].content != asdict(terms):
-        raise LedgerError("Expected the terms of the first entry, found others.")
+    if not entries or terms_in(entries) != terms:
+        raise LedgerError("Expected the terms of the first entries, found others.")
+    if content["format"] == FORMAT and terms.purpose == "hospital":
+        check_log(log, ledger=entries, event_key=content["event_key"], rotations=rotations)
     recount(entries, terms=terms)
     totals = spent(records(entries), budget=terms.epsilon, delta=terms.delta)
     if _totals(totals) != content["spent"]:
         raise LedgerError("Expected the totals of the entries, found others.")
     return totals
+
+
+def log_of(content: dict[str, Any]) -> list[Entry]:
+    """The audit log in an export that was checked; empty in one of an earlier version."""
+    return _chain(content.get("log", []), noun="audit log")
 
 
 def reassess_export(content: dict[str, Any]) -> Reassessment:
@@ -92,7 +111,11 @@ def reassess_export(content: dict[str, Any]) -> Reassessment:
     return reassess(records(entries).values(), budget=terms.epsilon, delta=terms.delta)
 
 
-def _chain(lines: list[dict[str, str]]) -> list[Entry]:
+def _lines(entries: Sequence[Entry]) -> list[dict[str, str]]:
+    return [{"body": entry.body, "hash": entry.hash} for entry in entries]
+
+
+def _chain(lines: list[dict[str, str]], *, noun: str = "ledger") -> list[Entry]:
     entries: list[Entry] = []
     for line in lines:
         previous = entries[-1].hash if entries else GENESIS
@@ -102,10 +125,9 @@ def _chain(lines: list[dict[str, str]]) -> list[Entry]:
                 sequence=len(entries) + 1,
                 previous=previous,
                 stored_hash=line["hash"],
+                noun=noun,
             )
         )
-    if not entries:
-        raise LedgerError("Expected at least one entry, found none.")
     return entries
 
 

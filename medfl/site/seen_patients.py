@@ -24,7 +24,8 @@ from medfl.data.cohort import Patient, pseudonym
 from medfl.errors import DataError, PolicyRefused, PrivacyError
 from medfl.protocol.messages import Proposal
 from medfl.site.known_patients import Images, images_of
-from medfl.site.state import CACHE, SiteState
+from medfl.site.state import SiteState
+from medfl.site.state_folder import CACHE
 
 _DIGITS = 32
 _NAMED = 5  # pseudonyms in an error

@@ -20,16 +20,18 @@ from medfl.data.cohort import Patient, Split, pseudonym, split
 from medfl.data.layouts.survey import read_cohort
 from medfl.errors import PrivacyError
 from medfl.privacy.ledger.ledger import Ledger, Terms
-from medfl.privacy.ledger.witness import Witness
 from medfl.protocol.keys import KEYS, SiteKeys
 from medfl.secret_files import secret_key
+from medfl.site.audit_log import audit_log_of
 from medfl.site.known_patients import (
     images_of,
     marks_of,
-    require_apart,
     require_one_name_each,
+    require_unclaimed,
+    witness_of,
 )
 from medfl.site.outbox import Outbox
+from medfl.site.state_folder import CACHE, LEDGER, OUTBOX, SITE_KEY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,12 +39,6 @@ if TYPE_CHECKING:
     from medfl.data.patient_store import PatientStore
     from medfl.data.transforms import Frame
     from medfl.privacy.patients import Patients
-
-CACHE = "cache"
-"""Folder of prepared images in the state folder."""
-
-SITE_KEY = "site.key"
-"""Secret of pseudonyms and of the held-out split, in the state folder."""
 
 # Public, so that everybody who has the open data gets the same held-out patients.
 OPEN_DATA_KEY = b"medfl open data"
@@ -72,7 +68,7 @@ class SiteState:
     @property
     def ledger_folder(self) -> Path:
         """Folder of the privacy ledger."""
-        return self.folder / "ledger"
+        return self.folder / LEDGER
 
     def open_ledger(self) -> Ledger:
         """Open the ledger; for open data it is made at first use.
@@ -83,15 +79,20 @@ class SiteState:
         """
         if self.site.purpose == "open-data" and not self.ledger_folder.exists():
             create_ledger(self.site, folder=self.ledger_folder).close()
-        ledger = Ledger.open(self.ledger_folder, witness=witness_of(self.site))
+        ledger = Ledger.open(
+            self.ledger_folder, witness=witness_of(self.site), scribe=audit_log_of(self.site)
+        )
         ledger.require(terms_of(self.site))
         return ledger
 
-    def marks(self, *, members: frozenset[str] | None = None) -> frozenset[str]:
+    def marks(
+        self, *, members: frozenset[str] | None = None, held_out: bool = False
+    ) -> frozenset[str]:
         """What the witness knows the training patients by; see `known_patients`.
 
         Args:
             members: Pseudonyms of the patients of a run, where it is about those.
+            held_out: Whether it is about those who do not train.
 
         Raises:
             DataError: If the cohort cannot be read, or one person stands in it under two names.
@@ -100,17 +101,17 @@ class SiteState:
         witness = witness_of(self.site)
         if witness is None:
             return frozenset()
-        patients = (
-            self.patients.training if members is None else self._members_among(members).values()
-        )
-        images = images_of(tuple(patients), site=self.site, cache=self.site.state / CACHE)
+        patients = self.patients.held_out if held_out else self.patients.training
+        if members is not None:
+            patients = tuple(self._members_among(members).values())
+        images = images_of(patients, site=self.site, cache=self.site.state / CACHE)
         require_one_name_each(images, key=self.key)
         return marks_of(images, witness=witness)
 
     @cached_property
     def outbox(self) -> Outbox:
         """Updates that were paid for."""
-        return Outbox(self.folder / "outbox")
+        return Outbox(self.folder / OUTBOX)
 
     def prune_outbox(self, *, older_than_days: float) -> int:
         """Delete released updates of at least this age; see `Outbox.prune`.
@@ -300,16 +301,8 @@ class SiteState:
             DataError: If an image cannot be read.
             LedgerError: If one does.
         """
-        witness = Witness.of_this_machine()
-        is_open, own = self.site.purpose == "open-data", str(self.ledger_folder.resolve())
-        others = [each for each in witness.memories() if is_open or each.folder != own]
-        if not others:
-            return
-        images = images_of(patients, site=self.site, cache=self.site.state / CACHE)
-        marks = marks_of(images, witness=witness)
-        for memory in others:
-            if memory.patients & marks:
-                raise memory.is_no_open_data() if is_open else memory.already_stands()
+        own = self.ledger_folder
+        require_unclaimed(patients, site=self.site, cache=self.site.state / CACHE, own=own)
 
     def _members_among(self, members: frozenset[str]) -> dict[str, Patient]:
         """Pseudonym and patient of everybody of a run who is still there."""
@@ -350,26 +343,18 @@ def create_ledger(site: SiteConfig, *, folder: Path) -> Ledger:
             for one of the patients.
         DataError: If a hospital's cohort cannot be read.
     """
-    return Ledger.create(
+    site_state = hospital_state(site)
+    ledger = Ledger.create(
         folder,
         **asdict(terms_of(site)),
         witness=witness_of(site),
-        patients=hospital_state(site).marks(),
+        patients=site_state.marks(),
+        held_out=site_state.marks(held_out=True),
     )
-
-
-def witness_of(site: SiteConfig) -> Witness | None:
-    """Who remembers the patients of a site's ledger; nobody those of open data.
-
-    Raises:
-        LedgerError: If the witness cannot be used.
-    """
-    # A ledger of open data lives and dies with its run folder: there is nothing to remember.
-    if site.purpose == "open-data":
-        return None
-    witness = Witness.of_this_machine()
-    require_apart(site, witness)
-    return witness
+    log = audit_log_of(site)
+    if log is not None:
+        log.follow(ledger.entries())
+    return ledger
 
 
 def terms_of(site: SiteConfig) -> Terms:

@@ -21,9 +21,7 @@ from medfl.secret_files import require_owner_only
 from medfl.secure_sum.messages import Sign
 from medfl.secure_sum.party import Party
 from medfl.site.run_folders import folder_of_run
-
-SUMS = "secure_sums"
-"""Folder beside a site's ledger and outbox."""
+from medfl.site.state_folder import SUMS
 
 _MEMBERS = TypeAdapter(Members)
 _STATE = re.compile(r"round-([0-9]{7})\.state")

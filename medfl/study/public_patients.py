@@ -17,7 +17,8 @@ from medfl.data.pooled_patients import PooledPatients
 from medfl.errors import ConfigError, PrivacyError
 from medfl.protocol.messages import MAX_SEEN_IMAGES
 from medfl.site.seen_patients import digests_of
-from medfl.site.state import CACHE, simulated_state
+from medfl.site.state import simulated_state
+from medfl.site.state_folder import CACHE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

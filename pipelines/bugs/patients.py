@@ -14,14 +14,14 @@ from medfl.data.patient_store import PatientStore
 from medfl.privacy.engine import PatientOptimizer, train_round
 from medfl.privacy.patients import Patients
 from medfl.segmentation.model_file import ModelSpec
-from medfl.site import state as site_state
-from medfl.site.training_patients import training_patients
+from medfl.site import training_patients as site_patients
 
 _MUCH = 1e-3  # by which a layer that counts changes its output from call to call
 
 
 def _drop_the_same_modalities(planting: Planting) -> None:
     emptied = crops._emptied  # what a study's modality_dropout does
+    prepare = site_patients.training_patients
     first: list[Tensor] = []
 
     def of_the_first(image_KCDHW: Tensor, **options: Any) -> Tensor:
@@ -34,10 +34,10 @@ def _drop_the_same_modalities(planting: Planting) -> None:
 
     def new_round(*arguments: Any, **options: Any) -> Patients:
         first.clear()
-        return training_patients(*arguments, **options)
+        return prepare(*arguments, **options)
 
     planting.exchange(crops, "_emptied", of_the_first)
-    planting.exchange(site_state, "training_patients", new_round)
+    planting.exchange(site_patients, "training_patients", new_round)
 
 
 def _count_calls(planting: Planting) -> None:

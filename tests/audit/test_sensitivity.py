@@ -19,12 +19,12 @@ from medfl.data.patient_store import PatientStore
 from medfl.data.transforms import PreparedCase
 from medfl.privacy import engine
 from medfl.privacy.patients import Patients
-from medfl.site import state as site_states
+from medfl.site import training_patients as in_training
 from medfl.site.state import SiteState
 
 Federation = tuple[StudyConfig, list[SiteConfig]]
 
-_training_patients = site_states.training_patients
+_training_patients = in_training.training_patients
 _network = SiteState.network
 _prepared = PatientStore.prepared
 
@@ -92,7 +92,7 @@ def crops_from_one_generator(monkeypatch: pytest.MonkeyPatch) -> None:
             loss_of=lambda index, _: right.loss_of(index, generator),
         )
 
-    monkeypatch.setattr(site_states, "training_patients", shared)
+    monkeypatch.setattr(in_training, "training_patients", shared)
 
 
 def dropout_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def north(medfl: Any, hospital_file: Callable[..., Path]) -> Path:
     """A hospital with keys and an empty ledger."""
     file = hospital_file("north")
     assert medfl("site", "init", load_site(file).state).code == 0
-    assert medfl("ledger", "init", file).code == 0
+    assert medfl("ledger", "init", file, "--yes").code == 0
     return file
 
 

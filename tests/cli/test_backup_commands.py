@@ -44,6 +44,8 @@ MEMBERS = {
     "ledger/ledger.sqlite",
     "ledger/head.json",
 }
+LOG = {"audit-log/log.sqlite", "audit-log/head.json"}
+"""What is there once the site has done something that an auditor reads."""
 
 
 def charge(file: Path, run: str) -> None:
@@ -76,7 +78,7 @@ def north(medfl: Any, hospital_file: Callable[..., Path]) -> Path:
     """A hospital with keys and a ledger that was charged for one run."""
     file = hospital_file("north")
     assert medfl("site", "init", load_site(file).state).code == 0
-    assert medfl("ledger", "init", file).code == 0
+    assert medfl("ledger", "init", file, "--yes").code == 0
     charge(file, "first")
     return file
 
@@ -178,7 +180,7 @@ def test_a_backup_holds_what_cannot_be_made_again_and_nothing_else(
     ended = medfl("site", "backup", north, "-o", tmp_path / "kept")
     assert "private keys" in ended.out
     with tarfile.open(tmp_path / "kept") as archive:
-        assert set(archive.getnames()) == MEMBERS | {"paused.json"}
+        assert set(archive.getnames()) == MEMBERS | LOG | {"paused.json"}
     content = (tmp_path / "kept").read_bytes()
     assert secret.encode() not in content
     assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o600
@@ -189,7 +191,7 @@ def test_a_backup_holds_what_cannot_be_made_again_and_nothing_else(
     assert medfl("site", "restore", tmp_path / "kept", "--to", state).code == 0
     assert (state / "paused.json").exists()
     names = {str(path.relative_to(state)) for path in state.rglob("*") if path.is_file()}
-    assert names == MEMBERS - {"manifest.json"} | {"paused.json"}
+    assert names == MEMBERS - {"manifest.json"} | LOG | {"paused.json"}
 
 
 def test_the_names_in_a_backup_are_those_of_the_state_folder(north: Path) -> None:

@@ -22,7 +22,7 @@ def north(hospital_file: Callable[..., Path]) -> Path:
 def ready(medfl: Any, north: Path) -> Path:
     """The file of a hospital with keys and ledger."""
     assert medfl("site", "init", load_site(north).state).code == 0
-    assert medfl("ledger", "init", north).code == 0
+    assert medfl("ledger", "init", north, "--yes").code == 0
     return north
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from medfl.config import load_site
 from medfl.privacy.ledger.ledger import Agreement
 from medfl.privacy.mechanism import Mechanism
+from medfl.site.audit_log import AuditLog
 from medfl.site.state import hospital_state
 
 MECHANISM = Mechanism(
@@ -47,7 +49,7 @@ def north(medfl: Any, hospital_file: Callable[..., Path]) -> Path:
     """A hospital with keys and a ledger that was charged for one run."""
     file = hospital_file("north")
     assert medfl("site", "init", load_site(file).state).code == 0
-    assert medfl("ledger", "init", file).code == 0
+    assert medfl("ledger", "init", file, "--yes").code == 0
     charge(file, "first")
     return file
 
@@ -134,7 +136,7 @@ def test_a_deleted_ledger_is_not_a_fresh_budget(medfl: Any, north: Path, ledger:
     before = spent(medfl, north)
     shutil.rmtree(ledger)
     medfl("budget", north).refused(3, "expected the privacy ledger, found none")
-    medfl("ledger", "init", north).refused(3, "never replaced", "medfl ledger acknowledge")
+    medfl("ledger", "init", north, "--yes").refused(3, "never replaced", "medfl ledger acknowledge")
     done = medfl("ledger", "acknowledge", north, "--reason", "disk lost")
     assert done.code == 0, done.err
     assert spent(medfl, north) == pytest.approx(before)
@@ -162,7 +164,8 @@ def test_a_second_ledger_for_the_same_patients_is_not_even_made(
     medfl: Any, north: Path, hospital_file: Callable[..., Path]
 ) -> None:
     second = hospital_file("north", state="elsewhere")
-    ended = medfl("ledger", "init", second)
+    medfl("site", "init", load_site(second).state)
+    ended = medfl("ledger", "init", second, "--yes")
     ended.refused(3, "pays for some of them", load_site(north).state / "ledger")
     assert not hospital_state(load_site(second)).ledger_folder.exists()
 
@@ -200,7 +203,7 @@ def test_witness_and_state_folder_lie_apart(
     else:
         file = hospital_file("east")
         monkeypatch.setenv("XDG_STATE_HOME", str(load_site(file).state))
-    medfl("ledger", "init", file).refused(2, "east", "cannot bear witness")
+    medfl("ledger", "init", file, "--yes").refused(2, "east", "cannot bear witness")
     assert not (load_site(file).state / "ledger").exists()
 
 
@@ -209,7 +212,242 @@ def test_a_site_file_that_names_a_witness_is_told_where_it_lies(
 ) -> None:
     file = hospital_file("east")
     file.write_text(f'witness = "{tmp_path}/mine"\n' + file.read_text())
-    medfl("ledger", "init", file).refused(
+    medfl("ledger", "init", file, "--yes").refused(
         2, file, "key witness", "cannot choose", "/var/lib/medfl-witness", "the key too", "mine"
     )
     assert not (tmp_path / "mine").exists()
+
+
+# ---- a first ledger, and one that was made by mistake
+
+
+@pytest.fixture
+def fresh(medfl: Any, hospital_file: Callable[..., Path]) -> Path:
+    """A hospital with keys and no ledger."""
+    file = hospital_file("north")
+    assert medfl("site", "init", load_site(file).state).code == 0
+    return file
+
+
+def edited(file: Path, old: str, new: str) -> Path:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    return file
+
+
+def kinds(file: Path) -> list[str]:
+    with hospital_state(load_site(file)).open_ledger() as opened:
+        return [entry.kind for entry in opened.entries()]
+
+
+def test_nothing_is_fixed_while_the_template_is_unedited(
+    medfl: Any, synthetic_patients: Path, tmp_path: Path
+) -> None:
+    """All that a hurried administrator has filled in is where the images are."""
+    state = tmp_path / "north"
+    assert medfl("site", "init", state).code == 0
+    file = edited(state / "site.toml", '/data/brats"   ', f'{synthetic_patients / "north"}"')
+    ended = medfl("ledger", "init", file, "--yes")
+    ended.refused(2, "found 1", "1 training patients, as declared", f"`medfl check {file}`")
+    assert not (state / "ledger").exists()
+    assert not (tmp_path / "xdg-state" / "medfl").exists()
+
+
+@pytest.mark.parametrize("lack", ["keys", "open"])
+def test_nothing_is_fixed_before_keys_and_folders_are_sound(
+    lack: str, medfl: Any, fresh: Path
+) -> None:
+    state = load_site(fresh).state
+    if lack == "keys":
+        shutil.rmtree(state / "keys")
+    else:
+        state.chmod(0o755)
+    medfl("ledger", "init", fresh, "--yes").refused(2, "before a budget is fixed for ever", state)
+    assert not (state / "ledger").exists()
+
+
+def test_what_will_be_fixed_is_shown_and_asked_for(
+    medfl: Any, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = load_site(fresh).state / "ledger"
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    ended = medfl("ledger", "init", fresh)
+    assert ended.code == 1
+    for part in ("north", "8, all studies together", "1e-05", "4 training, 0 held out", folder):
+        assert str(part) in ended.out
+    assert not folder.exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert medfl("ledger", "init", fresh).code == 0
+    assert kinds(fresh) == ["init"]
+
+
+def test_a_script_that_forgets_to_agree_makes_nothing(
+    medfl: Any, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    ended = medfl("ledger", "init", fresh)
+    assert ended.code == 1
+    assert "--yes does not ask" in ended.out
+    assert not (load_site(fresh).state / "ledger").exists()
+
+
+def test_a_ledger_that_nothing_was_agreed_to_is_made_again(
+    medfl: Any, fresh: Path, hospital_file: Callable[..., Path], synthetic_patients: Path
+) -> None:
+    """With another budget, and for the right patients: the wrong ones are free for their own."""
+    right = synthetic_patients / "north"
+    wrong = synthetic_patients / "east"
+    edited(fresh, str(right), str(wrong))
+    assert medfl("ledger", "init", fresh, "--yes").code == 0
+    edited(fresh, str(wrong), str(right))
+    edited(fresh, "epsilon = 8.0", "epsilon = 3.0")
+    for command in (("budget", fresh), ("ledger", "init", fresh, "--yes")):
+        medfl(*command).refused(3, "medfl ledger init SITE.toml --again")
+    assert medfl("ledger", "init", fresh, "--again", "--yes").code == 0
+    assert kinds(fresh) == ["init", "init"]
+    assert json.loads(medfl("budget", fresh, "--json").out)["left"] == 3.0
+    assert medfl("ledger", "verify", fresh).code == 0
+    east = hospital_file("east")
+    assert medfl("site", "init", load_site(east).state).code == 0
+    assert medfl("ledger", "init", east, "--yes").code == 0
+    edited(fresh, str(right), str(wrong))
+    medfl("ledger", "init", fresh, "--again", "--yes").refused(3, "pays for some of them")
+
+
+@pytest.mark.parametrize("use", ["agreed", "charged", "lost"])
+def test_a_ledger_that_was_used_is_never_made_again(use: str, medfl: Any, fresh: Path) -> None:
+    assert medfl("ledger", "init", fresh, "--yes").code == 0
+    if use == "charged":
+        charge(fresh, "first")
+    elif use == "agreed":
+        with hospital_state(load_site(fresh)).open_ledger() as opened:
+            opened.agree("first", AGREEMENT)
+    else:
+        shutil.rmtree(load_site(fresh).state / "ledger")
+        assert medfl("ledger", "acknowledge", fresh, "--reason", "disk lost").code == 0
+    before = kinds(fresh)
+    edited(fresh, "epsilon = 8.0", "epsilon = 80.0")
+    ended = medfl("ledger", "init", fresh, "--again", "--yes")
+    ended.refused(3, "nothing was agreed to or charged to", "what it was made for stays")
+    medfl("budget", fresh).refused(3, "change the site's file back")
+    edited(fresh, "epsilon = 80.0", "epsilon = 8.0")
+    assert kinds(fresh) == before
+
+
+def test_nothing_is_made_again_where_nothing_is(medfl: Any, fresh: Path) -> None:
+    medfl("ledger", "init", fresh, "--again", "--yes").refused(2, "leave out --again")
+
+
+# ---- a lost ledger under another folder
+
+
+def moved(north: Path, tmp_path: Path) -> Path:
+    """The site after its state folder moved and its ledger was lost on the way."""
+    old, new = load_site(north).state, tmp_path / "moved"
+    shutil.move(old, new)
+    shutil.rmtree(new / "ledger")
+    return edited(north, str(old), str(new))
+
+
+def test_a_ledger_that_was_lost_when_its_folder_moved_is_not_a_fresh_budget(
+    medfl: Any, north: Path, tmp_path: Path
+) -> None:
+    before = spent(medfl, north)
+    assert before > 0
+    file = moved(north, tmp_path)
+    medfl("ledger", "init", file, "--yes").refused(3, "pays for some", "ledger acknowledge")
+    assert medfl("ledger", "acknowledge", file, "--reason", "moved").code == 0
+    assert spent(medfl, file) == pytest.approx(before)
+
+
+def test_nor_is_it_one_for_those_whom_another_secret_would_have_held_out(
+    medfl: Any, north: Path, tmp_path: Path
+) -> None:
+    """Without the old secret other patients train: nobody who did so before would be asked for."""
+    state = load_site(north).state
+    shutil.rmtree(state / "ledger")
+    shutil.rmtree(tmp_path / "xdg-state")
+    edited(north, "declared_patients = 4", "declared_patients = 2")
+    edited(north, "[data]", "[data]\nheld_out = 0.5")
+    assert medfl("ledger", "init", north, "--yes").code == 0
+    charge(north, "first")
+    before, trained = spent(medfl, north), set(ids(north))
+    file = moved(north, tmp_path)
+    while trained & set(ids(file)):
+        (load_site(file).state / "site.key").unlink()
+    medfl("ledger", "init", file, "--yes").refused(3, "pays for some", "ledger acknowledge")
+    assert medfl("ledger", "acknowledge", file, "--reason", "moved").code == 0
+    assert spent(medfl, file) == pytest.approx(before)
+
+
+def ids(file: Path) -> list[str]:
+    return [each.patient_id for each in hospital_state(load_site(file)).patients.training]
+
+
+@pytest.mark.parametrize("command", ["budget", "ledger verify"])
+def test_no_display_shows_a_budget_that_another_ledger_has_spent_from(
+    command: str,
+    medfl: Any,
+    north: Path,
+    hospital_file: Callable[..., Path],
+    synthetic_patients: Path,
+) -> None:
+    """A ledger was made for others, and its site was then pointed at these patients."""
+    east = hospital_file("east")
+    assert medfl("site", "init", load_site(east).state).code == 0
+    assert medfl("ledger", "init", east, "--yes").code == 0
+    assert medfl(*command.split(), east).code == 0
+    edited(east, str(synthetic_patients / "east"), str(synthetic_patients / "north"))
+    ended = medfl(*command.split(), east)
+    ended.refused(3, "pays for some of them", load_site(north).state)
+    assert "left" not in ended.out
+
+
+# ---- the audit log
+
+
+def test_an_auditor_reads_who_did_what(medfl: Any, north: Path, tmp_path: Path) -> None:
+    state, file = load_site(north).state, tmp_path / "export.json"
+    assert medfl("site", "pause", north).code == 0
+    assert medfl("site", "rotate", state).code == 0
+    assert medfl("ledger", "export", north, "--out", file).code == 0
+    expected = "1 begin, 1 init, 1 agree, 1 charge, 1 release, 1 pause, 1 keys."
+    for command in (
+        ("ledger", "check-export", file, "--key", state / "site.pub"),
+        ("ledger", "verify", north),
+    ):
+        assert expected in medfl(*command).out
+    content = json.loads(file.read_text())
+    content["log"].pop(5)
+    file.write_text(json.dumps(content))
+    medfl("ledger", "check-export", file, "--key", state / "site.pub").refused(3, "signed by")
+
+
+def test_an_invitation_is_the_first_thing_in_it(medfl: Any, tmp_path: Path) -> None:
+    assert medfl("server", "init", tmp_path / "server").code == 0
+    assert medfl("server", "invite", tmp_path / "server", "north", "-o", tmp_path).code == 0
+    state = tmp_path / "north"
+    assert medfl("site", "init", state, "--invite", tmp_path / "north.invite").code == 0
+    first, second = AuditLog(state).entries()
+    assert (first.kind, second.kind) == ("begin", "invitation")
+    assert second.content["server"] == "localhost:8443"
+    assert second.content["name"] == "north"
+
+
+def test_a_damaged_log_has_one_clear_error(medfl: Any, north: Path, tmp_path: Path) -> None:
+    folder = load_site(north).state / "audit-log"
+    (folder / "log.sqlite").write_bytes(b"no database" * 100)
+    for command in (
+        ("ledger", "verify", north),
+        ("ledger", "export", north, "--out", tmp_path / "export.json"),
+    ):
+        medfl(*command).refused(3, folder, "audit log", "The ledger is not touched")
+    assert medfl("budget", north).code == 0
+    folder.rename(tmp_path / "damaged")
+    assert medfl("ledger", "export", north, "--out", tmp_path / "export.json").code == 0
+    ended = medfl(
+        *("ledger", "check-export", tmp_path / "export.json"),
+        *("--key", load_site(north).state / "site.pub"),
+    )
+    assert "4 of the ledger's entries are older than the log" in ended.out

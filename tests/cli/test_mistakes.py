@@ -174,11 +174,12 @@ def test_a_hospital_without_a_ledger_is_refused(
     assert not (tmp_path / "state" / "east" / "ledger").exists()
 
 
-def test_a_ledger_is_made_once(medfl: Medfl, hospital: Path, study: Path) -> None:
-    first = medfl("ledger", "init", hospital)
-    assert (first.code, first.err) == (0, "")
+def test_a_ledger_is_made_once(medfl: Medfl, hospital: Path, study: Path, tmp_path: Path) -> None:
+    medfl("site", "init", tmp_path / "state" / "east")
+    first = medfl("ledger", "init", hospital, "--yes")
+    assert first.code == 0, first.err
     assert "budget epsilon 10" in first.out
-    refused(medfl("ledger", "init", hospital), 3, "never replaced")
+    refused(medfl("ledger", "init", hospital, "--yes"), 3, "never replaced")
     ended = medfl("budget", hospital, "--json")
     found = json.loads(ended.out)
     assert (found["site"], found["epsilon"], found["left"]) == ("east", 0.0, 10.0)
@@ -186,7 +187,8 @@ def test_a_ledger_is_made_once(medfl: Medfl, hospital: Path, study: Path) -> Non
 
 
 def test_a_ledger_that_was_cut_is_refused(medfl: Medfl, hospital: Path, tmp_path: Path) -> None:
-    medfl("ledger", "init", hospital)
+    medfl("site", "init", tmp_path / "state" / "east")
+    medfl("ledger", "init", hospital, "--yes")
     file = tmp_path / "state" / "east" / "ledger" / "ledger.sqlite"
     file.write_bytes(file.read_bytes()[:1000])
     refused(medfl("budget", hospital), 3, "ledger")

@@ -60,7 +60,7 @@ def test_a_hospital_with_sessions_is_checked_prepared_and_tried(
     medfl: Any, north: Path, study: Path
 ) -> None:
     assert medfl("site", "init", load_site(north).state).code == 0
-    assert medfl("ledger", "init", north).code == 0
+    assert medfl("ledger", "init", north, "--yes").code == 0
     ended = medfl("check", north, "--study", study, "--json")
     assert ended.code == 0, ended.out
     notes = [f for f in json.loads(ended.out) if f["rule"].startswith("one case a patient")]
@@ -72,7 +72,7 @@ def test_a_second_site_file_for_the_same_people_gets_no_second_budget(
     medfl: Any, north: Path, tmp_path: Path
 ) -> None:
     assert medfl("site", "init", load_site(north).state).code == 0
-    assert medfl("ledger", "init", north).code == 0
+    assert medfl("ledger", "init", north, "--yes").code == 0
     again = tmp_path / "again.toml"
     # The other root alone, under other names.
     (tmp_path / "other/P2").rename(tmp_path / "other/X9")
@@ -80,6 +80,6 @@ def test_a_second_site_file_for_the_same_people_gets_no_second_budget(
     text = text.replace('name = "north"', 'name = "again"').replace("state/north", "state/again")
     again.write_text(text.replace("declared_patients = 2", "declared_patients = 1"))
     assert medfl("site", "init", load_site(again).state).code == 0
-    ended = medfl("ledger", "init", again)
+    ended = medfl("ledger", "init", again, "--yes")
     assert ended.code != 0
     assert "patient" in ended.err

@@ -14,7 +14,7 @@ import pytest
 from medfl.config import load_site
 from medfl.protocol.keys import KEYS, SiteKeys
 from medfl.server.run_folder import RunFolder
-from medfl.site.sum_state import SUMS
+from medfl.site.state_folder import SUMS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -30,6 +30,7 @@ from medfl.deployment.lock import exclusive
 from medfl.errors import ConfigError, FederationError, LedgerError
 from medfl.privacy.ledger.store import LedgerStore
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys
+from medfl.site.audit_log import AUDIT_LOG, AuditLog
 from medfl.site.state import hospital_state
 
 Command = Callable[..., tuple[int, str, str]]
@@ -92,6 +93,24 @@ def test_a_paused_site_refuses_every_message_until_it_resumes(
     assert medfl("site", "resume", file)[0] == 0
     assert code_of(file) == ""
     assert medfl("site", "resume", file)[0] == 0
+    kinds = [entry.kind for entry in AuditLog(site.state).entries()]
+    assert [kind for kind in kinds if kind in ("pause", "resume")] == [
+        *("pause", "pause", "resume", "resume")
+    ]
+
+
+def test_a_site_pauses_although_it_cannot_be_written_down_and_does_not_resume(
+    file: Path, site: SiteConfig, medfl: Command
+) -> None:
+    medfl("site", "pause", file)
+    medfl("site", "resume", file)
+    (site.state / AUDIT_LOG / "log.sqlite").write_bytes(b"")
+    code, out, err = medfl("site", "pause", file)
+    assert (code, out.split(":")[0]) == (3, "Paused")
+    assert "audit log" in err
+    assert code_of(file) == "site-paused"
+    assert medfl("site", "resume", file)[0] == 3
+    assert code_of(file) == "site-paused"
 
 
 def test_an_edited_site_file_counts_from_the_next_message_on(file: Path) -> None:

@@ -25,6 +25,7 @@ from medfl.deployment.certificates import write_certificates
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.processes import free_port
 from medfl.protocol.keys import KEYS, PUBLIC, SiteKeys
+from medfl.site.audit_log import AuditLog
 from medfl.site.state import create_ledger, hospital_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -408,6 +409,8 @@ def test_a_paused_site_refuses_a_study_and_is_charged_nothing(
     assert "site-paused" in hospital.log("paused")
     assert joined.poll() is None
     assert hospital.spent("paused") == (0, 0)
+    newest = AuditLog(hospital.state).entries()[-1]
+    assert (newest.kind, newest.content["code"]) == ("refusal", "site-paused")
     command = [str(MEDFL), "site", "resume", str(hospital.file)]
     subprocess.run(command, check=True, timeout=60, capture_output=True)
 

@@ -29,7 +29,7 @@ from medfl.protocol.secure_round import (
 )
 from medfl.secure_sum.messages import Confirmation, Unmasking, signed
 from medfl.secure_sum.party import Party
-from medfl.site.sum_state import SUMS
+from medfl.site.state_folder import SUMS
 from tests.hostile.secure_room import (
     OWN,
     RUN,

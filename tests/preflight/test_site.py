@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from medfl.config import SiteConfig, StudyConfig
+from medfl.errors import LedgerError
 from medfl.findings import Finding
 from medfl.preflight.dry_run import dry_run
 from medfl.preflight.machine import (
@@ -38,6 +39,7 @@ from medfl.privacy.ledger.ledger import Agreement
 from medfl.privacy.ledger.witness_place import witness_folder
 from medfl.protocol.keys import SiteKeys
 from medfl.segmentation.networks import trainable_state
+from medfl.site.audit_log import AUDIT_LOG, AuditLog
 from medfl.site.outbox import Outbox
 from medfl.site.state import SiteState, hospital_state
 
@@ -176,8 +178,8 @@ def test_a_site_with_open_data_needs_neither_keys_nor_ledger(federation: Any) ->
     ("mode", "severities"),
     [
         (0o700, []),
-        (0o750, ["warning"]),
-        (0o755, ["warning"]),
+        (0o750, ["error"]),
+        (0o755, ["error"]),
         (0o770, ["error"]),
         (0o777, ["error"]),
     ],
@@ -189,6 +191,47 @@ def test_a_state_folder_is_for_its_owner_only(
     found = check_state(hospital)
     assert [finding.severity for finding in found] == severities
     assert all(f"mode {mode:04o}" in finding.value for finding in found)
+
+
+@pytest.mark.parametrize("name", ["ledger", "ledger/ledger.sqlite", "ledger/head.json", "outbox"])
+def test_what_lies_in_the_state_folder_is_for_its_owner_only(
+    hospital: SiteConfig, name: str
+) -> None:
+    assert hospital_state(hospital).outbox
+    path = hospital.state / name
+    path.chmod(path.stat().st_mode | 0o044)
+    found = only(check_state(hospital))
+    assert (found.severity, found.name) == ("error", str(path))
+    assert f"chmod {'700' if path.is_dir() else '600'} {path}" in found.fix
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", ["ledger/ledger.sqlite", "keys/node", "keys", "."])
+def test_what_belongs_to_another_account_is_an_error(hospital: SiteConfig, name: str) -> None:
+    os.chown(hospital.state / name, 65534, -1)
+    found = only([*check_state(hospital), *check_keys(hospital)])
+    assert (found.severity, found.value) == ("error", "owner nobody")
+    assert "Run medfl as nobody" in found.fix
+
+
+def test_a_site_file_that_others_can_write_is_an_error(
+    hospital: SiteConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "site.toml"
+    file.touch(0o600)
+    assert check_state(hospital, file) == []
+    file.chmod(0o666)
+    assert only(check_state(hospital, file)).value == "mode 0666"
+
+
+@pytest.mark.parametrize("name", ["", "witness.key"])
+def test_a_witness_that_others_can_read_is_an_error(hospital: SiteConfig, name: str) -> None:
+    path = witness_folder() / name
+    path.chmod(path.stat().st_mode | 0o044)
+    found = only(check_witness(hospital_state(hospital)))
+    assert (found.severity, found.name) == ("error", str(path))
+    with pytest.raises(LedgerError, match=r"mode 0[67]44"):
+        hospital_state(hospital).open_ledger()
 
 
 def test_a_folder_of_open_data_may_be_seen(federation: Any, tmp_path: Path) -> None:
@@ -214,6 +257,13 @@ def test_the_check_leaves_nothing_in_the_state_folder(hospital: SiteConfig) -> N
 
 def test_sound_keys_are_no_finding(hospital: SiteConfig) -> None:
     assert check_keys(hospital) == []
+
+
+def test_an_open_folder_of_keys_is_an_error(hospital: SiteConfig) -> None:
+    (hospital.state / "keys").chmod(0o755)
+    found = only(check_keys(hospital))
+    assert (found.severity, found.value) == ("error", "mode 0755")
+    assert found.fix == f"chmod 700 {hospital.state / 'keys'}"
 
 
 @pytest.mark.parametrize("name", ["keys/event.json", "keys/node", "site.key"])
@@ -260,10 +310,6 @@ def test_a_sound_ledger_leaves_a_note_of_what_is_left(site_state: SiteState) -> 
     assert "epsilon 10.000 of 10 left" in found.value
 
 
-def _remove(site_state: SiteState) -> None:
-    shutil.rmtree(site_state.ledger_folder)
-
-
 def _damage(site_state: SiteState) -> None:
     path = site_state.ledger_folder / "ledger.sqlite"
     path.write_bytes(path.read_bytes()[:1000])
@@ -280,7 +326,6 @@ def _forget(site_state: SiteState) -> None:
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
-        (_remove, "expected the privacy ledger, found none"),
         (_damage, "ledger"),
         (_behead, "head"),
         (_forget, "witness knows, found an unknown one"),
@@ -293,6 +338,35 @@ def test_a_ledger_that_cannot_be_trusted_is_an_error(
     found = only(check_ledger(site_state))
     assert found.severity == "error"
     assert part in found.value
+
+
+def test_a_missing_ledger_is_an_error_that_says_what_comes_first(site_state: SiteState) -> None:
+    shutil.rmtree(site_state.ledger_folder)
+    found = only(check_ledger(site_state))
+    assert (found.severity, found.value) == ("error", "none")
+    assert "Correct the other findings first" in found.fix
+    assert "medfl ledger init" in found.fix
+
+
+def test_a_damaged_audit_log_is_an_error(hospital: SiteConfig, site_state: SiteState) -> None:
+    AuditLog(hospital.state).note("pause")
+    (hospital.state / AUDIT_LOG / "log.sqlite").write_bytes(b"")
+    found = only(check_ledger(site_state))
+    assert found.severity == "error"
+    assert "audit log" in found.value
+
+
+def test_a_ledger_that_moved_with_its_folder_is_still_the_sites_own(
+    hospital: SiteConfig, tmp_path: Path
+) -> None:
+    moved = hospital.model_copy(update={"state": tmp_path / "moved"})
+    hospital.state.rename(moved.state)
+    assert check_witness(hospital_state(moved)) == []
+
+
+def test_a_lost_ledger_is_missed_where_it_was(hospital: SiteConfig) -> None:
+    shutil.rmtree(hospital.state / "ledger")
+    assert "medfl ledger acknowledge" in only(check_witness(hospital_state(hospital))).value
 
 
 def test_a_ledger_made_for_another_budget_is_an_error(hospital: SiteConfig) -> None:

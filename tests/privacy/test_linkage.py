@@ -140,7 +140,7 @@ def test_a_key_is_never_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "mode", "message"),
     [
-        (b"ab" * 32, 0o640, "only its owner can read .* found mode 0640"),
+        (b"ab" * 32, 0o640, "for medfl.s account only .* found mode 0640"),
         (b"ab" * 32, 0o604, "found mode 0604"),
         (b"ab" * 16, 0o600, "a key of 32 bytes, found 16"),
         (b"ab" * 33, 0o600, "a key of 32 bytes, found 33"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from medfl.deployment.addresses import is_free
 from medfl.deployment.admission import AdmittedSite
 from medfl.deployment.coordinator.node_registry import align_nodes
+from medfl.deployment.coordinator.private_files import require_private
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.deployment.coordinator.server_logs import rotate_logs
 from medfl.deployment.flower.control import Control, Unreachable
@@ -52,6 +53,7 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
         on_ready: Called once, when sites can connect.
 
     Raises:
+        ConfigError: If secrets, keys or folders are open to other accounts.
         FederationError: If another process serves this folder or listens on its port, or if one of
             the children does not stay.
     """
@@ -59,6 +61,7 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
         raise FederationError(
             f"{folder.path}: expected a server that nobody has started, found that it runs."
         )
+    require_private(folder)
     with (
         # Some patience, for those who only look whether it is held.
         exclusive(folder.server_lock, noun="a server's folder", patience_seconds=LOOK_SECONDS),

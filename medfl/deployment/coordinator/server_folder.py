@@ -26,6 +26,7 @@ from medfl.deployment.invitation import Invitation, new_code
 from medfl.deployment.lock import exclusive, is_held
 from medfl.durable import write_atomically
 from medfl.errors import ConfigError, FederationError
+from medfl.secret_files import require_owner_only
 
 FOLDERS = ("state", "jobs", "logs", "flower")
 """What is empty in a new server's folder."""
@@ -185,7 +186,9 @@ class ServerFolder:
     @property
     def control_secret(self) -> str:
         """What a request to the control path has to bring."""
-        return (self.path / "control.secret").read_text(encoding="ascii")
+        path = self.path / "control.secret"
+        require_owner_only(path)
+        return path.read_text(encoding="ascii")
 
     @property
     def database(self) -> Path:

@@ -1,4 +1,4 @@
-"""Backup and restoration of a site: keys, site file, and a consistent copy of the ledger.
+"""Backup and restoration of a site: keys, site file, and consistent copies of ledger and audit log.
 
 What is left out is left out on purpose. `secure_sums`: a round that is answered again from an old
 state can be unmasked. The outbox: an old update would be sent again as if it were new. Cache,
@@ -31,22 +31,21 @@ from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.invitation import KEPT as INVITATION
 from medfl.errors import ConfigError, LedgerError
 from medfl.privacy.ledger.head import HEAD, LedgerHead
-from medfl.privacy.ledger.snapshot import check_copy, copy_ledger
+from medfl.privacy.ledger.snapshot import check_copy, copy_chain, copy_ledger
 from medfl.privacy.ledger.store import DATABASE, LedgerStore
 from medfl.privacy.ledger.witness import Witness
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys
+from medfl.site.audit_log import AUDIT_LOG, LogStore
+from medfl.site.state_folder import LEDGER, SITE_KEY
 
-# Here as well as in `medfl.site.state`, which imports torch.
-LEDGER = "ledger"
-SITE_KEY = "site.key"
-
+_OF_LOG = tuple(f"{AUDIT_LOG}/{name}" for name in (LogStore.database, HEAD))
 _PRIVATE_KEYS = (f"{KEYS}/{EVENT_KEY}", f"{KEYS}/{NODE_KEY}")
 _OPTIONAL = (PUBLIC, "ca.crt", INVITATION, PAUSED, LEFT, LAST_EXPORT)
 
 SITE = Kind(
     name="site",
     required=frozenset({SITE_FILE, SITE_KEY, f"{LEDGER}/{DATABASE}", f"{LEDGER}/{HEAD}"}),
-    optional=frozenset({*_PRIVATE_KEYS, *_OPTIONAL}),
+    optional=frozenset({*_PRIVATE_KEYS, *_OPTIONAL, *_OF_LOG}),
     lock=LOCK,
 )
 
@@ -104,6 +103,9 @@ def backup_site(site_file: Path, *, out: Path) -> tuple[Manifest, LedgerHead]:
         copy = Path(scratch) / LEDGER
         ledger, head = copy_ledger(state / LEDGER, to=copy, witness=Witness.of_this_machine())
         members |= {f"{LEDGER}/{name}": (copy / name).read_bytes() for name in (DATABASE, HEAD)}
+        if LogStore.is_in(state / AUDIT_LOG):  # after the ledger, so that it holds as much or more
+            copy_chain(LogStore, state / AUDIT_LOG, to=Path(scratch) / AUDIT_LOG)
+            members |= {name: (Path(scratch) / name).read_bytes() for name in _OF_LOG}
     manifest = write_backup(
         out, kind=SITE, identity=ledger, name=site.name, folder=state, members=members
     )
@@ -123,7 +125,8 @@ def restore_site(path: Path, *, to: Path) -> RestoredSite:
     Raises:
         ConfigError: If the backup is damaged or none, the folder has something in it, or the site
             has left for good since.
-        LedgerError: If the ledger in the backup is damaged, or the witness cannot be used.
+        LedgerError: If the ledger or the audit log in the backup is damaged, or the witness cannot
+            be used.
         FederationError: If the site runs on this machine.
     """
     backup = read_backup(path, kind=SITE)
@@ -142,6 +145,8 @@ def restore_site(path: Path, *, to: Path) -> RestoredSite:
         ledger, head = check_copy(draft / LEDGER)
         if ledger != manifest.identity:
             raise LedgerError(f"{path}: expected the ledger of its manifest, found another.")
+        if backup.members.keys() & set(_OF_LOG):
+            check_copy(draft / AUDIT_LOG, kind=LogStore)
         if not has_left:
             SiteKeys.read(draft / KEYS)
         with LedgerStore.open(draft / LEDGER) as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from flwr.app import Context
 
 from medfl.deployment.hospital.participation import require_taking_part
 from medfl.deployment.hospital.site_file import load_hospital
+from medfl.errors import ConfigError
+from medfl.site.audit_log import AuditLog
 from medfl.site.client_app import ignore_steps, make_client_app
 from medfl.site.state import SiteState, hospital_state
 
@@ -24,4 +27,10 @@ def _state_of(context: Context) -> SiteState:
     return hospital_state(site)
 
 
-app = make_client_app(_state_of, observer_of=lambda _: ignore_steps)
+def _note_refusal(context: Context, kind: str, code: str) -> None:
+    with suppress(ConfigError):  # a site file that cannot be read is what the refusal was about
+        site = load_hospital(Path(str(context.node_config[SITE_FILE])))
+        AuditLog(site.state).note_refusal(code, message=kind)
+
+
+app = make_client_app(_state_of, observer_of=lambda _: ignore_steps, on_refusal=_note_refusal)

@@ -16,6 +16,7 @@ from medfl.deployment.lock import exclusive
 from medfl.durable import sync_folder, write_atomically
 from medfl.errors import ConfigError
 from medfl.protocol.keys import EVENT_KEY, KEYS, PUBLIC, SiteKeys
+from medfl.site.audit_log import AuditLog
 from medfl.site.ledger_export import export_ledger
 from medfl.site.state import hospital_state
 
@@ -35,7 +36,7 @@ def leave(site: SiteConfig, *, reason: str) -> Path:
 
     Raises:
         ConfigError: If there is nothing to leave with: no keys, or it has left before.
-        LedgerError: If the ledger cannot be exported; nothing has changed then.
+        LedgerError: If ledger and audit log cannot be exported; nothing has changed then.
         FederationError: If the running site does not end.
     """
     state, export = site.state, site.state / LAST_EXPORT
@@ -43,6 +44,7 @@ def leave(site: SiteConfig, *, reason: str) -> Path:
     if departure is not None and not (state / KEYS).exists():
         raise ConfigError(f"{state}: expected a site, found that it left on {departure.date}.")
     if departure is None:
+        AuditLog(state).note("leave")
         _export(site)
         Departure(date=now(), reason=reason).write(state)
     with exclusive(state / LOCK, noun="a site", patience_seconds=END_SECONDS):
@@ -59,6 +61,6 @@ def _export(site: SiteConfig) -> None:
     if not (site.state / PUBLIC).exists():
         keys.write_public(site.state / PUBLIC, folder=site.state / KEYS)
     with hospital_state(site).open_ledger() as ledger:
-        content = export_ledger(ledger, keys=keys)
+        content = export_ledger(ledger, keys=keys, log=AuditLog(site.state))
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(site.state / LAST_EXPORT, text.encode(), mode=0o600)

@@ -8,9 +8,7 @@ from medfl.config import SiteConfig
 from medfl.errors import ConfigError
 from medfl.privacy.ledger.head import HEAD
 from medfl.privacy.ledger.store import DATABASE, LedgerStore
-
-LEDGER = "ledger"
-"""Folder of the ledger in a site's state folder."""
+from medfl.site.state_folder import LEDGER
 
 
 def require_own_ledger(site: SiteConfig) -> None:

@@ -24,6 +24,7 @@ from medfl.deployment.hospital.children import follow_child, start_child
 from medfl.deployment.hospital.homework import Homework
 from medfl.deployment.hospital.own_ledger import require_own_ledger
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
+from medfl.deployment.hospital.private_files import require_private
 from medfl.deployment.hospital.site_file import load_hospital, require_invited_name
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.hospital.way import LookAtWay, Way
@@ -55,8 +56,9 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
 
     Raises:
         ConfigError: If the file breaks a rule, is no hospital's or names another one than was
-            invited, if the site has no keys or no ledger or has left, or if the server shows a
-            certificate of another authority.
+            invited, if the site has no keys or no ledger or has left, if others can read its keys
+            or databases or write its file, or if the server shows a certificate of another
+            authority.
         LedgerError: If the ledger is damaged.
         FederationError: If the site runs already, or one of its processes ended by itself.
     """
@@ -65,6 +67,7 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
     if '"' in str(site_file) or "\\" in str(site_file):
         raise ConfigError(f"{site_file}: expected a path without quotes and backslashes.")
     require_not_left(site.state)
+    require_private(site.state, site_file, authority)
     SiteKeys.read(site.state / KEYS)
     require_invited_name(site)
     require_own_ledger(site)

@@ -48,7 +48,9 @@ class Entry:
         return hashlib.sha256(self.body.encode()).hexdigest()
 
 
-def read_entry(body: str, *, sequence: int, previous: str, stored_hash: str) -> Entry:
+def read_entry(
+    body: str, *, sequence: int, previous: str, stored_hash: str, noun: str = "ledger"
+) -> Entry:
     """Read an entry back and check its place in the chain.
 
     Args:
@@ -56,6 +58,7 @@ def read_entry(body: str, *, sequence: int, previous: str, stored_hash: str) -> 
         sequence: Position that it has to have.
         previous: Hash of the entry before it.
         stored_hash: Hash that was stored beside it.
+        noun: What the chain is called.
 
     Raises:
         LedgerError: If anything about it was changed.
@@ -72,7 +75,7 @@ def read_entry(body: str, *, sequence: int, previous: str, stored_hash: str) -> 
         intact = False
     if not intact:
         raise LedgerError(
-            f"Expected entry {sequence} of the ledger as it was written, found it edited or "
-            "damaged. Nothing is computed until the ledger is restored to its newest state."
+            f"Expected entry {sequence} of the {noun} as it was written, found it edited or "
+            f"damaged. Nothing is computed until the {noun} is restored to its newest state."
         )
     return entry

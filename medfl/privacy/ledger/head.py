@@ -34,8 +34,8 @@ def read_head(folder: Path) -> LedgerHead:
         intact = False
     if not intact:
         raise LedgerError(
-            f"{path}: expected the ledger's head, found none or a damaged one; without it an old "
-            "copy of the ledger could not be told from the newest."
+            f"{path}: expected the head of the chain beside it, found none or a damaged one; "
+            "without it an old copy could not be told from the newest."
         )
     return head
 
@@ -50,4 +50,6 @@ def write_head(folder: Path, head: LedgerHead) -> None:
     try:
         write_atomically(path, json.dumps(asdict(head)).encode(), mode=0o600)
     except OSError as error:
-        raise LedgerError(f"{path}: expected to write the ledger's head, found: {error}.") from None
+        raise LedgerError(
+            f"{path}: expected to write the head of the chain, found: {error}."
+        ) from None

@@ -8,8 +8,8 @@ believes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -24,9 +24,10 @@ from medfl.privacy.ledger.chain import Entry
 from medfl.privacy.ledger.head import LedgerHead
 from medfl.privacy.ledger.permit import Permit
 from medfl.privacy.ledger.recount import accountant_version, json_number, recount
+from medfl.privacy.ledger.scribe import Scribe
 from medfl.privacy.ledger.spending import Record, RunSpent, Spent, by_run, records, spent
 from medfl.privacy.ledger.store import LedgerStore
-from medfl.privacy.ledger.terms import Agreement, Terms, check_name
+from medfl.privacy.ledger.terms import Agreement, Terms, advice_on_change, check_name, terms_in
 from medfl.privacy.ledger.testimony import Testimony
 from medfl.privacy.ledger.witness import Witness
 from medfl.privacy.mechanism import Mechanism
@@ -44,14 +45,14 @@ class Ledger:
     an old copy.
     """
 
-    def __init__(self, store: LedgerStore, *, witness: Witness | None) -> None:
+    def __init__(
+        self, store: LedgerStore, *, witness: Witness | None, scribe: Scribe | None = None
+    ) -> None:
         self._store = store
+        self._scribe = scribe
         self._testimony = Testimony(store=store, witness=witness)
-        first = store.entries[0]
-        if first.kind != "init":
-            store.close()
-            raise LedgerError(f"Expected a ledger that begins with 'init', found {first.kind!r}.")
-        self.terms = Terms(**first.content)
+        with store.closed_on_failure():
+            self.terms = terms_in(store.entries)
 
     @classmethod
     def create(
@@ -64,6 +65,7 @@ class Ledger:
         purpose: Purpose = "hospital",
         witness: Witness | None = None,
         patients: Iterable[str] = (),
+        held_out: Iterable[str] = (),
     ) -> Self:
         """Make the ledger of a cohort in a folder of its own (mode 0700).
 
@@ -75,7 +77,9 @@ class Ledger:
             purpose: See `Terms`.
             witness: What remembers this ledger apart from its folder; None where the ledger makes
                 no lifetime claim.
-            patients: The witness's marks of all patients of the cohort.
+            patients: The witness's marks of all patients whom it pays for.
+            held_out: Those of patients of the cohort who do not train. Another secret of the site
+                would have made another choice, so another ledger must not pay for them either.
 
         Raises:
             LedgerError: If there is something in the folder already, or if a ledger was there or
@@ -86,35 +90,34 @@ class Ledger:
         marks = frozenset(patients)
         with witness.locked() if witness is not None else nullcontext():
             if witness is not None:
-                witness.require_unshared(patients=marks, folder=folder)
-            ledger = cls(
-                LedgerStore.create(folder, kind="init", content=asdict(terms)), witness=witness
-            )
-            try:
+                witness.require_unshared(patients=marks.union(held_out), folder=folder)
+            store = LedgerStore.create(folder, kind="init", content=asdict(terms))
+            ledger = cls(store, witness=witness)
+            with store.closed_on_failure():
                 ledger._testimony.note(patients=marks)
-            except BaseException:
-                ledger.close()
-                raise
         return ledger
 
     @classmethod
-    def open(cls, folder: Path, *, witness: Witness | None = None) -> Self:
+    def open(
+        cls, folder: Path, *, witness: Witness | None = None, scribe: Scribe | None = None
+    ) -> Self:
         """Open a ledger and check its whole chain.
 
         Args:
             folder: Where it is.
             witness: What remembers it; required for a ledger that was made with one.
+            scribe: Who writes down for an auditor what happens.
 
         Raises:
             LedgerError: If it is missing, damaged, edited, older than its head or than the witness
-                remembers, or unknown to the witness.
+                remembers, unknown to the witness, or open to other accounts.
         """
-        ledger = cls(LedgerStore.open(folder), witness=witness)
-        try:
+        if witness is not None:
+            LedgerStore.require_private(folder)
+        store = LedgerStore.open(folder)
+        ledger = cls(store, witness=witness, scribe=scribe)
+        with store.closed_on_failure():
             ledger._testimony.require_newest()
-        except BaseException:
-            ledger.close()
-            raise
         return ledger
 
     def require(self, terms: Terms) -> None:
@@ -125,8 +128,8 @@ class Ledger:
         """
         if self.terms != terms:
             raise LedgerError(
-                f"Expected a ledger made for {terms}, found {self.terms}. What a ledger was made "
-                "for is fixed; change the site's file back."
+                f"Expected a ledger made for {terms}, found {self.terms}. "
+                f"{advice_on_change(self.entries())}"
             )
 
     def admit(self, study: str, planned: Sequence[Charge], *, run: str) -> float:
@@ -148,7 +151,7 @@ class Ledger:
             check_name(name, value)
         if not planned:
             raise ValueError("Expected planned charges, found none.")
-        with self._testimony.writing():
+        with self._writing():
             projected = self._project(planned, study=study, run=run)
             content = {
                 "study": study,
@@ -172,7 +175,7 @@ class Ledger:
         """
         for name, value in (("run", run), ("study", agreement.study)):
             check_name(name, value)
-        with self._testimony.writing(patients=frozenset(patients)):
+        with self._writing(patients=frozenset(patients)):
             if agreement_of(self._store.entries, run=run) is not None:
                 raise LedgerError("Expected a run without an agreement, found one.")
             self._store.append("agree", {"run": run, **agreement.to_dict()})
@@ -219,7 +222,7 @@ class Ledger:
         if type(round) is not int or round < 1:
             raise ValueError(f"Expected a whole round >= 1, found {round!r}.")
         charge = Charge(mechanism=mechanism, steps=mechanism.local_steps)
-        with self._testimony.writing(patients=frozenset(patients)):
+        with self._writing(patients=frozenset(patients)):
             require_allowed(
                 self._store.entries,
                 run=run,
@@ -256,7 +259,8 @@ class Ledger:
         """
         check_name("message_id", message_id)
         check_name("digest", digest)
-        with self._testimony.writing():
+        # What was paid for may leave, whatever has become of the scribe meanwhile.
+        with self._writing(commits=False):
             charged = {
                 sequence: record.digest
                 for sequence, record in records(self._store.entries).items()
@@ -339,6 +343,23 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _writing(
+        self, *, patients: frozenset[str] = frozenset(), commits: bool = True
+    ) -> Iterator[None]:
+        """Write one entry that commits patients to something, or not; see `Testimony.writing`."""
+        if self._scribe is not None and commits:
+            self._scribe.prepare(self._store.entries)
+        with self._testimony.writing(patients=patients):
+            if terms_in(self._store.entries) != self.terms:
+                raise LedgerError(
+                    "Expected the terms that this ledger was opened with, found that it was made "
+                    "again meanwhile; nothing was written."
+                )
+            yield
+        if self._scribe is not None:
+            self._scribe.follow(self._store.entries)
 
     def _project(self, charges: Sequence[Charge], *, study: str, run: str) -> float:
         """Lifetime epsilon with these charges on top; raises where they are not allowed."""

@@ -1,4 +1,4 @@
-"""How a ledger goes on after it was lost, restored from an old copy, or moved."""
+"""How a ledger goes on after it was lost, restored or moved, or was made by mistake."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from medfl.errors import LedgerError
 from medfl.privacy.ledger.ledger import Ledger
 from medfl.privacy.ledger.spending import charged_by_run, records
 from medfl.privacy.ledger.store import LedgerStore
-from medfl.privacy.ledger.terms import Terms, check_name
+from medfl.privacy.ledger.terms import Terms, check_name, require_unbound
 from medfl.privacy.ledger.testimony import Testimony
-from medfl.privacy.ledger.witness import Witness, missing_from
+from medfl.privacy.ledger.witness import LedgerMemory, Witness, missing_from
 
 
 def acknowledge_loss(
@@ -21,6 +21,7 @@ def acknowledge_loss(
     terms: Terms,
     witness: Witness,
     patients: Iterable[str],
+    held_out: Iterable[str] = (),
     reason: str,
 ) -> Ledger:
     """Go on after a loss that the witness noticed; recorded, and nothing is forgiven.
@@ -34,7 +35,8 @@ def acknowledge_loss(
         folder: Where the ledger is, or was.
         terms: What a new ledger is made for.
         witness: What remembers.
-        patients: The witness's marks of all patients of the cohort.
+        patients: The witness's marks of all patients whom the ledger pays for.
+        held_out: Those of patients of the cohort who do not train.
         reason: The administrator's words, for the ledger.
 
     Raises:
@@ -42,17 +44,65 @@ def acknowledge_loss(
         ValueError: If the reason is empty or not printable.
     """
     check_name("reason", reason)
+    LedgerStore.require_private(folder)
+    marks = frozenset(patients)
+    asked = marks.union(held_out)
     with witness.locked():
+        others = [each for each in witness.memories() if each.stands_for(asked, folder=folder)]
         return _go_on(
-            folder, terms=terms, witness=witness, marks=frozenset(patients), reason=reason
+            folder, terms=terms, witness=witness, others=others, marks=marks, reason=reason
         )
 
 
+def make_again(
+    folder: Path,
+    *,
+    terms: Terms,
+    witness: Witness,
+    patients: Iterable[str],
+    held_out: Iterable[str] = (),
+) -> Ledger:
+    """Give new terms and patients to a ledger that nothing was agreed to or charged to.
+
+    Nothing is replaced: the new terms are an entry of the same ledger, after the old ones.
+
+    Args:
+        folder: Where the ledger is.
+        terms: What it is made for from now on.
+        witness: What remembers it.
+        patients: The witness's marks of all patients whom it pays for from now on.
+        held_out: Those of patients of the cohort who do not train.
+
+    Raises:
+        LedgerError: If it was used, cannot be trusted, or if another ledger pays for a patient.
+    """
+    LedgerStore.require_private(folder)
+    marks = frozenset(patients)
+    with witness.locked():
+        store = LedgerStore.open(folder)
+        with store.closed_on_failure():
+            bond = Testimony(store=store, witness=witness)
+            bond.require_newest()
+            witness.require_unshared(
+                patients=marks.union(held_out), folder=folder, other_than=store.name
+            )
+            with store.writing():
+                require_unbound(store.entries)
+                store.append("init", asdict(terms))
+            bond.note(patients=marks, only_these=True)
+        return Ledger(store, witness=witness)
+
+
 def _go_on(
-    folder: Path, *, terms: Terms, witness: Witness, marks: frozenset[str], reason: str
+    folder: Path,
+    *,
+    terms: Terms,
+    witness: Witness,
+    others: list[LedgerMemory],
+    marks: frozenset[str],
+    reason: str,
 ) -> Ledger:
     here = str(folder.resolve())
-    others = [memory for memory in witness.memories() if memory.stands_for(marks, folder=folder)]
     for memory in others:
         if memory.folder != here and LedgerStore.is_in(Path(memory.folder)):
             raise memory.already_stands()

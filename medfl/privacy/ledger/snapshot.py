@@ -1,4 +1,4 @@
-"""A consistent copy of a ledger that may be written to at the same time."""
+"""A consistent copy of a chain, as of a ledger, that may be written to at the same time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medfl.errors import LedgerError
 from medfl.privacy.ledger.head import LedgerHead, write_head
-from medfl.privacy.ledger.store import DATABASE, LedgerStore
+from medfl.privacy.ledger.store import LedgerStore
 from medfl.privacy.ledger.testimony import Testimony
 from medfl.privacy.ledger.witness import Witness
 
@@ -33,25 +33,44 @@ def copy_ledger(folder: Path, *, to: Path, witness: Witness) -> tuple[str, Ledge
     """
     with LedgerStore.open(folder) as store:
         Testimony(store=store, witness=witness).require_newest()
+    return copy_chain(LedgerStore, folder, to=to)
+
+
+def copy_chain(kind: type[LedgerStore], folder: Path, *, to: Path) -> tuple[str, LedgerHead]:
+    """Copy a chain as it is, and check the copy.
+
+    Args:
+        kind: What keeps it.
+        folder: Where it is.
+        to: A new folder.
+
+    Returns:
+        The chain's name, and the head of the copy.
+
+    Raises:
+        LedgerError: If it is missing, damaged, edited, or older than its head, or if the copy
+            cannot be made.
+    """
+    with kind.open(folder) as store:
         known = store.head
     to.mkdir(mode=0o700)
-    os.close(os.open(to / DATABASE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    _back_up(folder / DATABASE, to / DATABASE)
-    with LedgerStore.open_old_copy(to) as copy:  # it has no head yet
+    os.close(os.open(to / kind.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    _back_up(folder / kind.database, to / kind.database)
+    with kind.open_old_copy(to) as copy:  # it has no head yet
         if not copy.holds(known):
-            raise LedgerError(f"{folder}: expected a ledger that only grows, found another one.")
+            raise LedgerError(f"{folder}: expected a chain that only grows, found another one.")
         write_head(to, copy.head)
         copy.verify()
         return copy.name, copy.head
 
 
-def check_copy(folder: Path) -> tuple[str, LedgerHead]:
+def check_copy(folder: Path, *, kind: type[LedgerStore] = LedgerStore) -> tuple[str, LedgerHead]:
     """Check a copy from its first entry to its head, and give its name and head.
 
     Raises:
         LedgerError: If it is damaged, edited, or older than its head.
     """
-    with LedgerStore.open(folder) as store:
+    with kind.open(folder) as store:
         store.verify()
         return store.name, store.head
 
@@ -67,4 +86,4 @@ def _back_up(source: Path, target: Path) -> None:
             writer.close()
             reader.close()
     except sqlite3.Error as error:
-        raise LedgerError(f"{source}: expected a ledger to copy, found: {error}.") from None
+        raise LedgerError(f"{source}: expected a chain to copy, found: {error}.") from None

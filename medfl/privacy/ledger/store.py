@@ -1,4 +1,4 @@
-"""Where a ledger lies on disk: one SQLite file of chained entries, and its head in a file apart.
+"""Where a ledger, or another chain, lies on disk: one SQLite file, and its head in a file apart.
 
 Entries are appended under SQLite's write lock with full synchronisation, so that what `append` has
 returned survives a power failure. The head (sequence and hash of the newest entry) is written after
@@ -12,16 +12,17 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from medfl.durable import sync_folder
 from medfl.errors import LedgerError
 from medfl.privacy.ledger.chain import GENESIS, Entry, read_entry
 from medfl.privacy.ledger.head import HEAD, LedgerHead, read_head, write_head
+from medfl.secret_files import exposures
 
 DATABASE = "ledger.sqlite"
 
@@ -38,8 +39,29 @@ _SCHEMA = (
 )
 
 
+def unsigned(entry: Entry) -> Entry:
+    """An entry as it is: the ledger's own are signed when they are exported."""
+    return entry
+
+
+Sign = Callable[[Entry], Entry]
+
+
 class LedgerStore:
-    """An open ledger file; `entries` holds what has been read and checked so far."""
+    """An open ledger file; `entries` holds what has been read and checked so far.
+
+    Attributes:
+        noun: What the chain is called.
+        database: Name of its file.
+        way_on: What to do where it was restored from an old copy.
+    """
+
+    noun: ClassVar[str] = "ledger"
+    database: ClassVar[str] = DATABASE
+    way_on: ClassVar[str] = (
+        "Restore the newest one, or go on with `medfl ledger acknowledge SITE.toml --reason ...`, "
+        "which charges what is missing."
+    )
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
@@ -47,8 +69,16 @@ class LedgerStore:
         self.entries: list[Entry] = []
 
     @classmethod
-    def create(cls, folder: Path, *, kind: str, content: Mapping[str, Any]) -> Self:
+    def create(
+        cls, folder: Path, *, kind: str, content: Mapping[str, Any], sign: Sign = unsigned
+    ) -> Self:
         """Make a ledger with its first entry; it appears complete or not at all.
+
+        Args:
+            folder: New or empty.
+            kind: Of the entry.
+            content: Of the entry; JSON types only.
+            sign: See `append`.
 
         Raises:
             LedgerError: If the folder already has something in it, or cannot be written.
@@ -57,8 +87,9 @@ class LedgerStore:
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=".ledger-", dir=folder.parent))  # mode 0700
-            first = _entry_after(LedgerHead(sequence=0, hash=GENESIS), kind=kind, content=content)
-            _write_database(draft / DATABASE, first)
+            none = LedgerHead(sequence=0, hash=GENESIS)
+            first = sign(_entry_after(none, kind=kind, content=content))
+            _write_database(draft / cls.database, first)
             write_head(draft, LedgerHead(sequence=first.sequence, hash=first.hash))
             os.rename(draft, folder)  # noqa: PTH104  fails unless `folder` is new or empty
             sync_folder(folder.parent)
@@ -66,8 +97,8 @@ class LedgerStore:
             if draft is not None:
                 shutil.rmtree(draft, ignore_errors=True)
             raise LedgerError(
-                f"{folder}: expected a new or empty folder to make a ledger in, found: {error}. "
-                "An existing ledger is never replaced."
+                f"{folder}: expected a new or empty folder to make the {cls.noun} in, found: "
+                f"{error}. An existing one is never replaced."
             ) from None
         return cls.open(folder)
 
@@ -80,25 +111,42 @@ class LedgerStore:
         """
         if not cls.is_in(folder):
             raise LedgerError(
-                f"{folder / DATABASE}: expected the privacy ledger, found none. If this cohort "
+                f"{folder / cls.database}: expected the privacy ledger, found none. If this cohort "
                 "never had one, make it with `medfl ledger init SITE.toml`; if it had, restore the "
                 "newest copy."
             )
         store = cls._connected(folder)
-        try:
+        with store.closed_on_failure():
             store._check_file()
             store.refresh()
             if read_head(folder) != store.head:
                 write_head(folder, store.head)  # a crash came between commit and head
-        except BaseException:
-            store.close()
-            raise
         return store
 
-    @staticmethod
-    def is_in(folder: Path) -> bool:
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
         """Whether there is a ledger's database in a folder."""
-        return (folder / DATABASE).is_file()
+        return (folder / cls.database).is_file()
+
+    @classmethod
+    def require_private(cls, folder: Path) -> None:
+        """Refuse a ledger that another account can read or write; a missing one is left to `open`.
+
+        Raises:
+            LedgerError: If the folder or one of its files is open.
+        """
+        found = exposures([folder, *folder.iterdir()]) if cls.is_in(folder) else []
+        if found:
+            raise LedgerError(str(found[0]))
+
+    @classmethod
+    def name_in(cls, folder: Path) -> str:
+        """The name of the ledger in a folder; empty where none can be read."""
+        try:
+            with cls.open_old_copy(folder) as store:
+                return store.name
+        except (LedgerError, IndexError):
+            return ""
 
     @classmethod
     def open_old_copy(cls, folder: Path) -> Self:
@@ -108,19 +156,16 @@ class LedgerStore:
             LedgerError: If it is damaged or edited.
         """
         store = cls._connected(folder)
-        try:
+        with store.closed_on_failure():
             store._check_file()
             store._read_on()
-        except BaseException:
-            store.close()
-            raise
         return store
 
     @classmethod
     def _connected(cls, folder: Path) -> Self:
-        with _as_ledger_error(folder):
+        with cls._as_ledger_error(folder):
             connection = sqlite3.connect(
-                f"{(folder / DATABASE).resolve().as_uri()}?mode=rw",
+                f"{(folder / cls.database).resolve().as_uri()}?mode=rw",
                 uri=True,
                 timeout=_BUSY_SECONDS,
                 isolation_level=None,
@@ -162,14 +207,14 @@ class LedgerStore:
         Raises:
             LedgerError: If the database cannot be locked or written, or the head not be kept.
         """
-        with _as_ledger_error(self.folder):
+        with self._as_ledger_error(self.folder):
             self._connection.execute("BEGIN IMMEDIATE")
         known = len(self.entries)
         try:
             self.refresh()
             known = len(self.entries)
             yield
-            with _as_ledger_error(self.folder):
+            with self._as_ledger_error(self.folder):
                 self._connection.execute("COMMIT")
         except BaseException:
             del self.entries[known:]
@@ -178,10 +223,16 @@ class LedgerStore:
             raise
         write_head(self.folder, self.head)
 
-    def append(self, kind: str, content: Mapping[str, Any]) -> Entry:
-        """Add one entry; only inside `writing`, which makes it durable."""
-        entry = _entry_after(self.head, kind=kind, content=content)
-        with _as_ledger_error(self.folder):
+    def append(self, kind: str, content: Mapping[str, Any], *, sign: Sign = unsigned) -> Entry:
+        """Add one entry; only inside `writing`, which makes it durable.
+
+        Args:
+            kind: Of the entry.
+            content: Of the entry; JSON types only.
+            sign: Gets the entry at its place in the chain and returns it signed.
+        """
+        entry = sign(_entry_after(self.head, kind=kind, content=content))
+        with self._as_ledger_error(self.folder):
             self._connection.execute(_INSERT, (entry.sequence, entry.body, entry.hash))
         self.entries.append(entry)
         return entry
@@ -199,12 +250,12 @@ class LedgerStore:
         if not self.holds(kept):
             raise LedgerError(
                 f"{self.folder}: expected entry {kept.sequence} with the hash of {HEAD}, found "
-                "another; the ledger was edited or exchanged."
+                f"another; the {self.noun} was edited or exchanged."
             )
 
     def _read_on(self) -> None:
         known = self.head
-        with _as_ledger_error(self.folder):
+        with self._as_ledger_error(self.folder):
             rows = self._connection.execute(
                 "SELECT sequence, body, hash FROM entries WHERE sequence >= ? ORDER BY sequence",
                 (known.sequence,),
@@ -219,6 +270,7 @@ class LedgerStore:
                     sequence=before.sequence + 1,
                     previous=before.hash,
                     stored_hash=stored_hash,
+                    noun=self.noun,
                 )
             )
 
@@ -229,7 +281,7 @@ class LedgerStore:
             LedgerError: If anything is wrong.
         """
         self._check_file()
-        with _as_ledger_error(self.folder):
+        with self._as_ledger_error(self.folder):
             found = self._connection.execute("PRAGMA integrity_check").fetchall()
         if found != [("ok",)]:
             raise LedgerError(f"{self.folder}: expected an intact database, found {found[:3]}.")
@@ -240,6 +292,15 @@ class LedgerStore:
                 raise self._old_copy(LedgerHead(sequence=len(known), hash=known[-1].hash))
         except LedgerError:
             self.entries = known  # so that the next charge notices as well
+            raise
+
+    @contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Close the file if the `with` block fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
             raise
 
     def close(self) -> None:
@@ -259,25 +320,36 @@ class LedgerStore:
             "application_id": _APPLICATION,
             "user_version": _VERSION,
         }
-        with _as_ledger_error(self.folder):
+        with self._as_ledger_error(self.folder):
             found = {
                 name: self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in expected
             }
             schema = self._connection.execute("SELECT sql FROM sqlite_master").fetchall()
         if found != expected:
-            raise LedgerError(f"{self.folder}: expected a ledger with {expected}, found {found}.")
+            raise LedgerError(
+                f"{self.folder}: expected the {self.noun} with {expected}, found {found}."
+            )
         if {sql for (sql,) in schema} != set(_SCHEMA):
             raise LedgerError(
-                f"{self.folder}: expected the ledger's table and its append-only triggers, "
+                f"{self.folder}: expected the {self.noun}'s table and its append-only triggers, "
                 "found others."
             )
 
     def _old_copy(self, head: LedgerHead) -> LedgerError:
         return LedgerError(
-            f"{self.folder}: expected the ledger to hold entry {head.sequence}, found it to end "
-            "before; it is a restored old copy. Restore the newest one, or go on with `medfl "
-            "ledger acknowledge SITE.toml --reason ...`, which charges what is missing."
+            f"{self.folder}: expected the {self.noun} to hold entry {head.sequence}, found it to "
+            f"end before; it is a restored old copy. {self.way_on}"
         )
+
+    @classmethod
+    @contextmanager
+    def _as_ledger_error(cls, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"{folder}: expected a readable and writable {cls.noun}, found: {error}."
+            ) from None
 
 
 def _entry_after(head: LedgerHead, *, kind: str, content: Mapping[str, Any]) -> Entry:
@@ -303,13 +375,3 @@ def _write_database(path: Path, first: Entry) -> None:
         connection.execute(_INSERT, (first.sequence, first.body, first.hash))
     finally:
         connection.close()
-
-
-@contextmanager
-def _as_ledger_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise LedgerError(
-            f"{folder}: expected a readable and writable ledger, found: {error}."
-        ) from None

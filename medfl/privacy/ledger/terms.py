@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from medfl.config.site import Purpose
+from medfl.errors import LedgerError
+from medfl.privacy.ledger.chain import Entry
 from medfl.privacy.mechanism import Mechanism
 
 _LONGEST_NAME = 200
@@ -15,7 +17,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a ledger was made for; fixed for ever.
+    """What a ledger was made for; fixed for ever once a run was admitted.
 
     Attributes:
         cohort: Name of the patients' cohort.
@@ -81,6 +83,57 @@ class Agreement:
             mechanism=Mechanism.from_dict(values["mechanism"]),
             members=frozenset(values["members"]),
             steps=values.get("steps", 0),
+        )
+
+
+def terms_in(entries: Sequence[Entry]) -> Terms:
+    """The newest terms of a ledger.
+
+    They stand in its first entry, and once more for each time that the ledger was made again, which
+    is only possible while it holds nothing else.
+
+    Args:
+        entries: A chain from its first entry.
+
+    Raises:
+        LedgerError: If it does not begin with terms, or if they were changed later.
+    """
+    if entries[0].kind != "init":
+        raise LedgerError(f"Expected a ledger that begins with 'init', found {entries[0].kind!r}.")
+    terms = [entry for entry in entries if entry.kind == "init"]
+    if any(entry.kind != "init" for entry in entries[: len(terms)]):
+        raise LedgerError(
+            "Expected terms that stay once a run was admitted, found entry "
+            f"{terms[-1].sequence} to change them."
+        )
+    return Terms(**terms[-1].content)
+
+
+def _first_use(entries: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in entries if entry.kind != "init"), None)
+
+
+def advice_on_change(entries: Sequence[Entry]) -> str:
+    """What to do where a site's file says something else than its ledger was made for."""
+    if _first_use(entries) is None:
+        return (
+            "Nothing was agreed to yet: `medfl ledger init SITE.toml --again` makes it for what "
+            "the site's file says now."
+        )
+    return "What a ledger was made for is fixed; change the site's file back."
+
+
+def require_unbound(entries: Sequence[Entry]) -> None:
+    """Refuse to change the terms of a ledger that was used.
+
+    Raises:
+        LedgerError: If a run was admitted, agreed to or charged, or a loss acknowledged.
+    """
+    bound = _first_use(entries)
+    if bound is not None:
+        raise LedgerError(
+            "Expected a ledger that nothing was agreed to or charged to, found entry "
+            f"{bound.sequence} ({bound.kind!r}) of {bound.time}; what it was made for stays."
         )
 
 

@@ -64,15 +64,19 @@ class Testimony:
             self.store.refresh()
         self._require_held(known)
 
-    def note(self, *, patients: frozenset[str] = frozenset()) -> None:
+    def note(self, *, patients: frozenset[str] = frozenset(), only_these: bool = False) -> None:
         """Tell the witness of the ledger as it is; only under its lock.
+
+        Args:
+            patients: The witness's marks of patients whom the ledger pays for.
+            only_these: Whether it pays for nobody else: so far it has paid for nothing.
 
         Raises:
             LedgerError: If it cannot be noted.
         """
         if self.witness is None:
             return
-        known = self.witness.recall(self.store.name)
+        known = None if only_these else self.witness.recall(self.store.name)
         self.witness.note(
             LedgerMemory(
                 ledger=self.store.name,

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from medfl.durable import write_atomically
-from medfl.errors import LedgerError
+from medfl.errors import ConfigError, LedgerError
 from medfl.privacy.accounting.charges import Charge
 from medfl.privacy.ledger.head import LedgerHead
 from medfl.privacy.ledger.witness_lock import exclusive
-from medfl.privacy.ledger.witness_place import witness_folder
+from medfl.privacy.ledger.witness_place import witness_files, witness_folder
 from medfl.privacy.mechanism import Mechanism
-from medfl.secret_files import KEY_BYTES, secret_key
+from medfl.secret_files import KEY_BYTES, Exposure, exposures, secret_key
 
 _KEY = "witness.key"
 _LOCK = "witness.lock"
@@ -87,7 +87,8 @@ class LedgerMemory:
             f"Expected patients and a folder without a ledger, found the ledger at {self.folder} "
             f"(entry {self.head.sequence}), which was there or pays for some of them; it is never "
             "replaced. Use or restore that one; if it is lost, go on with `medfl ledger "
-            "acknowledge SITE.toml --reason ...`, which charges what it had spent.",
+            "acknowledge SITE.toml --reason ...`, which charges what it had spent. One that "
+            "nothing was agreed to gets other terms by `medfl ledger init SITE.toml --again`.",
             code="ledger-elsewhere",
         )
 
@@ -107,9 +108,18 @@ class Witness:
         """The witness that every site of this machine, or of this account, shares.
 
         Raises:
-            LedgerError: If it is there and cannot be used; see `witness_place`.
+            LedgerError: If it is there and cannot be used, see `witness_place`, or if another
+                account can read or write it.
         """
-        return cls(witness_folder())
+        witness = cls(witness_folder())
+        found = witness.exposures()
+        if found:
+            raise LedgerError(str(found[0]))
+        return witness
+
+    def exposures(self) -> list[Exposure]:
+        """What lets others at the folder or at something in it."""
+        return exposures(witness_files(self._folder))
 
     @property
     def folder(self) -> Path:
@@ -217,17 +227,7 @@ class Witness:
         self._path(ledger).unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        # Not by `glob`, which takes a folder that cannot be read for an empty one.
-        try:
-            found = sorted(self._folder.iterdir())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise LedgerError(
-                f"{self._folder}: expected a witness that this account can read, found: "
-                f"{error.strerror}. Let medfl's account own the folder (mode 0700)."
-            ) from None
-        return [path for path in found if path.suffix == ".json"]
+        return [path for path in witness_files(self._folder)[1:] if path.suffix == ".json"]
 
     def _read(self, path: Path) -> LedgerMemory:
         memory, key = _read(path)
@@ -251,6 +251,8 @@ class Witness:
             )
         try:
             secret = secret_key(path)
+        except ConfigError as error:
+            raise LedgerError(str(error)) from None
         except OSError as error:
             raise LedgerError(f"{path}: expected the witness's key, found: {error}.") from None
         if len(secret) != KEY_BYTES:

@@ -36,6 +36,28 @@ def witness_folder() -> Path:
     return SYSTEM_FOLDER
 
 
+def witness_files(folder: Path | None = None) -> list[Path]:
+    """The witness's folder and all that lies in it.
+
+    Args:
+        folder: A witness's; that of this machine if not given.
+
+    Raises:
+        LedgerError: If it cannot be used.
+    """
+    folder = folder or witness_folder()
+    # Not by `glob`, which takes a folder that cannot be read for an empty one.
+    try:
+        return [folder, *sorted(folder.iterdir())]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LedgerError(
+            f"{folder}: expected a witness that this account can read, found: {error.strerror}. "
+            "Let medfl's account own the folder (mode 0700)."
+        ) from None
+
+
 def _require_moved() -> None:
     """Refuse two memories: whoever is known to the older one alone would get a second budget."""
     try:

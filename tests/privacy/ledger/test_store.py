@@ -242,13 +242,13 @@ def test_an_edit_with_all_hashes_made_to_fit_is_noticed_by_the_head(
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sequence": 3}', '{"sequence": 0, "hash": ""}'])
 def test_a_damaged_head_is_refused(folder: Path, text: str) -> None:
     (folder / "head.json").write_text(text)
-    with pytest.raises(LedgerError, match="expected the ledger's head"):
+    with pytest.raises(LedgerError, match="expected the head of the chain"):
         LedgerStore.open(folder)
 
 
 def test_a_missing_head_is_refused(folder: Path) -> None:
     (folder / "head.json").unlink()
-    with pytest.raises(LedgerError, match="expected the ledger's head"):
+    with pytest.raises(LedgerError, match="expected the head of the chain"):
         LedgerStore.open(folder)
 
 

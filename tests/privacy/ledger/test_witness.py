@@ -431,6 +431,7 @@ def test_without_the_right_key_nobody_is_known_again_and_nothing_is_permitted(
     path.unlink()
     if key == "another":
         path.write_bytes(b"k" * 32)
+        path.chmod(0o600)
     for action in (
         lambda: Ledger.open(folder, witness=witness),
         lambda: create(folder.parent / "other", witness, PATIENTS),

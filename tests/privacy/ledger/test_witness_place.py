@@ -39,7 +39,7 @@ def test_tests_never_see_the_machines_own() -> None:
 
 def test_the_machines_comes_before_the_accounts(system: Path, account: Path) -> None:
     assert Witness.of_this_machine().folder == account
-    system.mkdir()
+    system.mkdir(0o700)
     assert Witness.of_this_machine().folder == system
 
 

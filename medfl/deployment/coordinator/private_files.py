@@ -1,0 +1,31 @@
+"""Which files of a server are its own account's alone, and a start that insists on it.
+
+Whoever reads them can stand in for the server, or reach its control path; whoever writes them can
+let a hospital in. Flower makes its database with the umask's mode, in a closed folder.
+"""
+
+from __future__ import annotations
+
+from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.secret_files import require_owner_only
+
+_FOLDERS = ("state", "jobs", "logs", "flower")
+_FILES = (
+    "superexec.secret",
+    "control.secret",
+    "ca.key",
+    "server.key",
+    "server.key.old",
+    "sites.json",
+)
+
+
+def require_private(folder: ServerFolder) -> None:
+    """Refuse a server whose secrets, keys or databases other accounts can read or write.
+
+    Raises:
+        ConfigError: If one is open.
+    """
+    path = folder.path
+    jobs = sorted(folder.jobs.glob("*.json"))
+    require_owner_only(path, *(path / name for name in (*_FOLDERS, *_FILES)), *jobs)
