@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -310,7 +311,8 @@ def _draw(findings: Sequence[Finding]) -> Figure:
                 [each.dice.high - each.dice.value for each in row],
             ]
             panel.errorbar(
-                [each.epsilon for each in row],
+                # Apart from each other, so that no interval hides another one.
+                [each.epsilon * (1 + 0.04 * MODES.index(mode)) for each in row],
                 values,
                 yerr=reach,
                 marker="o",
@@ -318,6 +320,9 @@ def _draw(findings: Sequence[Finding]) -> Figure:
                 label=mode,
             )
         panel.set_xscale("log")
+        panel.xaxis.set_minor_locator(NullLocator())
+        epsilons = sorted({each.epsilon for each in findings})
+        panel.set_xticks(epsilons, [f"{one:g}" for one in epsilons])
         panel.set_title(region)
         panel.set_xlabel("epsilon")
     panels[0].set_ylabel("Dice of the federated model")
