@@ -254,6 +254,7 @@ class _Play:
         self._stage.run(
             *("server", "run", self._server, self._study, "--out", self._out), while_running=show
         )
+        show()
 
     def _settle(self) -> tuple[Account, ...]:
         """Every ledger is counted again, and exported for an auditor with nothing but site.pub."""

@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import run
 
 from medfl.prediction.carried_code import SCRIPTS
-from medfl.prediction.monai_bundle import MODEL
+from medfl.runs.files import FINAL_MODEL
 from medfl.segmentation.model_file import ModelSpec
 from tests.prediction.conftest import SPEC, write_model
 
@@ -24,7 +24,7 @@ PRIVACY = [
 
 def finished_run(folder: Path, *, spec: ModelSpec = SPEC, missing: str = "refuse") -> Path:
     """A run folder with a model of random weights."""
-    write_model(folder / MODEL, spec=spec, missing=missing)
+    write_model(folder / FINAL_MODEL, spec=spec, missing=missing)
     (folder / "study.json").write_text(json.dumps({"id": "first", "training": {"rounds": 30}}))
     (folder / "privacy.json").write_text(json.dumps(PRIVACY))
     return folder

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from medfl.config.site import SiteConfig, SiteData, SitePolicy
 from medfl.data.checks import check_cohort
 from medfl.prediction.cohort import predict_cohort
-from medfl.prediction.monai_bundle import MODEL, export_bundle
+from medfl.prediction.monai_bundle import export_bundle
 from medfl.prediction.predictor import Predictor
+from medfl.runs.files import FINAL_MODEL
 from tests.prediction.bundles import content, finished_run, run_bundle
 from tests.prediction.conftest import SPEC
 from tests.prediction.headers import Stored, qform, sform
@@ -124,7 +125,7 @@ class Both(NamedTuple):
 
 def both(folder: Path, **changes: Any) -> Both:
     run_dir = finished_run(folder / "run", spec=replace(SPEC, **changes))
-    return Both(Predictor(run_dir / MODEL), export_bundle(run_dir, folder / "bundle"))
+    return Both(Predictor(run_dir / FINAL_MODEL), export_bundle(run_dir, folder / "bundle"))
 
 
 @pytest.fixture(scope="module")

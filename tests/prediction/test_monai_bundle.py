@@ -20,8 +20,9 @@ from monai.bundle import verify_net_in_out
 from medfl.config.site import Modality, SiteData
 from medfl.errors import ConfigError, FederationError, PrivacyError
 from medfl.prediction.cohort import predict_case, predict_cohort
-from medfl.prediction.monai_bundle import MODEL, export_bundle
+from medfl.prediction.monai_bundle import export_bundle
 from medfl.prediction.predictor import Predictor
+from medfl.runs.files import FINAL_MODEL
 from medfl.segmentation.model_file import STAYS, ModelSpec, model_bytes, read_model
 from medfl.segmentation.networks import trainable_state
 from tests.prediction.bundles import content, finished_run, run_bundle
@@ -63,7 +64,9 @@ def our_mask(
     """What `medfl predict` writes."""
     out = run_dir.parent / "ours" / "mask.nii.gz"
     shutil.rmtree(out.parent, ignore_errors=True)
-    predict_case(Predictor(run_dir / MODEL, mirrored=mirrored), patients / case, data=data, out=out)
+    predict_case(
+        Predictor(run_dir / FINAL_MODEL, mirrored=mirrored), patients / case, data=data, out=out
+    )
     return content(out)
 
 
@@ -96,10 +99,10 @@ def test_a_run_of_medfl_0_1_is_not_called_private(old: int, run_dir: Path, tmp_p
 @pytest.fixture
 def own_model(run_dir: Path) -> Path:
     """A run folder into which somebody has copied a hospital's own model."""
-    spec, network = read_model(run_dir / MODEL)
+    spec, network = read_model(run_dir / FINAL_MODEL)
     provenance = {"privacy": STAYS, "site": "north", "medfl": "0"}
     weights = trainable_state(network)
-    (run_dir / MODEL).write_bytes(model_bytes(weights, spec=spec, provenance=provenance))
+    (run_dir / FINAL_MODEL).write_bytes(model_bytes(weights, spec=spec, provenance=provenance))
     return run_dir
 
 
@@ -191,7 +194,7 @@ def test_monai_alone_gives_the_same_masks_and_says_which_case_failed(
     assert f"2 of 3: failed: {broken}: expected intact gzip data" in ended.stderr
     assert "error: expected a mask of every case, 1 of 3 failed." in ended.stderr
     here = data.model_copy(update={"root": root})
-    (failed,) = predict_cohort(Predictor(run_dir / MODEL), here, out=tmp_path / "ours")
+    (failed,) = predict_cohort(Predictor(run_dir / FINAL_MODEL), here, out=tmp_path / "ours")
     assert failed.reason in ended.stderr
     ours = written(tmp_path / "ours")
     assert len(ours) == 2
@@ -244,7 +247,7 @@ def test_a_file_of_several_volumes_is_taken_apart_by_their_names(
     msd = SiteData(
         root=path.parents[1], layout="msd", label_scheme="msd", modalities=data.modalities
     )
-    assert predict_cohort(Predictor(run_dir / MODEL), msd, out=tmp_path / "ours") == []
+    assert predict_cohort(Predictor(run_dir / FINAL_MODEL), msd, out=tmp_path / "ours") == []
     case = {"image": str(path), "volumes": list(order), "name": "one"}
     assert run_bundle(bundle, [case], out=tmp_path / "theirs", label_scheme="msd") == ""
     assert written(tmp_path / "theirs") == {
