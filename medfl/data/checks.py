@@ -21,7 +21,7 @@ from medfl.config.site import MaskScheme, SiteConfig, SiteData
 from medfl.data.cohort import Case, Cohort, Patient, split
 from medfl.data.label_names import named_labels
 from medfl.data.label_schemes import scheme_name, scheme_values
-from medfl.data.labels import judge_labels
+from medfl.data.label_values import judge_labels
 from medfl.data.layouts.dataset_json import DATASET, read_description
 from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.survey import survey_cohort

@@ -12,14 +12,11 @@ from torch import Tensor
 
 from medfl.config.site import MaskScheme, Region
 from medfl.data.label_schemes import require_regions, scheme_name, scheme_of, scheme_values
+from medfl.data.label_values import judge_labels
 from medfl.data.written_labels import written_labels
 from medfl.errors import DataError
 
 LabelArray = TypeVar("LabelArray", Tensor, NDArray[np.generic])
-
-# How far a stored value may be from a whole number: some BraTS masks carry a scale factor a hair
-# under 1, which turns 4 into 3.9999998.
-LABEL_TOLERANCE = 1e-2
 
 
 def regions_of(
@@ -58,40 +55,16 @@ def whole_labels(label_DHW: Tensor | NDArray[np.generic], *, scheme: MaskScheme)
     Raises:
         DataError: If a value is fractional, not finite, or outside the scheme.
     """
-    whole, wrong = judge_labels(label_DHW, scheme=scheme)
+    values = label_DHW.numpy(force=True) if isinstance(label_DHW, Tensor) else label_DHW
+    whole, wrong = judge_labels(values, scheme=scheme)
     if wrong:
         shown = ", ".join(f"{value:g}" for value in wrong)
         raise DataError(
             f"expected mask values out of {sorted(scheme_values(scheme))} (label_scheme "
             f"{scheme_name(scheme)!r}), found {shown}. Correct the mask or the site's label_scheme."
         )
-    return whole
-
-
-def judge_labels(
-    label_DHW: Tensor | NDArray[np.generic],
-    *,
-    scheme: MaskScheme,
-) -> tuple[Tensor, list[float]]:
-    """Round label values, and name up to five that are fractional, not finite or not in the scheme.
-
-    Returns:
-        uint8 label_DHW, meaningless where a value is wrong, and the wrong values.
-    """
-    if isinstance(label_DHW, Tensor):
-        labels = label_DHW.to(torch.float32)
-    else:
-        labels = torch.from_numpy(np.ascontiguousarray(label_DHW, dtype=np.float32))
-    rounded = labels.round()
-    whole = rounded.to(torch.uint8)
-    # False for NaN, infinity, and what does not fit into a byte.
-    sound = ((labels - rounded).abs() <= LABEL_TOLERANCE) & (whole == rounded)
-    present = torch.bincount(whole[sound], minlength=256).nonzero()[:, 0].tolist()
-    allowed = scheme_values(scheme)
-    wrong = [float(value) for value in present if value not in allowed]
-    # Sorting is slow: done for wrong values only. NumPy counts NaN once, torch each time.
-    wrong += np.unique(labels[~sound].numpy()).tolist()
-    return whole, wrong[:5]
+    found = torch.from_numpy(whole)
+    return found.to(label_DHW.device) if isinstance(label_DHW, Tensor) else found
 
 
 def labels_from_regions(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from medfl.config import SiteConfig, StudyConfig
 from medfl.data.cohort import Case
@@ -159,6 +158,8 @@ def _findings(site_state: SiteState, *, machine: Machine, need: Need) -> Iterato
             value=str(site.threads),
             fix=f"Set threads = {machine.cores}; more only wait for each other.",
         )
+    if site.device == "cpu":  # always there, and a check of it needs no torch
+        return
     try:
         device_named(site.device, where="device")
     except ConfigError as error:
@@ -180,6 +181,8 @@ def resources(site: SiteConfig, *, machine: Machine) -> str:
         device = device_named(site.device, where="device")
     except ConfigError:  # a finding of its own
         return f"{text}."
+    import torch
+
     gpu = torch.cuda.get_device_properties(device)
     return (
         f"{text} and {_gb(gpu.total_memory)} of {gpu.name}. A simulation on Ray shares the "

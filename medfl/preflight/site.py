@@ -19,7 +19,6 @@ from medfl.data.checks import OnProgress, check_cohort
 from medfl.deployment.hospital.private_files import key_files, open_to_writers, private_files
 from medfl.errors import ConfigError, DataError, LedgerError
 from medfl.findings import Finding, Severity
-from medfl.preflight.dry_run import dry_run
 from medfl.preflight.machine import (
     check_machine,
     nearest_existing,
@@ -82,6 +81,8 @@ def preflight(
     findings += check_witness(site_state)
     if proposal is not None:
         findings += check_policy(site, proposal)
+        from medfl.preflight.dry_run import dry_run  # torch is for a study only
+
         findings += dry_run(site_state, proposal)
     if server:
         findings += check_server(server, ca=ca)

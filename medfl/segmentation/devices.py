@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from medfl.config.site import DEVICE
 from medfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def device_named(name: str, *, where: str) -> torch.device:
@@ -22,6 +24,8 @@ def device_named(name: str, *, where: str) -> torch.device:
     """
     if not re.fullmatch(DEVICE, name):
         raise ConfigError(f"{where}: expected 'cpu', 'cuda' or 'cuda:N', found {name!r}.")
+    import torch
+
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from medfl.cli.examples import EXAMPLES
+from medfl.config import load_site
 
 TORCH = {"torch", "monai", "opacus", "flwr"}
 
-# What trains, segments or judges with networks, or looks at the machine as a training would.
+# What trains, segments or judges with networks; `check` does with a study.
 COMPUTING = {
-    *("adapt", "audit", "cache fill", "check", "evaluate", "export bundle", "plan", "predict"),
+    *("adapt", "audit", "cache fill", "evaluate", "export bundle", "plan", "predict"),
     *("pretrain", "server run", "simulate", "starts"),
 }
 # What serves or waits for a server; `tests/test_architecture.py` looks at these.
-SERVING = {"dashboard", "server start", "server status", "site start"}
+SERVING = {"dashboard", "rehearse", "server start", "server status", "site start"}
 # Needs files that are not made here; they share their modules with commands that are run.
 SIMILAR = {"import lgg", "ledger acknowledge", "overlap compare", "report", "sites from-fets"}
 
@@ -40,6 +41,7 @@ for arguments in json.loads(sys.argv[1]):
     if found:
         sys.exit(f"{arguments} imported {found}")
 """
+ANSWER = "y\n"  # where `ledger init` asks
 
 
 @pytest.mark.slow
@@ -47,6 +49,7 @@ def test_commands_that_compute_nothing_import_no_torch(
     hospital_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
     site = str(hospital_file("north"))
+    folder = load_site(site).data.root
     state, server = str(tmp_path / "state" / "north"), str(tmp_path / "server")
     export = str(tmp_path / "export.json")
     commands = [
@@ -65,6 +68,8 @@ def test_commands_that_compute_nothing_import_no_torch(
         ],
         ["site", "init", state],
         ["ledger", "init", site],
+        ["check", site],
+        ["check", str(folder), "--detect"],
         ["budget", site],
         ["ledger", "verify", site],
         ["ledger", "export", site, "-o", export],
@@ -91,6 +96,7 @@ def test_commands_that_compute_nothing_import_no_torch(
         text=True,
         check=False,
         timeout=500,
+        input=ANSWER,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     names = {" ".join(words[:2]) for words in commands} | {words[0] for words in commands}

@@ -15,7 +15,7 @@ import numpy as np
 
 from medfl.config.site import KNOWN_SCHEMES, LabelScheme, Layout, Modality, SiteData
 from medfl.data.label_schemes import scheme_of, scheme_values
-from medfl.data.labels import judge_labels
+from medfl.data.label_values import judge_labels
 from medfl.data.layouts.bids_entities import differing, entities_of
 from medfl.data.layouts.dataset_json import described_scheme, read_description
 from medfl.data.layouts.rules import LAYOUTS
@@ -265,7 +265,7 @@ def _values(masks: Sequence[Path]) -> tuple[float, ...]:
         except FileFaults:
             continue
         whole, wrong = judge_labels(voxels, scheme="brats2015")
-        values.update(whole.unique().tolist() if not wrong else np.unique(voxels)[:50].tolist())
+        values.update(np.unique(whole).tolist() if not wrong else np.unique(voxels)[:50].tolist())
     return tuple(sorted(values))
 
 
