@@ -12,5 +12,8 @@ CACHE = "cache"
 SUMS = "secure_sums"
 """Folder of what is kept of secure sums, beside ledger and outbox."""
 
+LOGS = "logs"
+"""Folder of what a site's processes say."""
+
 SITE_KEY = "site.key"
 """Secret of pseudonyms and of the held-out split."""

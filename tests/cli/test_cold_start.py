@@ -23,7 +23,10 @@ COMPUTING = {
 # What serves or waits for a server; `tests/test_architecture.py` looks at these.
 SERVING = {"dashboard", "rehearse", "server start", "server status", "site start"}
 # Needs files that are not made here; they share their modules with commands that are run.
-SIMILAR = {"import lgg", "ledger acknowledge", "overlap compare", "report", "sites from-fets"}
+SIMILAR = {
+    *("import lgg", "ledger acknowledge", "overlap compare", "report", "sites from-fets"),
+    *("server logs", "server stop"),
+}
 
 # One process runs all commands, each after a look at what the one before has left.
 SCRIPT = """
@@ -79,11 +82,17 @@ def test_commands_that_compute_nothing_import_no_torch(
         ["site", "pause", site],
         ["site", "resume", site],
         ["site", "clean", site],
+        ["site", "backup", site, "-o", f"{tmp_path}/site.backup"],
+        ["site", "restore", f"{tmp_path}/site.backup", "--to", f"{tmp_path}/restored-site"],
         ["server", "init", server, "--host", "localhost"],
         ["server", "invite", server, "north", "-o", str(tmp_path)],
         ["server", "admit", server, f"{state}/site.pub", "north"],
         ["server", "revoke", server, "north", "--reason", "a test"],
         ["server", "renew", server],
+        ["server", "move", server, "--host", "127.0.0.1"],
+        ["server", "runs", server],
+        ["server", "backup", server, "-o", f"{tmp_path}/server.backup"],
+        ["server", "restore", f"{tmp_path}/server.backup", "--to", f"{tmp_path}/restored-server"],
         ["overlap", "key", str(tmp_path / "overlap.key")],
         ["overlap", "tokens", site, "--key", f"{tmp_path}/overlap.key", "-o", f"{tmp_path}/t.json"],
         ["site", "rotate", state],

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from medfl.deployment.hospital.site_log import LOGS
 from medfl.privacy.ledger.witness_place import witness_files
 from medfl.protocol.keys import KEYS
 from medfl.secret_files import Exposure, changeable, exposures, refuse
 from medfl.site.audit_log import AUDIT_LOG
 from medfl.site.run_models import MODELS
-from medfl.site.state_folder import CACHE, LEDGER, OUTBOX, SITE_KEY, SUMS
+from medfl.site.state_folder import CACHE, LEDGER, LOGS, OUTBOX, SITE_KEY, SUMS
 
 FLOWER = "flower"
 """Flower's own folder in the state folder."""

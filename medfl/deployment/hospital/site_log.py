@@ -20,9 +20,7 @@ from medfl.config.site import SiteData
 from medfl.data.layouts.rules import rule_of
 from medfl.data.layouts.survey import survey_cohort
 from medfl.deployment.flower.log_lines import CONNECTED, FORGOTTEN, OWN, UNCONNECTED
-
-LOGS = "logs"
-"""Folder of the log in a site's state folder."""
+from medfl.site.state_folder import LOGS
 
 FILE_BYTES = 10_000_000
 OLD_FILES = 5
