@@ -295,12 +295,12 @@ def test_one_set_of_survivors_is_unmasked_and_nothing_of_the_round_is_left(
         }
     )
     assert charges(room) == 1
-    assert_kept_for_the_owner(folder, files={"roster.json", "round-0000001.state"})
+    assert_kept_for_the_owner(folder, files={"lock", "roster.json", "round-0000001.state"})
     left = b"".join(files_of(Path(room.hospital.site.state)).values())
     assert len(secrets) >= 3 + 2 * len(room.members)
     assert not [secret for secret in secrets if secret in left]
     room.ask(ADVERTISE, room.advert_task(round=2))
-    assert_kept_for_the_owner(folder, files={"roster.json", "round-0000002.state"})
+    assert_kept_for_the_owner(folder, files={"lock", "roster.json", "round-0000002.state"})
     refused({"an older round": (ADVERTISE, room.advert_task(), "secure-sum-again")})
 
 
