@@ -131,8 +131,8 @@ def test_whom_a_round_waits_for_can_be_read_while_it_waits(federation: Any) -> N
     def look(site: str, message: Message, answer: Answer) -> Message:
         if is_training(message):
             seen.append(json.loads(path.read_text()))
-        else:
-            assert not path.exists()
+        elif path.exists():  # before the first round, while the sites agree
+            assert not seen and "agree" in json.loads(path.read_text())["phase"]
         return answer()
 
     federation.run(federation.study(), federation.sites(), fault=look)
@@ -206,7 +206,9 @@ def test_what_a_killed_server_left_of_its_round_is_gone_when_the_run_goes_on(
 
     def look(site: str, message: Message, answer: Answer) -> Message:
         if not is_training(message):
-            seen.append((folder / "updates").exists() or (folder / "waiting.json").exists())
+            waiting = folder / "waiting.json"
+            is_left = waiting.exists() and waiting.read_text() == "{}"
+            seen.append((folder / "updates").exists() or is_left)
         return answer()
 
     finished = federation.run(study, sites, fault=look, resume=True, run_id=RUN)
