@@ -124,9 +124,9 @@ def _exposure(path: Path, *, forbidden: int) -> Exposure | None:
     mode, closed = stat.S_IMODE(status.st_mode), 0o700 if noun == "folder" else 0o600
     values, fixes = [], []
     if status.st_uid not in (os.geteuid(), _ROOT):
-        owner = _name_of(status.st_uid)
+        owner = account_name(status.st_uid)
         values.append(f"owner {owner}")
-        fixes.append(f"Run medfl as {owner}, or: chown {_name_of(os.geteuid())} {path}")
+        fixes.append(f"Run medfl as {owner}, or: chown {account_name(os.geteuid())} {path}")
     if mode & forbidden:
         values.append(f"mode {mode:04o}")
         wanted = f"{closed:o}" if forbidden == _OF_OTHERS else "go-w"
@@ -141,7 +141,8 @@ def _exposure(path: Path, *, forbidden: int) -> Exposure | None:
     return Exposure(path=path, rule=rule, value=", ".join(values), fix=" && ".join(fixes))
 
 
-def _name_of(user: int) -> str:
+def account_name(user: int) -> str:
+    """What an account is called; its number where it has no name."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:

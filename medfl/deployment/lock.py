@@ -12,6 +12,8 @@ from pathlib import Path
 from medfl.errors import FederationError
 
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 1.0
+"""Patience with who only looks whether a lock is held, which holds it for a moment."""
 
 
 @contextmanager

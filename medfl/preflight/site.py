@@ -16,7 +16,7 @@ from typing import get_args
 from medfl.config import SiteConfig
 from medfl.config.study import load_study
 from medfl.data.checks import OnProgress, check_cohort
-from medfl.deployment.hospital.private_files import key_files, open_to_writers, private_files
+from medfl.deployment.hospital.private_files import key_files, private_files
 from medfl.errors import ConfigError, DataError, LedgerError
 from medfl.findings import Finding, Severity
 from medfl.preflight.machine import (
@@ -31,7 +31,7 @@ from medfl.privacy.ledger.store import LedgerStore
 from medfl.privacy.ledger.witness import Witness
 from medfl.privacy.ledger.witness_place import witness_folder
 from medfl.protocol.keys import EVENT_KEY, KEYS, NODE_KEY, PUBLIC, SiteKeys, read_public
-from medfl.secret_files import Exposure, exposures
+from medfl.secret_files import Exposure, changeable, exposures
 from medfl.site.log_check import checked_log
 from medfl.site.state import SiteState, hospital_state
 from medfl.site.state_folder import SITE_KEY
@@ -86,7 +86,7 @@ def preflight(
         findings += dry_run(site_state, proposal)
     if server:
         findings += check_server(server, ca=ca)
-    return _by_severity(findings)
+    return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
 def obstacles_to_ledger(site: SiteConfig, *, file: Path, on_progress: OnProgress) -> list[Finding]:
@@ -102,10 +102,6 @@ def obstacles_to_ledger(site: SiteConfig, *, file: Path, on_progress: OnProgress
     findings += check_state(site, file)
     findings += check_keys(site)
     return [finding for finding in findings if finding.severity == "error"]
-
-
-def _by_severity(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
 def pseudonym_key(site: SiteConfig) -> bytes:
@@ -143,7 +139,7 @@ def check_state(site: SiteConfig, *public: Path) -> list[Finding]:
         ]
     if site.purpose == "open-data":
         return []
-    return _exposed([*exposures(private_files(folder)), *open_to_writers(*public)])
+    return _exposed([*exposures(private_files(folder)), *changeable(public)])
 
 
 def check_keys(site: SiteConfig) -> list[Finding]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from medfl.config.site import Trust
 from medfl.config.site_template import SITE_FILE
+from medfl.deployment.addresses import LOOPBACK
 from medfl.deployment.admission import read_bundle
 from medfl.deployment.processes import free_port
-from medfl.rehearsal.stage import LOOPBACK, Stage, require_port
+from medfl.rehearsal.stage import Stage, require_port
 
 PATIENTS = 4
 ROUNDS = 2

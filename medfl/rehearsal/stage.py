@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from medfl.deployment.addresses import is_free
+from medfl.deployment.addresses import LOOPBACK, is_free
 from medfl.errors import ConfigError, FederationError, Interrupted
 from medfl.privacy.ledger.witness_place import SYSTEM_FOLDER
 
-LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
 # A site ends two processes of its own, each of which may take 15 s before it is killed.
 END_SECONDS = 40.0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from medfl.errors import LedgerError, MedflError
 from medfl.privacy.ledger.chain import Entry
 from medfl.privacy.ledger.store import LedgerStore
 from medfl.protocol.keys import EVENT_KEY, KEYS, SiteKeys
+from medfl.secret_files import account_name
 
 AUDIT_LOG = "audit-log"
 """Folder of the log in the state folder."""
@@ -250,19 +250,12 @@ def signed_part(entry: Entry) -> bytes:
 
 
 def _content(content: Mapping[str, Any], *, keys: SiteKeys) -> dict[str, Any]:
-    return {**content, "account": _account(), "key": keys.event_key}
+    return {**content, "account": account_name(os.geteuid()), "key": keys.event_key}
 
 
 def _sign(entry: Entry, keys: SiteKeys) -> Entry:
     signature = keys.sign(signed_part(entry))
     return replace(entry, content={**entry.content, "signature": signature})
-
-
-def _account() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 @contextmanager

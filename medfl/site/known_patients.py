@@ -60,11 +60,11 @@ def require_unclaimed(
         DataError: If an image cannot be read.
         LedgerError: If there is such a ledger.
     """
-    witness, is_open = Witness.of_this_machine(), site.purpose == "open-data"
     others = other_ledgers(site, own=own)
     if not others:
         return
-    marks = marks_of(images_of(patients, site=site, cache=cache), witness=witness)
+    images, is_open = images_of(patients, site=site, cache=cache), site.purpose == "open-data"
+    marks = marks_of(images, witness=Witness.of_this_machine())
     for memory in others:
         if memory.patients & marks:
             raise memory.is_no_open_data() if is_open else memory.already_stands()

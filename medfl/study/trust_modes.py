@@ -149,21 +149,22 @@ def _sum_of(study: StudyConfig, sites: Sequence[SiteConfig], *, plan: Planner) -
     count = len(sites)
     secure = _variant(study, privacy={"trust": "secure"})
     threshold = sum_threshold(secure, sites=count)
-    as_needed = _variant(secure, aggregation={"min_sites": threshold})
-    all_stay = _variant(secure, aggregation={"min_sites": count})
     # In a secure sum every patient counts alike; see `medfl.privacy.policy`.
     members = [site.model_copy(update={"weight": float(site.declared_patients)}) for site in sites]
-    plans, free, least = (
-        with_common_noise([plan(variant, site) for site in members])
-        for variant in (secure, as_needed, all_stay)
-    )
+    needed = study.aggregation.min_sites
+    by_needed = {
+        number: with_common_noise(
+            [plan(_variant(secure, aggregation={"min_sites": number}), site) for site in members]
+        )
+        for number in {needed, threshold, count}
+    }
     return _Sum(
         study=secure,
         is_of_study=study.privacy.trust == "secure",
-        plans=plans,
+        plans=by_needed[needed],
         threshold=threshold,
-        free_noise=averaged_noise(free),
-        least_noise=averaged_noise(least),
+        free_noise=averaged_noise(by_needed[threshold]),
+        least_noise=averaged_noise(by_needed[count]),
     )
 
 

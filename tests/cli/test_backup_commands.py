@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import stat
 import tarfile
@@ -17,23 +16,11 @@ from medfl.deployment.hospital import backup as site_backup
 from medfl.deployment.hospital.participation import LOCK
 from medfl.deployment.lock import exclusive
 from medfl.errors import LedgerError
-from medfl.privacy.ledger.ledger import Agreement
 from medfl.privacy.ledger.witness import Witness
-from medfl.privacy.mechanism import Mechanism
 from medfl.protocol.keys import SiteKeys
 from medfl.site.state import SITE_KEY, hospital_state
+from tests.cli.charged_sites import charge, charged, spent
 
-MECHANISM = Mechanism(
-    sampling_prob=0.3,
-    noise_multiplier=4.0,
-    clip_norm=1.0,
-    clipping="fixed",
-    local_steps=20,
-    declared_patients=4,
-)
-AGREEMENT = Agreement(
-    study="glioma", proposal="0" * 64, mechanism=MECHANISM, members=frozenset({"a"}), steps=40
-)
 MEMBERS = {
     "manifest.json",
     "site.toml",
@@ -46,18 +33,6 @@ MEMBERS = {
 }
 LOG = {"audit-log/log.sqlite", "audit-log/head.json"}
 """What is there once the site has done something that an auditor reads."""
-
-
-def charge(file: Path, run: str) -> None:
-    """One round of a run, as a study would charge it."""
-    with hospital_state(load_site(file)).open_ledger() as ledger:
-        ledger.agree(run, AGREEMENT)
-        ledger.charge(study="glioma", run=run, round=1, message_id=run, mechanism=MECHANISM)
-        ledger.mark_released(run, "ab" * 32)
-
-
-def spent(medfl: Any, file: Path) -> float:
-    return float(json.loads(medfl("budget", file, "--json").out)["epsilon"])
 
 
 def moved(file: Path, *, to: Path) -> Path:
@@ -76,11 +51,7 @@ def remembered() -> dict[str, bytes]:
 @pytest.fixture
 def north(medfl: Any, hospital_file: Callable[..., Path]) -> Path:
     """A hospital with keys and a ledger that was charged for one run."""
-    file = hospital_file("north")
-    assert medfl("site", "init", load_site(file).state).code == 0
-    assert medfl("ledger", "init", file, "--yes").code == 0
-    charge(file, "first")
-    return file
+    return charged(medfl, hospital_file("north"))
 
 
 @pytest.fixture

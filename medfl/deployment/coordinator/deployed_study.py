@@ -17,7 +17,7 @@ from medfl.deployment.coordinator.job import RUN_LOCK, ExpectedSite, Job
 from medfl.deployment.coordinator.run_book import RunRecord, RunStopped
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.flower.control import Control, RunState, Unreachable
-from medfl.deployment.lock import exclusive, is_held
+from medfl.deployment.lock import LOOK_SECONDS, exclusive, is_held
 from medfl.deployment.thin_app import THIN_APP, ThinApp
 from medfl.errors import ConfigError, FederationError
 from medfl.protocol.study_model import model_spec
@@ -39,8 +39,6 @@ PATIENCE_SECONDS = 300.0
 # Flower misses a killed ServerApp only after a minute; one that came to its end says so within
 # seconds.
 GONE_SECONDS = 30.0
-LOOK_SECONDS = 1.0  # who only looks whether a lock is held holds it for a moment
-
 
 # Flower's, in front of what an error says.
 _FLOWERS_WORDS = "ServerApp failed with exception: "

@@ -20,7 +20,7 @@ from pydantic import Field
 from medfl.config import StudyConfig
 from medfl.config.files import Section
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE
-from medfl.deployment.lock import exclusive, is_held
+from medfl.deployment.lock import LOOK_SECONDS, exclusive, is_held
 from medfl.durable import write_atomically
 from medfl.errors import FederationError, MessageError
 from medfl.protocol.keys import is_successor
@@ -30,7 +30,6 @@ RUN_LOCK = "run.lock"
 """Held in the run folder by the ServerApp that works on it."""
 
 WAIT_SECONDS = 30.0
-LOOK_SECONDS = 1.0  # who only looks whether a lock is held holds it for a moment
 
 
 class ExpectedSite(Section):

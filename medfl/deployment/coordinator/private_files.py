@@ -6,10 +6,9 @@ let a hospital in. Flower makes its database with the umask's mode, in a closed 
 
 from __future__ import annotations
 
-from medfl.deployment.coordinator.server_folder import ServerFolder
+from medfl.deployment.coordinator.server_folder import FOLDERS, ServerFolder
 from medfl.secret_files import require_owner_only
 
-_FOLDERS = ("state", "jobs", "logs", "flower")
 _FILES = (
     "superexec.secret",
     "control.secret",
@@ -28,4 +27,4 @@ def require_private(folder: ServerFolder) -> None:
     """
     path = folder.path
     jobs = sorted(folder.jobs.glob("*.json"))
-    require_owner_only(path, *(path / name for name in (*_FOLDERS, *_FILES)), *jobs)
+    require_owner_only(path, *(path / name for name in (*FOLDERS, *_FILES)), *jobs)

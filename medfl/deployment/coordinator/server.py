@@ -23,7 +23,7 @@ from medfl.deployment.coordinator.private_files import require_private
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.deployment.coordinator.server_logs import rotate_logs
 from medfl.deployment.flower.control import Control, Unreachable
-from medfl.deployment.lock import exclusive, is_held
+from medfl.deployment.lock import LOOK_SECONDS, exclusive, is_held
 from medfl.deployment.processes import (
     flower_environment,
     start,
@@ -37,7 +37,6 @@ SUPERLINK, SUPEREXEC = "superlink", "superexec"
 READY_SECONDS = 120.0
 POLL_SECONDS = 1.0
 PORT_SECONDS = 30.0
-LOOK_SECONDS = 1.0
 # A child that ends as soon as this, several times in a row, will not stay: something is wrong.
 SHORT_LIFE_SECONDS = 5.0
 SHORT_LIVES = 3
@@ -63,7 +62,6 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
         )
     require_private(folder)
     with (
-        # Some patience, for those who only look whether it is held.
         exclusive(folder.server_lock, noun="a server's folder", patience_seconds=LOOK_SECONDS),
         stop_signals() as stopped,
         _children(folder, stopped) as children,

@@ -364,7 +364,7 @@ class ServerFolder:
             federation=self.federation,
         )
         with (
-            exclusive(self.path / "server.lock", noun="a server's folder"),
+            exclusive(self.server_lock, noun="a server's folder"),
             exclusive(self.path / "sites.lock", noun="a list of sites"),
         ):
             renew_certificate(host=settings.host, **_certificate_paths(self.path))

@@ -185,13 +185,9 @@ def _keys(state: Path) -> dict[str, bytes]:
 
 def _holds(state: Path, *, ledger: str) -> bool:
     """Whether a ledger is in a state folder, as far as this account can see."""
-    try:
-        if not os.access(state / LEDGER / DATABASE, os.R_OK | os.W_OK):
-            return False
-        with LedgerStore.open_old_copy(state / LEDGER) as store:
-            return store.name == ledger
-    except LedgerError:
-        return False  # damaged: that is why there is a restoration
+    # A damaged one has no name: that is why there is a restoration.
+    can_be_opened = os.access(state / LEDGER / DATABASE, os.R_OK | os.W_OK)
+    return can_be_opened and LedgerStore.name_in(state / LEDGER) == ledger
 
 
 def _stated_folder(site_file: Path) -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medfl.privacy.ledger.witness_place import witness_files
 from medfl.protocol.keys import KEYS
-from medfl.secret_files import Exposure, changeable, exposures, refuse
+from medfl.secret_files import changeable, exposures, refuse
 from medfl.site.audit_log import AUDIT_LOG
 from medfl.site.run_models import MODELS
 from medfl.site.state_folder import CACHE, LEDGER, LOGS, OUTBOX, SITE_KEY, SUMS
@@ -39,15 +39,6 @@ def private_files(state: Path) -> list[Path]:
     return [state, *whole, *(state / name for name in _CLOSED)]
 
 
-def open_to_writers(*public: Path) -> list[Exposure]:
-    """Files that decide over the site, of which somebody else can write one.
-
-    Args:
-        public: The site's file, the certificate of the authority.
-    """
-    return changeable(public)
-
-
 def require_private(state: Path, *public: Path) -> None:
     """Refuse to start a site whose secrets, ledger, witness or policy are open to others.
 
@@ -60,7 +51,7 @@ def require_private(state: Path, *public: Path) -> None:
         LedgerError: If the witness cannot be used.
     """
     private = [*key_files(state), *private_files(state), *witness_files()]
-    refuse(exposures(private) + open_to_writers(*public))
+    refuse(exposures(private) + changeable(public))
 
 
 def _below(folder: Path) -> Iterator[Path]:

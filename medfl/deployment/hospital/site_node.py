@@ -24,7 +24,7 @@ from medfl.deployment.hospital.children import follow_child, start_child
 from medfl.deployment.hospital.homework import Homework
 from medfl.deployment.hospital.own_ledger import require_own_ledger
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
-from medfl.deployment.hospital.private_files import require_private
+from medfl.deployment.hospital.private_files import FLOWER, require_private
 from medfl.deployment.hospital.site_file import load_hospital, require_invited_name
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.hospital.way import LookAtWay, Way
@@ -71,7 +71,7 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
     SiteKeys.read(site.state / KEYS)
     require_invited_name(site)
     require_own_ledger(site)
-    home = site.state / "flower"
+    home = site.state / FLOWER
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.update(flower_environment(home=home))
     require_trusted(server, authority=authority)

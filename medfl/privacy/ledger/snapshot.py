@@ -33,7 +33,8 @@ def copy_ledger(folder: Path, *, to: Path, witness: Witness) -> tuple[str, Ledge
     """
     with LedgerStore.open(folder) as store:
         Testimony(store=store, witness=witness).require_newest()
-    return copy_chain(LedgerStore, folder, to=to)
+        known = store.head
+    return _copy(LedgerStore, folder, to=to, known=known)
 
 
 def copy_chain(kind: type[LedgerStore], folder: Path, *, to: Path) -> tuple[str, LedgerHead]:
@@ -53,6 +54,13 @@ def copy_chain(kind: type[LedgerStore], folder: Path, *, to: Path) -> tuple[str,
     """
     with kind.open(folder) as store:
         known = store.head
+    return _copy(kind, folder, to=to, known=known)
+
+
+def _copy(
+    kind: type[LedgerStore], folder: Path, *, to: Path, known: LedgerHead
+) -> tuple[str, LedgerHead]:
+    """Copy a chain that was checked up to a head, which the copy has to hold."""
     to.mkdir(mode=0o700)
     os.close(os.open(to / kind.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     _back_up(folder / kind.database, to / kind.database)

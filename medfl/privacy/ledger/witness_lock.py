@@ -1,7 +1,8 @@
 """One writer at a time for everything that a witness and its ledgers agree on.
 
 What the witness remembers is read, compared and written again; two processes that did so at once
-would lose each other's patients, and two copies of one ledger would both be charged. The lock is
+would lose each other's patients, and two copies of one ledger would both be charged. A site's state
+of a secure sum is written under such a lock too: two answers must not be made from one. The lock is
 the system's own (`flock`), which a process that dies gives back, whatever it was doing.
 """
 
