@@ -42,6 +42,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from medfl.version import __version__
+
 BASELINE = "plain_grouped"
 ENGINE = "patient_engine"
 NOISE = "noise_alone"
@@ -397,7 +399,8 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        **{name: version(name) for name in ("medfl", "torch", "monai", "opacus", "flwr", "numpy")},
+        "medfl": __version__,
+        **{name: version(name) for name in ("torch", "monai", "opacus", "flwr", "numpy")},
     }
 
 

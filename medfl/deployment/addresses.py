@@ -80,6 +80,21 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
     return found
 
 
+def loopback_socket() -> socket.socket:
+    """A socket on a port of this machine that is nobody else's while it is open.
+
+    It does not listen yet. A number that was merely free a moment ago may be somebody's by the time
+    that it is listened on; here, whoever connects reaches the one that the socket was made for, or
+    nobody.
+    """
+    with ExitStack() as opened:
+        # Without SO_REUSEADDR, with which another process might share the port.
+        made = opened.enter_context(socket.socket())
+        made.bind((LOOPBACK, 0))
+        opened.pop_all()
+    return made
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether a server that is called so can listen on a port."""
     try:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from medfl.errors import FederationError
 
 STOP_SECONDS = 15.0
 
 _LOCAL = "127.0.0.1,::1,localhost"
+
+# Below what Linux (32768 on) and others (49152 on, RFC 6335) give to connections.
+_SERVERS = range(20_000, 32_768)
 
 
 def flower_environment(*, home: Path) -> dict[str, str]:
@@ -41,11 +47,19 @@ def flower_environment(*, home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-    return port
+    """A TCP port of this machine that nobody listens on, and that no connection takes by chance.
+
+    What the system itself would call free is also what it gives to the next connection, of whatever
+    program, and a server that starts a few seconds later finds it taken.
+    """
+    # By chance that no seed repeats: two programs that ask at once would get the same one.
+    for port in random.SystemRandom().sample(_SERVERS, len(_SERVERS)):
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
+    raise FederationError(
+        f"Expected a free port from {_SERVERS.start} to {_SERVERS.stop - 1}, found none."
+    )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

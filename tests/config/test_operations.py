@@ -12,10 +12,10 @@ import pytest
 from typer.main import get_command
 
 from medfl.cli.app import app
+from medfl.deployment.addresses import loopback_socket
 from medfl.deployment.coordinator.backup import SERVER
 from medfl.deployment.coordinator.server_folder import FOLDERS, ServerFolder
 from medfl.deployment.coordinator.superlink import arguments as superlink_arguments
-from medfl.deployment.hospital import supernode
 from medfl.deployment.hospital.backup import SITE
 from medfl.preflight.network import CLOCK_SECONDS
 from medfl.privacy.ledger.witness_place import SYSTEM_FOLDER
@@ -92,7 +92,8 @@ def test_what_talks_to_itself_listens_to_nobody_else(tmp_path: Path) -> None:
     loopback = [row for row in rows("Firewall") if row[4] == "loopback"]
     assert len(loopback) == 2
     assert all("127.0.0.1" in row[1] for row in loopback)
-    assert supernode.LOCAL == "127.0.0.1"
+    with loopback_socket() as between:
+        assert between.getsockname()[0] == "127.0.0.1"
     server = ServerFolder.create(tmp_path / "server", host="medfl.example.org", port=8443)
     assert server.local_address == "127.0.0.1:8443"
     assert str(server.listen_port) in superlink_arguments(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 
 import pytest
@@ -14,6 +15,7 @@ from medfl.deployment.addresses import (
     is_free,
     joined,
     listening_addresses,
+    loopback_socket,
     split,
 )
 from medfl.deployment.processes import free_port
@@ -93,6 +95,32 @@ def test_a_port_is_free_when_nobody_listens_on_it(address: str) -> None:
         assert not is_free("localhost", port)
         assert not is_free("medfl.example.org", port)
     assert is_free("localhost", port)
+
+
+def test_a_free_port_is_not_one_that_connections_are_given() -> None:
+    """Nor does any other caller get it, even if random numbers are seeded alike."""
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        assert free_port() < 32_768 <= given.getsockname()[1]
+    ports = set()
+    for _ in range(20):
+        random.seed(7)
+        ports.add(free_port())
+    assert len(ports) > 10
+
+
+def test_a_loopback_socket_keeps_its_port_before_it_listens() -> None:
+    with loopback_socket() as held:
+        port = held.getsockname()[1]
+        for options in ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)):
+            with socket.socket() as rival:
+                for option in options:
+                    rival.setsockopt(socket.SOL_SOCKET, option, 1)
+                with pytest.raises(OSError, match="in use"):
+                    rival.bind(("127.0.0.1", port))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=10)
+        held.listen()
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
 
 
 def test_a_machine_without_ipv6_serves_by_name_and_by_no_ipv6_address(

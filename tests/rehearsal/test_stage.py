@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from medfl.deployment.processes import free_port
 from medfl.errors import ConfigError, FederationError, Interrupted
 from medfl.rehearsal import stage as stages
 from medfl.rehearsal.stage import Stage, require_port, staged
@@ -77,12 +78,6 @@ def test_the_end_of_a_stage_is_the_end_of_its_processes(stage: Stage, tmp_path: 
     assert len(processes_of(tmp_path)) >= 3
     stage.end()
     assert processes_of(tmp_path) == []
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def test_a_folder_goes_with_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,22 @@
 """A SuperNode in this process, which waits behind proxies, asks often and stays connected.
 
-Private names of Flower's: the command that is run in this process, the clock by which it asks for
-messages, the failures after which it tries again, and what tells the server that it is there.
+Private names of Flower's: the command that is run in this process, its web server, the clock by
+which it asks for messages, the failures after which it tries again, and what tells the server that
+it is there.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import httpx
+import uvicorn
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
@@ -66,11 +70,23 @@ def stay_connected() -> None:
     fleet_http_connection.HeartbeatSender = lasting  # type: ignore[assignment, attr-defined]
 
 
-def run_node(arguments: Sequence[str]) -> None:
+def run_node(arguments: Sequence[str], *, place: socket.socket) -> None:
     """Run until a signal comes.
 
     Args:
         arguments: Of the command `flower-supernode`.
+        place: Where ClientApps reach the node, bound already.
     """
+
+    class Server(uvicorn.Server):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            super().run(sockets=sockets or [place])
+
+    # The package's attribute of this name is the command, not its module.
+    command = importlib.import_module(flower_supernode.__module__)
+    # Flower would listen on a number, which is anybody's until then.
+    command.uvicorn = SimpleNamespace(  # type: ignore[attr-defined]
+        Config=uvicorn.Config, Server=Server
+    )
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()

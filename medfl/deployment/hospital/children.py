@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from medfl.deployment.hospital.site_log import SiteLog
 
 
-def start_child(module: str, arguments: list[str], *, secret: bytes) -> subprocess.Popen[bytes]:
+def start_child(
+    module: str, arguments: list[str], *, secret: bytes, inherited: Collection[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start the function `main` of a module.
 
     Args:
         module: Its name.
         arguments: Of its command line.
         secret: What it reads by `medfl.deployment.parent.read_secret`.
+        inherited: File descriptors that stay open in it, by the same numbers.
     """
     # Not `-m`: a fork server would run such a module again in every fork.
     command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
@@ -25,6 +28,7 @@ def start_child(module: str, arguments: list[str], *, secret: bytes) -> subproce
     child = subprocess.Popen(  # noqa: S603
         command,
         env=environment,
+        pass_fds=inherited,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

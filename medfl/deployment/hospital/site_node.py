@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from medfl.deployment.addresses import split
+from medfl.deployment.addresses import LOOPBACK, loopback_socket, split
 from medfl.deployment.hospital.children import follow_child, start_child
 from medfl.deployment.hospital.homework import Homework
 from medfl.deployment.hospital.own_ledger import require_own_ledger
@@ -30,14 +30,13 @@ from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.hospital.way import LookAtWay, Way
 from medfl.deployment.lock import exclusive
 from medfl.deployment.parent import SECRET_BYTES
-from medfl.deployment.processes import flower_environment, free_port, stop, stop_signals
+from medfl.deployment.processes import flower_environment, stop, stop_signals
 from medfl.errors import ConfigError, FederationError
 from medfl.protocol.keys import KEYS, SiteKeys
 
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
 
-_LOCAL = "127.0.0.1"
 _NODE, _TASKS = "the connection to the server", "the runner of ClientApps"
 _MODULES = {
     _NODE: "medfl.deployment.hospital.supernode",
@@ -86,7 +85,7 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
             closing(homework),
             closing(Way(server, look=look, log=log)) as way,
             _children(
-                log, _arguments(site_file, server=server, authority=authority), notice=way.notice
+                log, site_file, server=server, authority=authority, notice=way.notice
             ) as children,
         ):
             while not stopped.wait(POLL_SECONDS):
@@ -143,24 +142,27 @@ def _refusal_in(error: BaseException | None) -> ssl.SSLCertVerificationError | N
     return error
 
 
-def _arguments(site_file: Path, *, server: str, authority: Path) -> dict[str, list[str]]:
-    port = str(free_port())
-    return {
-        _NODE: [str(site_file), server, str(authority), port],
-        _TASKS: [f"{_LOCAL}:{port}"],
-    }
-
-
 @contextmanager
 def _children(
-    log: SiteLog, arguments: dict[str, list[str]], *, notice: Callable[[str], None]
+    log: SiteLog,
+    site_file: Path,
+    *,
+    server: str,
+    authority: Path,
+    notice: Callable[[str], None],
 ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     secret = secrets.token_bytes(SECRET_BYTES)
     children: dict[str, subprocess.Popen[bytes]] = {}
     readers = []
     try:
-        for name, given in arguments.items():
-            children[name] = child = start_child(_MODULES[name], given, secret=secret)
+        with loopback_socket() as between:
+            descriptor, port = between.fileno(), between.getsockname()[1]
+            node = [str(site_file), server, str(authority), str(descriptor)]
+            children[_NODE] = start_child(
+                _MODULES[_NODE], node, secret=secret, inherited=[descriptor]
+            )
+        children[_TASKS] = start_child(_MODULES[_TASKS], [f"{LOOPBACK}:{port}"], secret=secret)
+        for child in children.values():
             reader = threading.Thread(
                 target=follow_child, args=(log, child), kwargs={"notice": notice}, daemon=True
             )

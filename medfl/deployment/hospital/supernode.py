@@ -7,6 +7,7 @@ site got from their parent.
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from pathlib import Path
 
@@ -26,26 +27,20 @@ from medfl.deployment.parent import as_file, read_secret
 from medfl.deployment.thin_app import THIN_APP
 from medfl.protocol.keys import KEYS, NODE_KEY
 
-LOCAL = "127.0.0.1"
 
-
-def arguments(
-    site_file: Path, *, server: str, authority: Path, port: int, secret: str
-) -> list[str]:
+def arguments(site_file: Path, *, server: str, authority: Path, secret: str) -> list[str]:
     """What Flower's own command would be given.
 
     Args:
         site_file: The site's file.
         server: ``HOST:PORT`` of the coordinator's server.
         authority: Certificate of the coordinator's authority.
-        port: Where the ClientApps reach the node, on this machine.
         secret: File that holds the secret of whoever starts ClientApps.
     """
     keys = load_hospital(site_file).state / KEYS
     return [
         *("--superlink", server, "--root-certificates", str(authority)),
         *("--auth-supernode-private-key", str(keys / NODE_KEY)),
-        *("--host", LOCAL, "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", secret),
         *("--node-config", f'site-file="{site_file}"'),
     ]
@@ -54,9 +49,10 @@ def arguments(
 def main() -> None:
     """Run until a signal comes or the parent process is gone.
 
-    Reads the site file, the server, its authority and the port from the command line.
+    Reads from the command line the site file, the server, its authority and the descriptor of the
+    socket on which the ClientApps reach the node, on this machine.
     """
-    site_file, server, authority, port = sys.argv[1:]
+    site_file, server, authority, descriptor = sys.argv[1:]
     secret = as_file(read_secret())
     log_to_parent()
     wait_behind_proxies()
@@ -66,11 +62,10 @@ def main() -> None:
     pin_app(THIN_APP.digest)
     state = load_hospital(Path(site_file)).state
     take_turns(paid=lambda: last_written(state))
-    given = arguments(
-        Path(site_file), server=server, authority=Path(authority), port=int(port), secret=secret
-    )
+    given = arguments(Path(site_file), server=server, authority=Path(authority), secret=secret)
     logging.getLogger(__name__).info("Connecting to %s.", server)
-    run_node(given)
+    with socket.socket(fileno=int(descriptor)) as place:
+        run_node(given, place=place)
 
 
 if __name__ == "__main__":
