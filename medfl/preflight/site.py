@@ -17,6 +17,7 @@ from medfl.config import SiteConfig
 from medfl.config.study import load_study
 from medfl.data.checks import OnProgress, check_cohort
 from medfl.deployment.hospital.private_files import key_files, private_files
+from medfl.deployment.hospital.site_file import require_invited_name
 from medfl.errors import ConfigError, DataError, LedgerError
 from medfl.findings import Finding, Severity
 from medfl.preflight.machine import (
@@ -76,6 +77,7 @@ def preflight(
     )
     findings += check_state(site, *(path for path in (file, ca) if path is not None))
     if site.purpose == "hospital":
+        findings += check_name(site)
         findings += check_keys(site)
         findings += check_ledger(site_state)
     findings += check_witness(site_state)
@@ -100,6 +102,7 @@ def obstacles_to_ledger(site: SiteConfig, *, file: Path, on_progress: OnProgress
     pseudonym_key(site)
     findings = check_cohort(site, on_progress=on_progress)
     findings += check_state(site, file)
+    findings += check_name(site)
     findings += check_keys(site)
     return [finding for finding in findings if finding.severity == "error"]
 
@@ -140,6 +143,23 @@ def check_state(site: SiteConfig, *public: Path) -> list[Finding]:
     if site.purpose == "open-data":
         return []
     return _exposed([*exposures(private_files(folder)), *changeable(public)])
+
+
+def check_name(site: SiteConfig) -> list[Finding]:
+    """Whether a hospital goes by the name under which it was invited."""
+    try:
+        require_invited_name(site)
+    except ConfigError as error:
+        return [
+            _finding(
+                "error",
+                site.name,
+                rule="the name that the coordinator invited",
+                value=str(error),
+                fix="Write that name into the site file, or ask for another invitation.",
+            )
+        ]
+    return []
 
 
 def check_keys(site: SiteConfig) -> list[Finding]:

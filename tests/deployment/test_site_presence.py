@@ -279,3 +279,8 @@ def test_a_site_starts_under_the_name_that_was_invited_only(
     assert code == 2
     assert "name: expected 'west', as the coordinator's invitation says" in err
     assert "found 'north'" in err
+    # Said before a ledger is made for that name, too.
+    for command in (("check", file, "--json"), ("ledger", "init", file, "--again")):
+        code, out, err = medfl(*command)
+        assert code != 0
+        assert "as the coordinator's invitation says" in out + err
