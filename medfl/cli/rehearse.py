@@ -37,7 +37,7 @@ def rehearse(
     """Try a whole deployment on this machine: a server, hospitals, a study of two rounds, a report.
 
     All of them are real processes over TLS, with certificates, keys and ledgers of their own, that
-    run the commands of the README; the patients are synthetic. Nothing is left in the end: no
+    run the commands of the guides; the patients are synthetic. Nothing is left in the end: no
     process, no file, and nothing in the witness of this account.
     """
     from medfl.rehearsal.play import rehearse as play

@@ -1,4 +1,4 @@
-"""`medfl rehearse` plays what the README says, by real processes, and leaves nothing behind."""
+"""`medfl rehearse` plays what the guides say, by real processes, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.processes import processes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+GUIDES = Path(__file__).resolve().parents[2] / "notebooks" / "guides"
+SECTIONS = {"hospital.md": "Join", "coordinator.md": "Lead a study"}
 SECONDS = 1700
 
 T = TypeVar("T")
@@ -79,13 +80,18 @@ def asked_for(line: str) -> tuple[str, frozenset[str]]:
     return " ".join(names), frozenset(options - {"--watch"})
 
 
-def commands_of_the_readme() -> set[tuple[str, frozenset[str]]]:
-    """What the README tells hospitals and the coordinator to type, to join and to run a study."""
-    text = README.read_text(encoding="utf-8")
-    (section,) = re.findall(r"^## A hospital joins\n(.*?)^## ", text, flags=re.M | re.S)
-    blocks = re.findall(r"^```\n(.*?)^```", section, flags=re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return {asked_for(line) for line in lines if line.startswith("medfl ")}
+def commands_of_the_guides() -> set[tuple[str, frozenset[str]]]:
+    """What hospitals and the coordinator are told to type, to join and to run a study."""
+    commands = set()
+    for guide, title in SECTIONS.items():
+        text = (GUIDES / guide).read_text(encoding="utf-8")
+        (section,) = re.findall(rf"^## {title}\n(.*?)^## ", text, flags=re.M | re.S)
+        blocks = re.findall(r"^```\n(.*?)^```", section, flags=re.M | re.S)
+        lines = [line for block in blocks for line in block.splitlines()]
+        of_guide = {asked_for(line) for line in lines if line.startswith("medfl ")}
+        assert of_guide
+        commands |= of_guide
+    return commands
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +111,10 @@ def kept(scratch: Path) -> Path:
     return folder
 
 
-def test_every_command_of_the_readme_is_played(kept: Path) -> None:
+def test_every_command_of_the_guides_is_played(kept: Path) -> None:
     lines = (kept / "logs" / "commands.log").read_text().splitlines()
     played = {asked_for(line.removeprefix("$ ")) for line in lines if line.startswith("$ medfl ")}
-    wanted = commands_of_the_readme()
+    wanted = commands_of_the_guides()
     assert len(wanted) > 8
     for command, options in wanted:
         assert any(name == command and options <= more for name, more in played), command
