@@ -5,12 +5,14 @@
 #   TORCH            exact torch to install, for example torch==2.14.1
 #   OMP_NUM_THREADS  CPU threads of one process
 #   WORKERS          processes that run tests
+#   SYSTEM_PYTHON    interpreter that every account of the machine may run, for bundle-check
 #   MEDFL_REAL_DATA  folder of real cases; tests that need it are skipped without it
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OMP_NUM_THREADS ?= 2
 WORKERS ?= 2
+SYSTEM_PYTHON ?= /usr/bin/python3
 
 export OMP_NUM_THREADS
 # Threads that wait for each other sleep, so that they leave shared cores to whoever has work.
@@ -33,7 +35,7 @@ NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench notebooks bundle clean FORCE $(STAGES)
+.PHONY: help demo test check bench notebooks bundle bundle-check clean FORCE $(STAGES)
 
 # $(call stage,NAME,COMMAND) prints the name, runs the command, prints outcome and time.
 define stage
@@ -105,12 +107,16 @@ bundle: .venv/.torch ## everything that a machine without network installs from,
 	@rm -rf build/bundle build/lib build/bdist.*; mkdir -p build/bundle
 	@$(PIP) wheel -qq --no-build-isolation -c .venv/constraints.txt --wheel-dir build/bundle/wheels .
 	@rm -rf build/lib build/bdist.*
-	@cp -r site_configs README.md SECURITY.md LICENSE build/bundle
+	@cp -r site_configs README.md SECURITY.md DECISIONS.md CONTRIBUTING.md LICENSE build/bundle
+	@mkdir build/bundle/notebooks && cp -r notebooks/guides notebooks/images build/bundle/notebooks
 	@$(BIN)/python .ci/bundle.py build/bundle
 	@echo "build/bundle: $$(ls build/bundle/wheels | wc -l) wheels, $$(du -sh build/bundle | cut -f1)," \
 		"for $$($(BIN)/python --version) on $$(uname -sm). On the other machine, in that folder:"
 	@echo '  sha256sum --quiet --check SHA256SUMS && python3 -m venv /opt/medfl'
 	@echo '  /opt/medfl/bin/pip install --no-index --find-links wheels --require-hashes -r requirements.txt'
+
+bundle-check: ## as root: install the bundle as its image does, and rehearse a deployment with it
+	@$(BIN)/python .ci/image_check.py build/bundle $(SYSTEM_PYTHON)
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist medfl.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
