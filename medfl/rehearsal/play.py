@@ -1,4 +1,4 @@
-"""`rehearse`: what the README tells a coordinator and the hospitals to do, from first to last."""
+"""`rehearse`: what the guides tell a coordinator and the hospitals to do, from first to last."""
 
 from __future__ import annotations
 
@@ -16,13 +16,41 @@ from medfl.deployment.admission import read_bundle
 from medfl.deployment.processes import free_port
 from medfl.rehearsal.stage import Stage, require_port
 
-PATIENTS = 4
-ROUNDS = 2
 CONNECT_SECONDS = 300.0
 
 Advance = Callable[[str, int, int], None]
 
-_STUDY = """\
+_TRUST: Mapping[Trust, str] = {
+    "local": 'trust = "local"',
+    "secure": 'trust = "secure"\ncolluding_sites = 1',
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What is played.
+
+    Attributes:
+        patients: Of each hospital, synthetic.
+        shape: Voxels of an image.
+        spacing: Millimetres per voxel.
+        rounds: Of the study.
+        study: Its file, with places for ``rounds``, ``hospitals`` and the line ``trust``.
+    """
+
+    patients: int
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    rounds: int
+    study: str
+
+
+REHEARSAL = Scene(
+    patients=4,
+    shape=(32, 32, 24),
+    spacing=(5.6, 5.6, 6.8),
+    rounds=2,
+    study="""\
 # The study of a rehearsal: synthetic patients, a small network, as little time as possible.
 id = "rehearsal"
 seed = 1
@@ -57,12 +85,8 @@ round_timeout_seconds = 900.0
 [evaluation]
 every = {rounds}
 pictures = 0
-"""
-
-_TRUST: Mapping[Trust, str] = {
-    "local": 'trust = "local"',
-    "secure": 'trust = "secure"\ncolluding_sites = 1',
-}
+""",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +117,13 @@ class Rehearsed:
 
 
 def rehearse(
-    stage: Stage, *, hospitals: int, trust: Trust, port: int | None, advance: Advance
+    stage: Stage,
+    *,
+    hospitals: int,
+    trust: Trust,
+    port: int | None,
+    advance: Advance,
+    scene: Scene = REHEARSAL,
 ) -> Rehearsed:
     """Play a whole deployment.
 
@@ -103,6 +133,7 @@ def rehearse(
         trust: Whether each hospital adds all of the noise, or a share of a secure sum's.
         port: Of the server; None takes one that is free.
         advance: Told the part, what is done of it, and all of it.
+        scene: Patients and study.
 
     Raises:
         ConfigError: If the port is taken.
@@ -111,12 +142,20 @@ def rehearse(
     """
     port = free_port() if port is None else port
     require_port(port)
-    return _Play(stage, hospitals=hospitals, trust=trust, port=port, advance=advance).played()
+    play = _Play(stage, hospitals=hospitals, trust=trust, port=port, advance=advance, scene=scene)
+    return play.played()
 
 
 class _Play:
     def __init__(
-        self, stage: Stage, *, hospitals: int, trust: Trust, port: int, advance: Advance
+        self,
+        stage: Stage,
+        *,
+        hospitals: int,
+        trust: Trust,
+        port: int,
+        advance: Advance,
+        scene: Scene,
     ) -> None:
         self._stage = stage
         self._hospitals = hospitals
@@ -124,6 +163,7 @@ class _Play:
         self._address = f"{LOOPBACK}:{port}"
         self._port = port
         self._advance = advance
+        self._scene = scene
         self._server = stage.folder / "server"
         self._study = stage.folder / "study.toml"
         self._out = stage.folder / "run"
@@ -143,7 +183,7 @@ class _Play:
         accounts = self._settle()
         return Rehearsed(
             accounts=accounts,
-            rounds=ROUNDS,
+            rounds=self._scene.rounds,
             report=self._out / "report.html",
             seconds=time.monotonic() - begin,
         )
@@ -165,8 +205,8 @@ class _Play:
         folder = self._stage.folder / "hospitals"
         printed = self._stage.run(
             *("phantom", folder, "--purpose", "hospital", "--hospitals", self._hospitals),
-            *("--patients", *[PATIENTS] * 4),
-            *("--shape", 32, 32, 24, "--spacing", 5.6, 5.6, 6.8),
+            *("--patients", *[self._scene.patients] * 4),
+            *("--shape", *self._scene.shape, "--spacing", *self._scene.spacing),
         )
         for file in map(Path, printed.splitlines()):
             self._states[file.stem] = folder / "state" / file.stem
@@ -178,7 +218,9 @@ class _Play:
             *("server", "init", self._server, "--host", LOOPBACK, "--port", self._port),
             *("--name", "rehearsal"),
         )
-        text = _STUDY.format(trust=_TRUST[self._trust], rounds=ROUNDS, hospitals=self._hospitals)
+        text = self._scene.study.format(
+            trust=_TRUST[self._trust], rounds=self._scene.rounds, hospitals=self._hospitals
+        )
         self._study.write_text(text, encoding="utf-8")
         self._advance("server", 1, 1)
 
@@ -242,7 +284,7 @@ class _Play:
 
     def _run_study(self) -> None:
         part, rounds = "study, rounds", self._out / "rounds.jsonl"
-        self._advance(part, 0, ROUNDS)
+        self._advance(part, 0, self._scene.rounds)
         shown = 0
 
         def show() -> None:
@@ -250,7 +292,7 @@ class _Play:
             done = len(rounds.read_text(encoding="utf-8").splitlines()) if rounds.exists() else 0
             if done != shown:
                 shown = done
-                self._advance(part, done, ROUNDS)
+                self._advance(part, done, self._scene.rounds)
 
         self._stage.run(
             *("server", "run", self._server, self._study, "--out", self._out), while_running=show
