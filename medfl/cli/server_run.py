@@ -75,7 +75,7 @@ def run(
     if not is_child:
         _announce(loaded, server, out=out)
     server.require_running()
-    server.require_no_study()
+    server.require_no_run_in(out)
     if detach:
         arguments = [*map(str, ("server", "run", folder, study, "--out", out))]
         flags = [("--resume", resume), ("--require-all", require_all)]
@@ -94,6 +94,8 @@ def run(
 
 def _announce(study: StudyConfig, server: ServerFolder, *, out: Path) -> None:
     """Before the libraries are loaded, which takes seconds."""
+    from medfl.deployment.coordinator.run_book import named
+
     admitted = ", ".join(server.sites()) or "nobody"
     needed = study.aggregation.min_sites
     typer.echo(
@@ -101,6 +103,12 @@ def _announce(study: StudyConfig, server: ServerFolder, *, out: Path) -> None:
         f"hospitals ({admitted}), in {out}",
         err=True,
     )
+    beside = named(server.book.under_way())
+    if beside:
+        typer.echo(
+            f"Beside {beside}: a hospital works on one message at a time, whoever asks first.",
+            err=True,
+        )
 
 
 def _run_here(

@@ -73,7 +73,17 @@ def status(
         with suppress(KeyboardInterrupt):
             keep_showing(look, console, wait=time.sleep)
     else:
-        console.print(render(look()))
+        shown = look()
+        console.print(render(shown))
+        for other in server.book.under_way():
+            if other.out != shown.run_dir:
+                console.print(
+                    f"Also under way: {other.run} (study {other.study}); "
+                    f"--run {other.run} shows it.",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
 
 def keep_showing(

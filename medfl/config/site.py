@@ -253,6 +253,8 @@ class SitePolicy(Section):
             norm: a floor under what its patients have if all others sided with the server.
         peers: Event keys of the other sites by name, compared by telephone: a hospital enters a
             secure sum with these only, since a server could make up the rest.
+        studies_at_once: How many runs of studies the site is in at the same time; see
+            `medfl.site.open_runs`. The budget is one for all of them, whatever this says.
     """
 
     epsilon: Positive
@@ -269,6 +271,7 @@ class SitePolicy(Section):
     trust: tuple[Trust, ...] = Field(default=("local",), min_length=1)
     min_share_noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     peers: dict[Name, Sha256] = Field(default_factory=dict)
+    studies_at_once: Annotated[int, Field(ge=1, le=100)] = 1
 
     @model_validator(mode="after")
     def _modes_are_distinct(self) -> Self:

@@ -79,6 +79,8 @@ trust = {trust:<23} # "secure" as well: studies whose server sees the sum of all
 min_share_noise_multiplier = 0.0  # least share of one's own in such a sum, over the clip norm
 peers = {{}}                      # the other sites of such a sum: name = "event key", compared by
                                 # telephone; a hospital joins no sum with anybody else
+studies_at_once = 1             # how many studies it is in at the same time; a study beyond is
+                                # refused until one has ended; all of them spend the one budget
 seen_lists = []                 # SHA-256 of lists of public images that starting models have seen;
                                 # a study may ask whether a patient here is on one of these
 """

@@ -139,12 +139,15 @@ class Proposal(Body):
     Attributes:
         seen: Digests of the images that the study's starting model has seen, whose list the study
             pins; see `medfl.site.seen_patients`.
+        beside: The other runs that the server has under way. Whatever else a site has agreed to
+            has ended, or stands still until it is proposed again; see `medfl.site.open_runs`.
     """
 
     study: StudyConfig
     run: Identifier
     private: bool
     seen: tuple[SeenImage, ...] = Field(default=(), max_length=MAX_SEEN_IMAGES)
+    beside: tuple[Identifier, ...] = Field(default=(), max_length=1000)
 
 
 class Declaration(Statement):

@@ -16,6 +16,9 @@ AWAY = "away"
 SILENT = "silent"
 """Code of a site that was asked and did not answer."""
 
+STUDIES_AT_ONCE = "policy-studies-at-once"
+"""Code of a site that is in as many studies as it takes part in at the same time."""
+
 
 class Absence(Record):
     """Why a site takes no part.
@@ -23,14 +26,22 @@ class Absence(Record):
     Attributes:
         code: `AWAY`, `SILENT`, or the code with which the site refused or was refused.
         seconds: How long it was waited for.
+        beside: Runs of the server that it was in at that time, where it is about them.
     """
 
     code: str
     seconds: Finite
+    beside: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
         """The same for people."""
+        if self.code == STUDIES_AT_ONCE:
+            runs = ", ".join(self.beside) or "none that this server has under way"
+            return (
+                f"it is in as many studies at once as its policy allows ({runs}) and can take part "
+                f"when one of them has ended ({self.code})"
+            )
         if self.code not in (AWAY, SILENT):
             return self.code
         silence = f"no answer within {self.seconds:.{0 if self.seconds >= 1 else 2}f} s"

@@ -94,10 +94,19 @@ class LiveRun:
 
     @property
     def late(self) -> bool:
-        """Whether the round under way takes three times as long as rounds did so far."""
+        """Whether the round under way takes three times as long as rounds did so far.
+
+        Beside other studies it may have to wait for a round of each of them first.
+        """
         if self.waiting is not None and self.waiting.overdue:
             return True
-        return self.done < self.rounds and 0 < 3 * self.seconds_a_round < self.seconds_under_way
+        others = self.waiting.others if self.waiting is not None else 0.0
+        late_after = 3 * self.seconds_a_round + others
+        return (
+            self.done < self.rounds
+            and self.seconds_a_round > 0
+            and (late_after < self.seconds_under_way)
+        )
 
     @property
     def late_sites(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import AwareDatetime
 
-from medfl.runs.records import Count, Record
+from medfl.runs.records import Count, Finite, Record
 
 STARTING = "the server's process starts"
 CONNECTING = "the sites connect"
@@ -26,6 +26,8 @@ class Waiting(Record):
         asked: Names of the sites that were asked.
         answered: Names of those that have answered, or are connected.
         phase: In words: before a round, or of a secure sum; empty where a round has one phase.
+        others: Seconds until the deadline that are there because sites may be at work for other
+            studies first.
     """
 
     round: Count
@@ -34,6 +36,7 @@ class Waiting(Record):
     asked: tuple[str, ...]
     answered: tuple[str, ...]
     phase: str = ""
+    others: Finite = 0.0
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -57,7 +60,13 @@ class Waiting(Record):
 
     @classmethod
     def begin(
-        cls, number: int, *, asked: Iterable[str], timeout: float | None, phase: str = ""
+        cls,
+        number: int,
+        *,
+        asked: Iterable[str],
+        timeout: float | None,
+        phase: str = "",
+        others: float = 0.0,
     ) -> Self:
         """A round in which sites were asked now, and none has answered.
 
@@ -66,6 +75,7 @@ class Waiting(Record):
             asked: Names of the sites.
             timeout: Seconds until the run goes on without those that are silent; None if it waits.
             phase: Before a round, or of a secure sum.
+            others: How many of these seconds are for other studies.
         """
         since = datetime.now(UTC)
         return cls(
@@ -75,6 +85,7 @@ class Waiting(Record):
             asked=tuple(sorted(asked)),
             answered=(),
             phase=phase,
+            others=others,
         )
 
     def heard(self, site: str) -> Self:

@@ -43,8 +43,19 @@ def agree(
     """
     study = run.study
     nodes = roll.connected(grid)
-    question = to_record(Proposal(study=study, run=run.run, private=run.private, seen=run.seen))
-    answers = roll.ask(grid, dict.fromkeys(nodes, question), kind="query", group="agree")
+
+    def question() -> RecordDict:
+        return to_record(
+            Proposal(
+                study=study,
+                run=run.run,
+                private=run.private,
+                seen=run.seen,
+                beside=tuple(other.run for other in run.neighbours()),
+            )
+        )
+
+    answers = roll.ask(grid, nodes, question=question, kind="query", group="agree")
     declarations: dict[str, Declaration] = {}
     by_site: dict[str, int] = {}
     for number, node in enumerate(nodes, start=1):

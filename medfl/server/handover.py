@@ -29,7 +29,7 @@ from medfl.server.agreement import content_of
 from medfl.server.ask import ask
 
 HANDOVER_SECONDS = 600.0
-"""A round may last a day; to keep a model takes seconds, and who is gone is not waited for."""
+"""How long a site may take; a round may last a day, but to keep a model takes seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def hand_over(
         grid: The grid.
         declarations: Of all sites of the run, by site.
         nodes: Their nodes.
-        timeout: Seconds of a round; at most `HANDOVER_SECONDS` of them are waited.
+        timeout: Seconds that are waited for the sites.
 
     Returns:
         The hospitals that do not have it, with the code of the reason.
@@ -71,7 +71,7 @@ def hand_over(
         {nodes[site]: question for site in asked},
         kind=FINISH,
         group="final",
-        timeout=min(timeout, HANDOVER_SECONDS),
+        timeout=timeout,
     )
     codes = {site: _refusal(found.get(nodes[site]), site=site, run=run) for site in asked}
     undelivered = {site: code for site, code in codes.items() if code}

@@ -7,7 +7,7 @@ there, since a run that began without a hospital has to say so wherever it is sh
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from medfl.errors import QuorumError
-from medfl.runs.attendance import AWAY, SILENT, Absence, Attendance
+from medfl.runs.attendance import AWAY, SILENT, STUDIES_AT_ONCE, Absence, Attendance
 from medfl.runs.files import WAITING
 from medfl.runs.waiting import AGREEING, CONNECTING, Waiting
 from medfl.server.ask import POLL_SECONDS, answers
@@ -75,7 +75,8 @@ class RollCall:
             code: Why.
             seconds: How long it was waited for.
         """
-        self.absent[name] = Absence(code=code, seconds=seconds)
+        beside = self._runs_of(name) if code == STUDIES_AT_ONCE else ()
+        self.absent[name] = Absence(code=code, seconds=seconds, beside=beside)
 
     def connected(self, grid: Grid) -> list[int]:
         """Wait for the sites to connect.
@@ -99,7 +100,7 @@ class RollCall:
             self._hear({self._names[node] for node in nodes if node in self._names})
             missing = [name for name, node in run.expected.items() if node not in nodes]
             enough = len(nodes) >= needed
-            patience = run.patience if enough else max(run.patience, run.timeout)
+            patience = run.patience if enough else max(run.patience, run.own_timeout)
             if enough and not missing:
                 break
             if waited >= patience and not self._required.intersection(missing):
@@ -115,29 +116,36 @@ class RollCall:
         return nodes
 
     def ask(
-        self, grid: Grid, questions: Mapping[int, RecordDict], *, kind: str, group: str
+        self,
+        grid: Grid,
+        nodes: Sequence[int],
+        *,
+        question: Callable[[], RecordDict],
+        kind: str,
+        group: str,
     ) -> dict[int, Message]:
         """Ask connected sites; those that are silent to the end are left out.
 
         Args:
             grid: The grid.
-            questions: Content by node, in the order in which they are asked.
+            nodes: Whom to ask, in this order.
+            question: Its content as it is now; who was away when it was sent is sent a new one.
             kind: Flower's message type.
             group: Name of the question, for Flower's own log.
 
         Returns:
             Answers by node.
         """
-        asked = [self._names[node] for node in questions if node in self._names]
+        asked = [self._names[node] for node in nodes if node in self._names]
         limit = None if self._run.require_all else self._run.timeout
         self._begin(AGREEING, asked, timeout=limit)
         begin = time.monotonic()
         heard: dict[int, Message] = {}
-        for node, reply in self._replies(grid, questions, kind=kind, group=group):
+        for node, reply in self._replies(grid, nodes, question=question, kind=kind, group=group):
             heard[node] = reply
             self._hear({self._names[node] for node in heard if node in self._names})
         waited = time.monotonic() - begin
-        for number, node in enumerate(questions, start=1):
+        for number, node in enumerate(nodes, start=1):
             if node not in heard:
                 self.miss(self.name_of(node, number=number), SILENT, seconds=waited)
         return heard
@@ -165,11 +173,17 @@ class RollCall:
             )
 
     def _replies(
-        self, grid: Grid, questions: Mapping[int, RecordDict], *, kind: str, group: str
+        self,
+        grid: Grid,
+        nodes: Sequence[int],
+        *,
+        question: Callable[[], RecordDict],
+        kind: str,
+        group: str,
     ) -> Iterator[tuple[int, Message]]:
-        unheard = dict(questions)
+        unheard = dict.fromkeys(nodes)  # keys, which stay in their order
         while unheard:
-            asked = dict(unheard)
+            asked = dict.fromkeys(unheard, question())
             for node, reply in answers(
                 grid, asked, kind=kind, group=group, timeout=self._run.timeout
             ):
@@ -180,6 +194,9 @@ class RollCall:
             # Flower sends a message to nobody who is not connected at that moment.
             while not unheard.keys() <= set(grid.get_node_ids()):
                 time.sleep(POLL_SECONDS)
+
+    def _runs_of(self, name: str) -> tuple[str, ...]:
+        return tuple(other.run for other in self._run.neighbours() if name in other.sites)
 
     def _here(self, grid: Grid) -> list[int]:
         nodes = sorted(grid.get_node_ids())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medfl.config import StudyConfig
@@ -13,6 +13,26 @@ from medfl.server.run_folder import RunFolder
 
 Doorkeeper = Callable[[Declaration, int], None]
 """Raises `MessageError` for a declaration that may not come from the node with this identifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """Another run that the server has under way, with the same sites.
+
+    Attributes:
+        run: Its identifier.
+        seconds: The longest that it waits for a site's answer to one message.
+        sites: Names of the sites that agreed to it.
+    """
+
+    run: str
+    seconds: float
+    sites: frozenset[str]
+
+
+def no_neighbours() -> tuple[Neighbour, ...]:
+    """Where a run has the sites for itself."""
+    return ()
 
 
 def welcome_all(declaration: Declaration, node: int) -> None:
@@ -36,6 +56,7 @@ class Run:
         seen: Digests of the images that the study's start has seen.
         turns: How many sites one place to work at serves one after the other; each gets the time
             of a round for itself.
+        neighbours: The other runs that are under way now.
     """
 
     study: StudyConfig
@@ -51,8 +72,23 @@ class Run:
     require_all: bool = False
     seen: tuple[str, ...] = ()
     turns: int = 1
+    neighbours: Callable[[], Sequence[Neighbour]] = no_neighbours
+
+    @property
+    def own_timeout(self) -> float:
+        """Seconds that a site has for one message, if it is at work for nobody else."""
+        return self.study.aggregation.round_timeout_seconds * self.turns
+
+    @property
+    def others_timeout(self) -> float:
+        """Seconds that a message may wait at a site for its turn.
+
+        A site works on its messages in the order in which they were sent, one at a time, and
+        another run never has more than one of them at a site.
+        """
+        return sum(neighbour.seconds for neighbour in self.neighbours())
 
     @property
     def timeout(self) -> float:
-        """Seconds until a round goes on without those that are silent."""
-        return self.study.aggregation.round_timeout_seconds * self.turns
+        """Seconds until a message that is sent now is void."""
+        return self.own_timeout + self.others_timeout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from medfl.errors import MedflError, MessageError
@@ -57,19 +58,28 @@ def agree_on_roster(
     invited = {site: said for site, said in declarations.items() if site in roster}
     # A run that goes on has its noise already: sites declare what they agreed to.
     sigma = max((said.mechanism.noise_multiplier for said in invited.values()), default=0.0)
-    task = RosterTask(
-        study=study,
-        run=run.run,
-        private=run.private,
-        seen=run.seen,
-        members=roster,
-        noise_multiplier=sigma,
-    )
-    question = to_record(task)
+
+    def question() -> RecordDict:
+        return to_record(
+            RosterTask(
+                study=study,
+                run=run.run,
+                private=run.private,
+                seen=run.seen,
+                beside=tuple(other.run for other in run.neighbours()),
+                members=roster,
+                noise_multiplier=sigma,
+            )
+        )
+
     for site in declarations.keys() - roster.keys():
         roll.miss(site, NOT_ON_ROSTER)
     answers = roll.ask(
-        grid, {nodes[site]: question for site in invited}, kind=ROSTER, group="roster"
+        grid,
+        [nodes[site] for site in invited],
+        question=question,
+        kind=ROSTER,
+        group="roster",
     )
     agreed: dict[str, Declaration] = {}
     for site in invited:

@@ -7,7 +7,7 @@ round and a federation ledger, and it goes on when a site fails.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -34,7 +34,7 @@ from medfl.runs.records import Outcome, Round, SiteRound
 from medfl.runs.waiting import Waiting
 from medfl.server.agreement import agree, content_of
 from medfl.server.ask import answers, discard
-from medfl.server.handover import hand_over
+from medfl.server.handover import HANDOVER_SECONDS, hand_over
 from medfl.server.ledger import FederationLedger
 from medfl.server.roll_call import RollCall
 from medfl.server.run import Run
@@ -196,8 +196,7 @@ class _Server:
     def _collect(self, state: ServerState, number: int, *, spool: Spool) -> dict[str, SiteRound]:
         """Ask every site; each answer is screened, recorded and put away before the next one."""
         tasks = {site: self._task(site, number) for site in self._nodes}
-        waiting = Waiting.begin(number, asked=tasks, timeout=self._run.timeout)
-        self._run.folder.write(WAITING, waiting)
+        waiting = self._begin_waiting(number, asked=tasks)
         outcomes: dict[str, SiteRound] = {}
         questions = _questions(tasks, weights=state.weights)
         start = self._trained_of(state.weights)
@@ -240,13 +239,19 @@ class _Server:
         self, questions: Mapping[str, RecordDict], *, kind: str, group: str, phase: str
     ) -> Iterator[tuple[str, Message]]:
         """Answers of one phase of a round, with a note of who is waited for."""
-        timeout = self._run.timeout
-        waiting = Waiting.begin(int(group), asked=questions, timeout=timeout, phase=phase)
-        self._run.folder.write(WAITING, waiting)
+        waiting = self._begin_waiting(int(group), asked=questions, phase=phase)
         for site, reply in self._answers(questions, kind=kind, group=group):
             yield site, reply
             waiting = waiting.heard(site)
             self._run.folder.write(WAITING, waiting)
+
+    def _begin_waiting(self, number: int, *, asked: Iterable[str], phase: str = "") -> Waiting:
+        own, others = self._run.own_timeout, self._run.others_timeout
+        waiting = Waiting.begin(
+            number, asked=asked, timeout=own + others, phase=phase, others=others
+        )
+        self._run.folder.write(WAITING, waiting)
+        return waiting
 
     def _outcome_in(self, found: SecureTotal, site: str, task: TrainTask) -> SiteRound:
         outcome, code = found.outcome(site)
@@ -293,7 +298,7 @@ class _Server:
             grid=self._grid,
             declarations=self._declarations,
             nodes=self._nodes,
-            timeout=self._run.timeout,
+            timeout=min(self._run.own_timeout, HANDOVER_SECONDS) + self._run.others_timeout,
         )
         self._run.folder.write(UNDELIVERED, undelivered)
 

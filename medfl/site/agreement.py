@@ -16,6 +16,7 @@ from medfl.privacy.policy import check_proposal, check_study
 from medfl.protocol.messages import Declaration, Proposal
 from medfl.protocol.secure_round import Member, RosterTask
 from medfl.segmentation.networks import trained_names
+from medfl.site.open_runs import OpenRuns
 from medfl.site.seen_patients import require_unseen_by_start
 from medfl.site.state import SiteState
 from medfl.site.sum_state import SumState
@@ -28,7 +29,8 @@ def declare(site_state: SiteState, proposal: Proposal) -> Declaration:
     the site agrees to nothing before it knows with whom: see `join`.
 
     Raises:
-        PolicyRefused: If the proposal is weaker than the site's policy.
+        PolicyRefused: If the proposal is weaker than the site's policy, or the site is in as many
+            other studies as it allows (policy-studies-at-once).
         PrivacyError: If the study's start has seen a patient of the site.
         BudgetExceeded: If the study does not fit what is left of the budget.
         MedflError: If the site cannot take part (data, modalities, ledger).
@@ -83,8 +85,17 @@ def _require_known(site_state: SiteState, task: RosterTask) -> None:
 def _declared(
     site_state: SiteState, proposal: Proposal, *, agrees: bool, noise_multiplier: float = 0.0
 ) -> Declaration:
+    check_study(proposal.study, site_state.site, private=proposal.private)
+    with OpenRuns(site_state.site).entering(proposal):
+        return _agreed_or_not(
+            site_state, proposal, agrees=agrees, noise_multiplier=noise_multiplier
+        )
+
+
+def _agreed_or_not(
+    site_state: SiteState, proposal: Proposal, *, agrees: bool, noise_multiplier: float
+) -> Declaration:
     site, study = site_state.site, proposal.study
-    check_study(study, site, private=proposal.private)
     require_unseen_by_start(site_state, proposal)
     # Whatever would make a round fail shall fail here, before anything is charged.
     site_state.stores(study)

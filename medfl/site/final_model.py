@@ -17,6 +17,7 @@ from medfl.protocol.messages import Finished, FinishTask, Weights
 from medfl.protocol.study_model import model_spec, study_model_bytes
 from medfl.segmentation.networks import load_trainable
 from medfl.site.agreement import agreed
+from medfl.site.open_runs import OpenRuns
 from medfl.site.round import require_bounded
 from medfl.site.run_models import models_of, write_model
 from medfl.site.state import SiteState
@@ -70,6 +71,7 @@ def receive(site_state: SiteState, task: FinishTask, weights: Weights) -> Finish
             declarations=task.sites,
         )
         write_model(models.federated, content)
+    OpenRuns(site).close(task.run)
     return Finished(site=site.name, run=task.run)
 
 

@@ -46,6 +46,7 @@ from medfl.segmentation.networks import (
 )
 from medfl.site.agreement import agreed
 from medfl.site.first_model import keep_start
+from medfl.site.open_runs import OpenRuns
 from medfl.site.state import SiteState
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,7 @@ def paid_round(
             task.study, network, round_number=task.round, members=agreement.members
         )
         torch.set_num_threads(site_state.site.threads)
+        OpenRuns(site_state.site).require_open(task.run, study=task.study)
         _verify_patients(site_state, task.study, members=agreement.members)
         _rehearse(site_state, task.study, network, patients, members=agreement.members)
         _require_in_time(expires, arrived=arrived, seconds=site_state.site.privacy.answer_seconds)

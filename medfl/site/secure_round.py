@@ -40,6 +40,7 @@ from medfl.secure_sum.party import Party
 from medfl.secure_sum.terms import RoundTerms
 from medfl.segmentation.networks import trainable_state, trained_names
 from medfl.site.agreement import agreed
+from medfl.site.open_runs import OpenRuns
 from medfl.site.round import check_task, noise_source, paid_round, require_round, rest, tell
 from medfl.site.state import SiteState
 from medfl.site.sum_state import SumState
@@ -57,6 +58,7 @@ def advertise(site_state: SiteState, task: AdvertTask) -> Advert:
     """
     with site_state.open_ledger() as ledger:
         agreement = agreed(ledger, run=task.run, study=task.study)
+    OpenRuns(site_state.site).require_open(task.run, study=task.study)
     require_round(task.round, study=task.study)
     network = site_state.network(task.study)
     trained = trained_names(network, task.study.training.trainable)

@@ -12,6 +12,9 @@ CACHE = "cache"
 SUMS = "secure_sums"
 """Folder of what is kept of secure sums, beside ledger and outbox."""
 
+OPEN_RUNS = "open-runs"
+"""Folder of which runs the site is in now."""
+
 LOGS = "logs"
 """Folder of what a site's processes say."""
 

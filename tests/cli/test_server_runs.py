@@ -192,21 +192,35 @@ def test_several_who_watch_are_all_told(federation: Any) -> None:
     assert told == ["rounds", "rounds", "report"]
 
 
-def test_a_second_study_is_told_at_once_which_one_is_under_way(
+def test_a_run_folder_that_a_run_works_in_is_refused_with_one_clear_error(
     medfl: Medfl, server: ServerFolder, record: RunRecord, study: Path, tmp_path: Path
 ) -> None:
-    with (
-        exclusive(server.server_lock, noun="a server"),
-        exclusive(server.study_lock, noun="a study"),
-    ):
-        code, _, err = medfl("run", server.path, study, "--out", tmp_path / "second")
-        assert code == 1
-        assert "found another one that is about to begin" in err
-        with server.book.following(record):
-            code, _, err = medfl("run", server.path, study, "--out", tmp_path / "second")
-    assert code == 1
-    assert f"found gliomas-1 (in {record.out}); wait for its end, or stop it" in err
-    assert ".lock" not in err
+    with exclusive(server.server_lock, noun="a server"), server.book.following(record):
+        for flags in ((), ("--resume",), ("--detach",)):
+            code, _, err = medfl("run", server.path, study, "--out", record.out, *flags)
+            assert code == 1
+            first, beside, error = err.splitlines()
+            assert first.startswith("Study tiny: ")
+            assert beside.startswith(f"Beside gliomas-1 (in {record.out}): ")
+            assert f"found gliomas-1 (in {record.out}); choose another --out" in error
+            assert ".lock" not in err
+        server.require_no_run_in(tmp_path / "other")
+    server.require_no_run_in(record.out)
+
+
+def test_status_names_the_other_runs_that_are_under_way(
+    medfl: Medfl, server: ServerFolder, record: RunRecord, tmp_path: Path, federation: Any
+) -> None:
+    out = tmp_path / "second"
+    RunFolder(out).begin(run="second-1", study=federation.study(id="second"))
+    later = RunRecord.begin("second-1", study="second", out=out, detached=True)
+    with server.book.following(record), server.book.following(later):
+        _, both, _ = medfl("status", server.path, "--run", "gliomas-1")
+        assert f"in {record.out}" in both
+        assert "Also under way: second-1 (study second); --run second-1 shows it." in both
+        assert "Also under way: gliomas-1" not in both
+    _, ended, _ = medfl("status", server.path)
+    assert "Also under way" not in ended
 
 
 def test_a_server_that_runs_already_is_not_started_again(

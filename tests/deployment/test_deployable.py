@@ -66,7 +66,7 @@ def run_with(federation: Any, changes: dict[str, ExpectedSite]) -> RunFolder:
         site.name: ExpectedSite(node=number, event_key=SiteKeys.read(site.state / "keys").event_key)
         for number, site in enumerate(sites, start=2)
     }
-    job = Job(study=study, out=out, sites={**expected, **changes})
+    job = Job(run="first", study=study, out=out, sites={**expected, **changes})
     prepare_folder(out, study=study, resume=False)
     folder = RunFolder(out)
     run = Run(
@@ -117,7 +117,9 @@ def test_a_site_that_changed_its_keys_is_followed(
 ) -> None:
     voice = voice_of("north", mechanism=mechanism)
     expected = ExpectedSite(node=5, event_key=voice.keys.event_key)
-    job = Job(study=federation.study(**SECRET), out=tmp_path, sites={"north": expected})
+    job = Job(
+        run="first", study=federation.study(**SECRET), out=tmp_path, sites={"north": expected}
+    )
     job.welcome(voice.declaration(), 5)
     keys = voice.keys.rotate(tmp_path)
     job.welcome(replace(voice, keys=keys).declaration(), 5)
@@ -131,7 +133,9 @@ def test_a_site_with_open_data_is_refused(
 ) -> None:
     voice = voice_of("north", mechanism=mechanism)
     expected = ExpectedSite(node=5, event_key=voice.keys.event_key)
-    job = Job(study=federation.study(**SECRET), out=tmp_path, sites={"north": expected})
+    job = Job(
+        run="first", study=federation.study(**SECRET), out=tmp_path, sites={"north": expected}
+    )
     with pytest.raises(MessageError) as refused:
         job.welcome(voice.declaration(purpose="open-data"), 5)
     assert refused.value.code == "declaration-open-data"

@@ -1,6 +1,6 @@
 """A study that no terminal holds: begun, looked at, stopped and gone on with by commands.
 
-And what a coordinator is told of missing hospitals, a second study, and a server that is away.
+And what a coordinator is told of missing hospitals, and of a server that is away.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_a_study_goes_on_without_a_terminal_and_is_stopped_and_resumed_by_comman
     out: Path = deployment.scratch / "detached"
     command = ("server", "run", deployment.server.path, study, "--out", out, "--detach")
 
-    # Who has answered is shown while the sites are asked; a second study hears of the first one.
+    # Who has answered is shown while the sites are asked; nothing else works in the run folder.
     deployment.hold("north-detached-declare", "server-1-between")
     deployment.start("detach", *command)
     assert deployment.finished("detach", seconds=400) == 0, deployment.log("detach").read_text()
@@ -74,9 +74,9 @@ def test_a_study_goes_on_without_a_terminal_and_is_stopped_and_resumed_by_comman
     wait_for(
         lambda: waiting(looked()) == ("the sites agree", ["south"]), seconds=300, what="an answer"
     )
-    code, said = told("run", study, "--out", deployment.scratch / "second")
+    code, said = told("run", study, "--out", out, "--resume")
     assert code == 1
-    assert f"found {run} (in {out})" in said
+    assert f"found {run} (in {out}); choose another --out" in said
     deployment.release("north-detached-declare")
 
     # It is stopped between two rounds, and can be gone on with.

@@ -29,7 +29,7 @@ RUN = 7
 
 @pytest.fixture
 def job(federation: Any, tmp_path: Path) -> Job:
-    return Job(study=federation.study(), out=tmp_path / "out", sites={})
+    return Job(run="first", study=federation.study(), out=tmp_path / "out", sites={})
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medfl.runs.attendance import AWAY, SILENT, Absence, Attendance, absences
+from medfl.runs.attendance import AWAY, SILENT, STUDIES_AT_ONCE, Absence, Attendance, absences
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,16 @@ from medfl.runs.attendance import AWAY, SILENT, Absence, Attendance, absences
 )
 def test_a_reason_is_said_in_words(code: str, seconds: float, reason: str) -> None:
     assert Absence(code=code, seconds=seconds).reason == reason
+
+
+def test_a_site_that_is_in_other_studies_is_said_to_be_in_them() -> None:
+    absence = Absence(code=STUDIES_AT_ONCE, seconds=0.0, beside=("gliomas-1",))
+    assert absence.reason == (
+        "it is in as many studies at once as its policy allows (gliomas-1) and can take part when "
+        "one of them has ended (policy-studies-at-once)"
+    )
+    elsewhere = Absence(code=STUDIES_AT_ONCE, seconds=0.0)
+    assert "(none that this server has under way)" in elsewhere.reason
 
 
 def start(first_round: int, *absent: str) -> Attendance:

@@ -36,6 +36,7 @@ def wait_in(
     seconds: float = 1.0,
     left: float = 600.0,
     answered: Sequence[str] = ("West", "East"),
+    others: float = 0.0,
 ) -> None:
     """Write what the server writes while a round waits."""
     now = datetime.now(UTC)
@@ -45,6 +46,7 @@ def wait_in(
         "deadline": (now + timedelta(seconds=left)).isoformat(),
         "asked": SITES,
         "answered": sorted(answered),
+        "others": others,
     }
     (run / "waiting.json").write_text(json.dumps(content))
 
@@ -71,6 +73,14 @@ def test_who_keeps_a_round_waiting_for_too_long_is_late(
     run = read_live(under_way)
     assert run.late is late
     assert run.late_sites == (("North", "South") if late else ())
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(85.0, False), (91.0, True)])
+def test_nobody_is_late_who_may_be_at_work_for_another_study(
+    seconds: float, late: bool, under_way: Path
+) -> None:
+    wait_in(under_way, seconds=seconds, others=60.0)
+    assert read_live(under_way).late is late
 
 
 def test_nobody_is_late_by_name_where_the_server_says_nothing(under_way: Path) -> None:

@@ -147,9 +147,9 @@ def test_a_silent_site_is_left_out_or_asked_again(
 ) -> None:
     grid: Grid = Deaf(ClientApp(), node_configs={node: {} for node in EXPECTED.values()})
     run = run_of(require_all=require_all, timeout=0.1)
-    questions = {node: RecordDict() for node in EXPECTED.values()}
+    nodes = list(EXPECTED.values())
     with RollCall(run, first_round=4) as roll:
-        found = roll.ask(grid, questions, kind="query", group="agree")
+        found = roll.ask(grid, nodes, question=RecordDict, kind="query", group="agree")
         waiting = WAITING.read(run.folder.path)
     assert waiting.phase == AGREEING
     assert (waiting.deadline is None) == require_all

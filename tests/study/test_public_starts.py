@@ -558,7 +558,7 @@ def test_a_deployed_server_sends_the_list(
         site.name: ExpectedSite(node=node, event_key=SiteKeys.read(site.state / "keys").event_key)
         for node, site in enumerate(sites, start=2)
     }
-    job = Job(study=study, out=out, sites=expected)
+    job = Job(run="first", study=study, out=out, sites=expected)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     grid = in_process_grid([hospital_state(site) for site in sites], progress=Silent())
     with job.posted(jobs, run=1):

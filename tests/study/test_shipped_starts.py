@@ -150,7 +150,7 @@ def test_the_listed_line_makes_a_study_start_from_the_file(
     prepare_folder(run, study=started, resume=True)
     found = first_weights(started, out=run, threads=1, advance=unwatched)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    job = Job(study=started, out=run, sites={})
+    job = Job(run="first", study=started, out=run, sites={})
     assert Job.model_validate_json(job.model_dump_json()).study.digest == started.digest
 
 

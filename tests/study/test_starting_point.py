@@ -288,7 +288,7 @@ def test_a_deployed_server_starts_from_the_file_that_the_run_folder_keeps(
         site.name: ExpectedSite(node=node, event_key=SiteKeys.read(site.state / "keys").event_key)
         for node, site in enumerate(sites, start=2)
     }
-    job = Job(study=study, out=out, sites=expected)
+    job = Job(run="first", study=study, out=out, sites=expected)
     assert str(file.parent) not in job.model_dump_json()
     assert Job.model_validate_json(job.model_dump_json()).study.digest == study.digest
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))

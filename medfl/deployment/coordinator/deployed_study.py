@@ -17,7 +17,7 @@ from medfl.deployment.coordinator.job import RUN_LOCK, ExpectedSite, Job
 from medfl.deployment.coordinator.run_book import RunRecord, RunStopped
 from medfl.deployment.coordinator.server_folder import ServerFolder
 from medfl.deployment.flower.control import Control, RunState, Unreachable
-from medfl.deployment.lock import LOOK_SECONDS, exclusive, is_held
+from medfl.deployment.lock import exclusive, is_held
 from medfl.deployment.thin_app import THIN_APP, ThinApp
 from medfl.errors import ConfigError, FederationError
 from medfl.protocol.study_model import model_spec
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 # A server that is started again goes on with its run.
 PATIENCE_SECONDS = 300.0
+# A study that begins copies its first model; others wait for that.
+START_SECONDS = 120.0
 # Flower misses a killed ServerApp only after a minute; one that came to its end says so within
 # seconds.
 GONE_SECONDS = 30.0
@@ -96,14 +98,16 @@ def run_deployed_study(
     check_deployable(study, sites=set(folder.sites()))
     model_spec(study).build(seed=study.seed)
     out = out.resolve()
-    with ExitStack() as stack:
-        stack.enter_context(_only_study(folder))
-        control = stack.enter_context(Control(folder))
-        job = _job(study, folder=folder, control=control, out=out, require_all=require_all)
-        prepare_folder(out, study=study, resume=resume)
-        identity = RunFolder(out).run_id()
-        record = RunRecord.begin(identity, study=study.id, out=out, detached=detached)
-        with folder.book.following(record):
+    with Control(folder) as control:
+        sites = _expected(folder, control)
+
+        def prepare() -> RunRecord:
+            prepare_folder(out, study=study, resume=resume)
+            run = RunFolder(out).run_id()
+            return RunRecord.begin(run, study=study.id, out=out, detached=detached)
+
+        with _followed(folder, out=out, prepare=prepare) as record:
+            job = Job(run=record.run, study=study, out=out, sites=sites, require_all=require_all)
             with TensorBoardLog(out / "tensorboard", watched=progress) as watched:
                 begun = partial(on_begun, record)
                 state = _federate(
@@ -115,7 +119,6 @@ def run_deployed_study(
                     begun=begun,
                     stopped=partial(folder.book.is_to_stop, record),
                 )
-            stack.close()  # the next study need not wait for this one's accounts
             if not state.completed:
                 raise FederationError(f"{_why(state)} Go on with --resume.")
             minutes = (time.monotonic() - begin) / 60
@@ -128,16 +131,19 @@ def run_deployed_study(
 
 
 @contextmanager
-def _only_study(folder: ServerFolder) -> Iterator[None]:
-    """Be the only study of a server within a `with` block."""
+def _followed(
+    folder: ServerFolder, *, out: Path, prepare: Callable[[], RunRecord]
+) -> Iterator[RunRecord]:
+    """Follow a run within a `with` block, as the only one of the server in its run folder."""
     with ExitStack() as stack:
-        try:
-            lock = exclusive(folder.study_lock, noun="a server", patience_seconds=LOOK_SECONDS)
-            stack.enter_context(lock)
-        except FederationError:
-            folder.require_no_study()
-            raise
-        yield
+        # One at a time: two that begin in the same folder would each find it empty.
+        with exclusive(
+            folder.start_lock, noun="the start of a study", patience_seconds=START_SECONDS
+        ):
+            folder.require_no_run_in(out)
+            record = prepare()
+            stack.enter_context(folder.book.following(record))
+        yield record
 
 
 def _why(state: RunState) -> str:
@@ -169,20 +175,17 @@ def check_deployable(study: StudyConfig, *, sites: set[str]) -> None:
     require_sites(study, sites, noun="admitted sites", among="the admitted sites")
 
 
-def _job(
-    study: StudyConfig, *, folder: ServerFolder, control: Control, out: Path, require_all: bool
-) -> Job:
+def _expected(folder: ServerFolder, control: Control) -> dict[str, ExpectedSite]:
     try:
         nodes = control.nodes()
     except Unreachable:
         raise FederationError(
             f"{folder.path}: expected a running server (`medfl server start`), found none."
         ) from None
-    sites = {
+    return {
         name: ExpectedSite(node=nodes.get(site.node_key_pem, 0), event_key=site.event_key)
         for name, site in folder.sites().items()
     }
-    return Job(study=study, out=out, sites=sites, require_all=require_all)
 
 
 def _federate(

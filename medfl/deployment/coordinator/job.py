@@ -49,12 +49,14 @@ class Job(Section):
     """One run of a study on a deployed server.
 
     Attributes:
+        run: Identifier of the run, which its messages carry.
         study: The study.
         out: The run folder.
         sites: Who may take part, by name.
         require_all: Whether the run waits for all of them.
     """
 
+    run: str
     study: StudyConfig
     out: Path
     sites: dict[str, ExpectedSite]

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from medfl.deployment.coordinator.job import RUN_LOCK, jobs_folder, lock_path, read_job
+from medfl.deployment.coordinator.neighbours import neighbours
 from medfl.deployment.coordinator.unblocked_grid import UnblockedGrid
 from medfl.deployment.lock import exclusive, is_held
 from medfl.errors import FederationError, MedflError
@@ -77,6 +79,7 @@ def _lead(grid: Grid, context: Context) -> None:
         patience=GATHER_SECONDS,
         require_all=job.require_all,
         seen=seen_by_start(job.study, out=job.out),
+        neighbours=partial(neighbours, jobs_folder(), run=job.run),
     )
     with (
         followed(lock_path(jobs_folder(), context.run_id), on_alone=_end),

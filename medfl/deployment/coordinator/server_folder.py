@@ -221,21 +221,21 @@ class ServerFolder:
         return self.path / "server.lock"
 
     @property
-    def study_lock(self) -> Path:
-        """Held by `medfl server run` until the last round of its study is done."""
-        return self.path / "study.lock"
+    def start_lock(self) -> Path:
+        """Held by `medfl server run` while it takes its run folder."""
+        return self.path / "start.lock"
 
-    def require_no_study(self) -> None:
-        """Refuse to begin a study beside another one.
+    def require_no_run_in(self, out: Path) -> None:
+        """Refuse a run folder that a run under way works in.
 
         Raises:
-            FederationError: If there is one; it names it.
+            FederationError: If one does; it names it.
         """
-        if is_held(self.study_lock):
-            found = named(self.book.under_way()) or "another one that is about to begin"
+        here = [record for record in self.book.under_way() if record.out == out.resolve()]
+        if here:
             raise FederationError(
-                f"Expected a server that runs no other study, found {found}; wait for its end, or "
-                "stop it with `medfl server stop`."
+                f"Expected a run folder that no run works in, found {named(here)}; choose another "
+                "--out, wait for its end, or stop it with `medfl server stop`."
             )
 
     def require_running(self) -> None:

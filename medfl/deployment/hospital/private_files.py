@@ -15,12 +15,12 @@ from medfl.protocol.keys import KEYS
 from medfl.secret_files import changeable, exposures, refuse
 from medfl.site.audit_log import AUDIT_LOG
 from medfl.site.run_models import MODELS
-from medfl.site.state_folder import CACHE, LEDGER, LOGS, OUTBOX, SITE_KEY, SUMS
+from medfl.site.state_folder import CACHE, LEDGER, LOGS, OPEN_RUNS, OUTBOX, SITE_KEY, SUMS
 
 FLOWER = "flower"
 """Flower's own folder in the state folder."""
 
-_WHOLE = (LEDGER, AUDIT_LOG, SUMS, MODELS)
+_WHOLE = (LEDGER, AUDIT_LOG, SUMS, MODELS, OPEN_RUNS)
 _CLOSED = (CACHE, OUTBOX, LOGS, FLOWER)
 
 
