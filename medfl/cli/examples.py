@@ -34,6 +34,7 @@ EXAMPLES: Mapping[str, str] = {
     "site init": "/var/lib/medfl/north --invite north.invite",
     "site rotate": "/var/lib/medfl/north",
     "site start": "site.toml --server medfl.example.org:8443 --ca ca.crt",
+    "site status": "site.toml --json",
     "site pause": "site.toml",
     "site resume": "site.toml",
     "site leave": "site.toml --reason 'the study is over'",

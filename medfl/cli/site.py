@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from medfl.cli.numbers import finite
+from medfl.cli.site_status import SiteFile, status
 
 SiteFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The site's state folder, as in its site file.")
 ]
-SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 
 
 def register(app: typer.Typer) -> typer.Typer:
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> typer.Typer:
     group.command("init")(init)
     group.command("rotate")(rotate)
     group.command("start")(start)
+    group.command("status")(status)
     group.command("pause")(pause)
     group.command("resume")(resume)
     group.command("leave")(leave)
@@ -103,7 +104,8 @@ def start(
     """Take part in a federation until SIGTERM or Ctrl-C; one outbound connection, no open port.
 
     The site runs the medfl package that is installed here and refuses any other app that the server
-    ships. The site file decides what it accepts, and the ledger pays for it.
+    ships. The site file decides what it accepts, and the ledger pays for it. A page for monitoring,
+    if the file asks for one, is for this machine only.
     """
     from medfl.deployment.hospital.site_node import run_site
     from medfl.preflight.network import check_server

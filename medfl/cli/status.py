@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from medfl.cli.site_status import AsJson, HealthOnly, end_with
 from medfl.cli.status_view import View, one_line, render, report, view
 from medfl.errors import ConfigError
 from medfl.json_text import to_json
@@ -37,14 +38,17 @@ def status(
             "--watch", help="Go on until Ctrl-C; where this is no terminal, a line a change."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
+    health: HealthOnly = False,
 ) -> None:
     """Show the server, its hospitals, and the run under way: who is connected, who is late.
 
     Reads the server's folder and the run folder, and asks the server if it runs. Changes nothing.
     """
-    if watch and as_json:
-        raise ConfigError("Expected --watch or --json, found both.")
+    if watch + as_json + health > 1:
+        raise ConfigError("Expected one of --watch, --json and --health, found several.")
+    from medfl.deployment.coordinator.monitoring import free_bytes
+    from medfl.deployment.coordinator.report import health_of
     from medfl.deployment.coordinator.server_folder import ServerFolder
     from medfl.deployment.coordinator.status import read_status
 
@@ -64,10 +68,13 @@ def status(
             run_dir=record.out if record else run_dir,
             under_way=record is not None and book.is_under_way(record),
             state=book.state(record) if record else "",
+            disk_free_bytes=free_bytes(server.path),
         )
 
     console = Console()
-    if as_json:
+    if health:
+        end_with(health_of(read_status(server)))
+    elif as_json:
         typer.echo(to_json(report(look()), indent=2))
     elif watch:
         with suppress(KeyboardInterrupt):

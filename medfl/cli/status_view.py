@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +20,7 @@ from medfl.runs.waiting import CONNECTING, STARTING, Waiting
 if TYPE_CHECKING:
     from medfl.deployment.coordinator.status import ServerStatus, SiteStatus
 
-LAST_ROUNDS = 5
-
+_LAST_ROUNDS = 5
 _STYLES = {"admitted": "", "invited": "dim", "revoked": "dim"}
 _ALARM = "bold red"
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
@@ -39,6 +37,7 @@ class View:
         under_way: Whether `medfl server run` follows it now.
         state: How it ended, in words; empty where nobody knows.
         problem: Why the run cannot be shown; empty if it can, or if there is none.
+        disk_free_bytes: Free where the server's folder lies; None where nobody can tell.
     """
 
     server: ServerStatus
@@ -47,9 +46,17 @@ class View:
     under_way: bool
     state: str
     problem: str
+    disk_free_bytes: int | None
 
 
-def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool, state: str = "") -> View:
+def view(
+    server: ServerStatus,
+    *,
+    run_dir: Path | None,
+    under_way: bool,
+    state: str = "",
+    disk_free_bytes: int | None = None,
+) -> View:
     """A moment.
 
     Args:
@@ -57,6 +64,7 @@ def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool, state: 
         run_dir: The run folder to read; None where none is known.
         under_way: Whether `medfl server run` follows it now.
         state: How it is, or how it ended, in words; empty where nobody knows.
+        disk_free_bytes: Free where the server's folder lies; None where nobody can tell.
     """
     run, problem = None, ""
     if run_dir is not None:
@@ -72,68 +80,23 @@ def view(server: ServerStatus, *, run_dir: Path | None, under_way: bool, state: 
         under_way=going_on,
         state=state,
         problem=problem,
+        disk_free_bytes=disk_free_bytes,
     )
 
 
 def report(moment: View) -> dict[str, Any]:
     """A moment as JSON types."""
-    server, run = moment.server, moment.run
-    return {
-        "server": {
-            "federation": server.federation,
-            "address": server.address,
-            "running": server.running,
-            "certificate_end": server.certificate.end.isoformat(),
-            "certificate_days_left": server.certificate.days_left,
-        },
-        "sites": [
-            {
-                "name": site.name,
-                "state": site.state,
-                "since": site.since.isoformat(),
-                "reason": site.reason,
-                "fingerprint": site.fingerprint,
-                "connected": site.connected,
-                "connection_since": _iso(site.connection_since),
-            }
-            for site in server.sites
-        ],
-        "run_dir": str(moment.run_dir) if moment.run_dir else None,
-        "state": moment.state,
-        "problem": moment.problem,
-        "run": _run_report(run, under_way=moment.under_way) if run else None,
-    }
+    from medfl.deployment.coordinator.report import server_report
 
-
-def _run_report(run: LiveRun, *, under_way: bool) -> dict[str, Any]:
-    waiting = run.waiting if under_way else None
-    return {
-        "study": run.study,
-        "rounds": run.rounds,
-        "done": run.done,
-        "finished": run.finished,
-        "under_way": under_way,
-        "seconds_of_last_rounds": run.seconds[-LAST_ROUNDS:],
-        "pretraining": run.pretraining,
-        "late": run.late and under_way,
-        "sites": [
-            {
-                "name": site.name,
-                "epsilon": site.epsilon,
-                "budget": site.budget,
-                "outcome": site.outcome,
-                "code": site.code,
-                "missed": site.missed,
-            }
-            for site in run.sites
-        ],
-        "waiting": None if waiting is None else json.loads(waiting.model_dump_json()),
-        "late_sites": run.late_sites if under_way else (),
-        "absent": {
-            name: {"code": absence.code, "reason": absence.reason}
-            for name, absence in run.absent.items()
-        },
-    }
+    return server_report(
+        moment.server,
+        run=moment.run,
+        run_dir=moment.run_dir,
+        under_way=moment.under_way,
+        state=moment.state,
+        problem=moment.problem,
+        disk_free_bytes=moment.disk_free_bytes,
+    ).model_dump(mode="json")
 
 
 def one_line(moment: View) -> str:
@@ -215,7 +178,7 @@ def _connected(site: SiteStatus, server: ServerStatus) -> str:
 def _run_lines(moment: View, run: LiveRun) -> list[Text]:
     lines = [Text(f"Study {run.study} in {moment.run_dir}: {_progress(moment, run)}")]
     if run.seconds:
-        seconds = "  ".join(f"{value:.1f}" for value in run.seconds[-LAST_ROUNDS:])
+        seconds = "  ".join(f"{value:.1f}" for value in run.seconds[-_LAST_ROUNDS:])
         lines.append(Text(f"Seconds of the last rounds: {seconds}"))
     if not moment.under_way:
         return lines
@@ -308,7 +271,3 @@ def _ago(moment: datetime) -> str:
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
     unit, size = next(entry for entry in _UNITS if seconds >= entry[1] or entry[1] == 1)
     return f"{seconds // size} {unit}"
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment is not None else None

@@ -26,6 +26,7 @@ from medfl.config.layouts import MODALITY_ORDER as MODALITY_ORDER
 from medfl.config.layouts import BidsChoice, CustomLayout, case_pattern
 from medfl.config.layouts import Layout as Layout
 from medfl.config.layouts import Modality as Modality
+from medfl.config.monitoring import Monitoring
 
 Region = Literal["TC", "WT", "ET"]
 LabelScheme = Literal[
@@ -314,6 +315,7 @@ class SiteConfig(Section):
         threads: CPU threads of one training process, of checks and of a pretraining; in a
             simulation each site has one, whatever this says.
         cache_gigabytes: Most disk for prepared images, in `state`; the longest unread go first.
+        monitoring: What a running site shows on this machine, and whom it calls.
     """
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType({"witness": _WITNESS_MOVED})
@@ -329,6 +331,7 @@ class SiteConfig(Section):
     data: SiteData
     privacy: SitePolicy
     adapt: SiteAdaptation = Field(default_factory=SiteAdaptation)
+    monitoring: Monitoring = Field(default_factory=Monitoring)
 
     @model_validator(mode="after")
     def _privacy_fits_the_cohort(self) -> Self:

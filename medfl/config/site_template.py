@@ -94,6 +94,16 @@ _ADAPT = """\
 # seed = 0                      # of patients, crops and folds
 # device = "cpu"                # of the running site's work; the next round may need a whole GPU
 """
+_MONITORING = """\
+
+# [monitoring]                  # what the running site shows on this machine, and whom it calls
+# port = 9464                   # metrics and /health on 127.0.0.1; else nothing listens
+# hook = ["/opt/medfl-hook.sh"] # a program by its whole path, told once of each event; no shell
+# hook_seconds = 30.0           # then it is ended
+# budget_left = 0.1             # part of the budget below which it is told
+# certificate_days = 30         # days before the end of the authority's certificate
+# disk_gigabytes = 5.0          # free disk below which it is told
+"""
 _CUSTOM = """\
 
 # With layout = "custom": paths below root; * is any text within a name. {{patient}} is a person's
@@ -130,7 +140,7 @@ def write_site_template(path: Path, *, name: str) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        text = _HEAD + _NEW_DATA + _PRIVACY + _ADAPT + _CUSTOM
+        text = _HEAD + _NEW_DATA + _PRIVACY + _ADAPT + _MONITORING + _CUSTOM
         file.write(text.format(name=_site_name(name), patients=1, **_USUAL))
     return True
 
@@ -179,7 +189,7 @@ def site_file_for(
     }
     head, end = (
         text.format(name=_site_name(name), patients=patients, **own)
-        for text in (_HEAD, _PRIVACY + _ADAPT)
+        for text in (_HEAD, _PRIVACY + _ADAPT + _MONITORING)
     )
     return "\n".join([head + lines[0], *lines[1:], end])
 

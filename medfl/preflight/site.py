@@ -18,6 +18,7 @@ from medfl.config.study import load_study
 from medfl.data.checks import OnProgress, check_cohort
 from medfl.deployment.hospital.private_files import key_files, private_files
 from medfl.deployment.hospital.site_file import require_invited_name
+from medfl.deployment.monitoring.hook import require_usable
 from medfl.errors import ConfigError, DataError, LedgerError
 from medfl.findings import Finding, Severity
 from medfl.preflight.machine import (
@@ -78,6 +79,7 @@ def preflight(
     findings += check_state(site, *(path for path in (file, ca) if path is not None))
     if site.purpose == "hospital":
         findings += check_name(site)
+        findings += check_hook(site, file=file)
         findings += check_keys(site)
         findings += check_ledger(site_state)
     findings += check_witness(site_state)
@@ -157,6 +159,24 @@ def check_name(site: SiteConfig) -> list[Finding]:
                 rule="the name that the coordinator invited",
                 value=str(error),
                 fix="Write that name into the site file, or ask for another invitation.",
+            )
+        ]
+    return []
+
+
+def check_hook(site: SiteConfig, *, file: Path | None) -> list[Finding]:
+    """Whether the program that a running site would tell of events can be used."""
+    try:
+        require_usable(site.monitoring.hook, where=file or Path(site.name))
+    except ConfigError as error:
+        return [
+            _finding(
+                "error",
+                site.monitoring.hook[0],
+                rule="a hook that nobody else can exchange",
+                value=str(error),
+                fix="Correct the program's mode or owner, or monitoring.hook; the site does not "
+                "start with it.",
             )
         ]
     return []

@@ -79,6 +79,7 @@ def test_commands_that_compute_nothing_import_no_torch(
         ["ledger", "check-export", export, "--key", f"{state}/site.pub"],
         ["cache", "size", site],
         ["cache", "clear", site],
+        ["site", "status", site],
         ["site", "pause", site],
         ["site", "resume", site],
         ["site", "clean", site],

@@ -27,14 +27,21 @@ from typer.main import get_command
 
 from medfl.cli.app import app
 from medfl.config import load_site
+from medfl.config.monitoring import Monitoring
 from medfl.data.layouts.rules import LAYOUTS
 from medfl.data.layouts.survey import read_cohort
+from medfl.deployment.coordinator import monitoring as coordinator
+from medfl.deployment.hospital import monitoring as hospital
+from medfl.deployment.monitoring.events import Event
+from medfl.deployment.monitoring.hook import Hook
 from medfl.privacy.ledger.witness_place import SYSTEM_FOLDER
 
 CONFIGS = Path(__file__).resolve().parents[2] / "site_configs"
 FILES = sorted(path for path in CONFIGS.rglob("*") if path.is_file())
 EXAMPLES = sorted((CONFIGS / "examples").glob("*.toml"))
-UNITS = sorted((CONFIGS / "systemd").glob("*.service"))
+SERVICES = sorted((CONFIGS / "systemd").glob("*.service"))
+HEALTH = [path for path in SERVICES if "health" in path.name]
+UNITS = [path for path in SERVICES if path not in HEALTH]
 SBATCH = CONFIGS / "slurm" / "medfl-site.sbatch"
 COMPOSE = CONFIGS / "compose" / "docker-compose.yaml"
 COMPOSE_FILES = sorted(COMPOSE.parent.glob("*.yaml"))
@@ -49,6 +56,8 @@ DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 WRITABLE = {
     "medfl-site@.service": {str(SYSTEM_FOLDER), "medfl/%i"},
     "medfl-server.service": {"/var/lib/medfl-server", "medfl-server"},
+    "medfl-site-health@.service": {"/var/lib/medfl/%i/ledger"},
+    "medfl-server-health.service": set(),
 }
 SANDBOX = {
     "NoNewPrivileges": "yes",
@@ -170,7 +179,7 @@ def test_a_unit_is_started_again_for_ever(unit: Path) -> None:
     assert directives(unit, "Unit")["StartLimitIntervalSec"] == ["0"]
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=name_of)
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
 def test_a_unit_calls_nobody_but_its_peer(unit: Path) -> None:
     variables = environment(unit)
     assert variables["FLWR_TELEMETRY_ENABLED"] == "0"
@@ -178,7 +187,7 @@ def test_a_unit_calls_nobody_but_its_peer(unit: Path) -> None:
     assert int(variables["OMP_NUM_THREADS"]) >= 1
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=name_of)
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
 def test_a_unit_may_write_to_its_own_folders_only(unit: Path) -> None:
     service = directives(unit, "Service")
     for key, value in SANDBOX.items():
@@ -205,7 +214,7 @@ def test_a_site_cannot_change_its_own_policy_or_keys() -> None:
 @pytest.fixture
 def installed_units(tmp_path: Path) -> Path:
     """The units in a folder, with a program that is there in the place of medfl."""
-    for unit in UNITS:
+    for unit in SERVICES:
         text = unit.read_text().replace("/opt/medfl/bin/medfl", "/bin/true")
         (tmp_path / unit.name).write_text(text)
     return tmp_path
@@ -222,7 +231,7 @@ needs_systemd = pytest.mark.skipif(
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", UNITS, ids=name_of)
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
 def test_systemd_understands_every_line_of_a_unit(unit: Path, installed_units: Path) -> None:
     result = analyse("verify", "--man=no", installed_units / unit.name)
     assert result.returncode == 0, result.stderr
@@ -237,7 +246,7 @@ def test_systemd_finds_a_line_that_it_does_not_understand(installed_units: Path)
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", UNITS, ids=name_of)
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
 def test_systemd_rates_a_unit_as_little_exposed(unit: Path, installed_units: Path) -> None:
     limit = "--threshold=20"  # of 100; a unit without any protection has 96
     result = analyse("security", "--offline=true", limit, "--no-pager", installed_units / unit.name)
@@ -298,12 +307,29 @@ def test_images_of_others_are_named_by_digest(path: Path) -> None:
         assert "build" in service or DIGEST.search(service["image"])
 
 
-@pytest.mark.parametrize(
-    ("name", "service"), [("docker-compose.yaml", "gateway"), ("server.yaml", "server")]
-)
-def test_a_service_with_a_port_tells_its_health(name: str, service: str) -> None:
-    settings = yaml.safe_load((COMPOSE.parent / name).read_text())["services"][service]
-    assert "PORT" in " ".join(settings["healthcheck"]["test"])
+def test_the_gateway_is_healthy_while_it_listens(compose: dict[str, Any]) -> None:
+    assert "PORT" in " ".join(compose["services"]["gateway"]["healthcheck"]["test"])
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yaml", "server.yaml"])
+def test_a_container_of_medfl_asks_medfl_for_its_health(name: str) -> None:
+    service = filled(COMPOSE.parent / name)["services"]["server" if "server" in name else "site"]
+    kind, program, group, command, place, option = service["healthcheck"]["test"]
+    assert (kind, program, command, option) == ("CMD", "medfl", "status", "--health")
+    assert [group, "start", place] == service["command"][:3]
+
+
+@pytest.mark.parametrize("unit", HEALTH, ids=name_of)
+def test_the_health_of_a_unit_is_looked_at_again_and_again(unit: Path) -> None:
+    (line,) = directives(unit, "Service")["ExecStart"]
+    (served,) = directives(Path(str(unit).replace("-health", "")), "Service")["ExecStart"]
+    assert line.split()[3] == served.split()[3]
+    assert line.split()[1:3] == [served.split()[1], "status"]
+    assert line.split()[-1] == "--health"
+    assert directives(unit, "Service")["Type"] == ["oneshot"]
+    timer = unit.with_suffix(".timer")
+    assert directives(timer, "Timer")["OnUnitInactiveSec"] == ["5min"]
+    assert directives(timer, "Install")["WantedBy"] == ["timers.target"]
 
 
 def test_two_sites_on_one_machine_share_nothing_but_the_witness() -> None:
@@ -439,6 +465,41 @@ def test_the_linter_of_images_finds_nothing() -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
+# Monitoring
+
+
+def test_the_examples_for_prometheus_name_metrics_that_exist() -> None:
+    folder = CONFIGS / "monitoring"
+    known = {metric.name for metric in (*hospital.METRICS, *coordinator.METRICS)}
+    (group,) = yaml.safe_load((folder / "alerts.yaml").read_text())["groups"]
+    used = {name for rule in group["rules"] for name in re.findall(r"medfl_[a-z_]+", rule["expr"])}
+    assert used <= known
+    (job,) = yaml.safe_load((folder / "scrape.yaml").read_text())["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", target)
+    assert f'job="{job["job_name"]}"' in group["rules"][0]["expr"]
+
+
+def test_the_example_of_a_hook_passes_the_event_on(tmp_path: Path) -> None:
+    example = CONFIGS / "monitoring" / "hook.sh"
+    found = linted("shellcheck", example)
+    assert (found.returncode, found.stdout) == (0, "")
+    program = tmp_path / "mail"
+    program.write_text(f'#!/bin/sh\necho "$2 to $3" > {tmp_path}/said\ncat >> {tmp_path}/said\n')
+    program.chmod(0o700)
+    hook = tmp_path / "hook"
+    hook.write_text(example.read_text())
+    hook.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        settings = Monitoring(hook=(str(hook), "oncall@example.org"))
+        event = Event(code="disk-low", key="disk-low", details={"free_bytes": 1})
+        assert Hook(settings, side="site", name="north").tell(event) == ""
+    subject, content = (tmp_path / "said").read_text().splitlines()
+    assert subject == f"medfl: disk-low at {os.uname().nodename} to oncall@example.org"
+    assert '"free_bytes": 1' in content
+
+
 # Slurm
 
 
@@ -559,7 +620,7 @@ def test_every_command_in_these_files_exists() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=name_of)
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
 def test_the_command_of_a_unit_has_its_options(unit: Path) -> None:
     (line,) = directives(unit, "Service")["ExecStart"]
     _, group, name, *words = shlex.split(line)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from medfl.config import load_site
+from medfl.config.monitoring import Monitoring
 from medfl.config.site import CustomLayout, SiteAdaptation, SiteConfig, SiteData, SitePolicy
 from medfl.config.site_template import SITE_FILE, write_site_template
 from medfl.privacy.ledger.witness import Witness
 from medfl.site.known_patients import require_apart
 
-TABLES = (SiteAdaptation, SiteData, SitePolicy, CustomLayout | None)
+TABLES = (Monitoring, SiteAdaptation, SiteData, SitePolicy, CustomLayout | None)
 
 
 def test_a_new_sites_file_loads_and_keeps_everything_in_its_folder(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_the_template_explains_every_key_of_a_site_file(tmp_path: Path) -> None:
     path = tmp_path / SITE_FILE
     write_site_template(path, name="north")
     text = path.read_text()
-    for section in (SiteConfig, SiteData, SitePolicy, SiteAdaptation):
+    for section in (SiteConfig, SiteData, SitePolicy, SiteAdaptation, Monitoring):
         for key, field in section.model_fields.items():
             is_table = field.annotation in TABLES
             assert (f"{key}]" if is_table else f"{key} = ") in text, key
@@ -87,3 +88,13 @@ def test_the_commented_table_of_adaptation_is_one_that_loads(tmp_path: Path) -> 
     path.write_text("\n".join([before, *keys, ""]))
     adapt = load_site(path).adapt
     assert adapt == SiteAdaptation(after_study=True)
+
+
+def test_the_commented_table_of_monitoring_is_one_that_loads(tmp_path: Path) -> None:
+    path = tmp_path / SITE_FILE
+    write_site_template(path, name="north")
+    before, table, after = path.read_text().partition("# [monitoring]")
+    lines = [line.removeprefix("# ") for line in (table + after).splitlines()]
+    path.write_text("\n".join([before, *lines[: lines.index("")], ""]))
+    found = load_site(path).monitoring
+    assert found == Monitoring(port=9464, hook=("/opt/medfl-hook.sh",))

@@ -44,14 +44,14 @@ def said() -> Said:
 
 
 @pytest.fixture
-def watch(said: Said, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def watch(said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """Starts a watch that looks all the time."""
     monkeypatch.setattr(way_module, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(way_module, "_POLL_SECONDS", 0.02)
     begun: list[Way] = []
 
     def begin(look: Callable[[], Sequence[Finding]]) -> Way:
-        begun.append(Way(SERVER, look=look, log=said))  # type: ignore[arg-type]
+        begun.append(Way(SERVER, look=look, log=said, state=tmp_path))  # type: ignore[arg-type]
         return begun[-1]
 
     yield begin
@@ -146,7 +146,7 @@ def test_the_way_is_worded_as_by_the_check(
     )
     server = f"{host}:{free_port()}"
     look = lambda: check_server(server, ca=authority)  # noqa: E731
-    with closing(Way(server, look=look, log=said)):  # type: ignore[arg-type]
+    with closing(Way(server, look=look, log=said, state=tmp_path)):  # type: ignore[arg-type]
         wait_for(lambda: said.lines)
     (line,) = said.lines
     assert reason in line

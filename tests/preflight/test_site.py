@@ -28,6 +28,7 @@ from medfl.preflight.machine import (
     this_machine,
 )
 from medfl.preflight.site import (
+    check_hook,
     check_keys,
     check_ledger,
     check_state,
@@ -191,6 +192,19 @@ def test_a_state_folder_is_for_its_owner_only(
     found = check_state(hospital)
     assert [finding.severity for finding in found] == severities
     assert all(f"mode {mode:04o}" in finding.value for finding in found)
+
+
+def test_a_hook_that_others_can_write_is_an_error(hospital: SiteConfig, tmp_path: Path) -> None:
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\n")
+    hook.chmod(0o755)
+    settings = hospital.monitoring.model_copy(update={"hook": (str(hook),)})
+    site = hospital.model_copy(update={"monitoring": settings})
+    assert check_hook(hospital, file=None) == check_hook(site, file=None) == []
+    hook.chmod(0o757)
+    found = only(check_hook(site, file=tmp_path / "site.toml"))
+    assert (found.severity, found.name) == ("error", str(hook))
+    assert "mode 0757" in found.value
 
 
 @pytest.mark.parametrize("name", ["ledger", "ledger/ledger.sqlite", "ledger/head.json", "outbox"])

@@ -23,6 +23,7 @@ from medfl.deployment.backup import (
     write_backup,
 )
 from medfl.deployment.certificates import read_certificate
+from medfl.deployment.coordinator.options import OPTIONS
 from medfl.deployment.coordinator.server_folder import FOLDERS, ServerFolder
 from medfl.deployment.lock import exclusive
 from medfl.errors import ConfigError
@@ -37,7 +38,7 @@ SERVER = Kind(
             *("superexec.secret", "control.secret"),
         }
     ),
-    optional=frozenset({"sites.json", "study.toml"}),
+    optional=frozenset({"sites.json", "study.toml", OPTIONS}),
     lock="server.lock",
 )
 

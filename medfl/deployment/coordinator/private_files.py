@@ -6,8 +6,9 @@ let a hospital in. Flower makes its database with the umask's mode, in a closed 
 
 from __future__ import annotations
 
+from medfl.deployment.coordinator.options import OPTIONS
 from medfl.deployment.coordinator.server_folder import FOLDERS, ServerFolder
-from medfl.secret_files import require_owner_only
+from medfl.secret_files import changeable, refuse, require_owner_only
 
 _FILES = (
     "superexec.secret",
@@ -27,4 +28,5 @@ def require_private(folder: ServerFolder) -> None:
     """
     path = folder.path
     jobs = sorted(folder.jobs.glob("*.json"))
+    refuse(changeable([path / OPTIONS]))  # no secret, but it names a program that is run
     require_owner_only(path, *(path / name for name in (*FOLDERS, *_FILES)), *jobs)

@@ -18,12 +18,16 @@ from pathlib import Path
 
 from medfl.deployment.addresses import is_free
 from medfl.deployment.admission import AdmittedSite
+from medfl.deployment.coordinator.monitoring import watched_server
 from medfl.deployment.coordinator.node_registry import align_nodes
+from medfl.deployment.coordinator.options import OPTIONS, ServerOptions
 from medfl.deployment.coordinator.private_files import require_private
 from medfl.deployment.coordinator.server_folder import FOLDER_VARIABLE, ServerFolder
 from medfl.deployment.coordinator.server_logs import rotate_logs
 from medfl.deployment.flower.control import Control, Unreachable
 from medfl.deployment.lock import LOOK_SECONDS, exclusive, is_held
+from medfl.deployment.monitoring.hook import require_usable
+from medfl.deployment.monitoring.watch import monitored
 from medfl.deployment.processes import (
     flower_environment,
     start,
@@ -52,7 +56,8 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
         on_ready: Called once, when sites can connect.
 
     Raises:
-        ConfigError: If secrets, keys or folders are open to other accounts.
+        ConfigError: If secrets, keys or folders are open to other accounts, or if the monitoring
+            that its file asks for cannot begin.
         FederationError: If another process serves this folder or listens on its port, or if one of
             the children does not stay.
     """
@@ -61,9 +66,17 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
             f"{folder.path}: expected a server that nobody has started, found that it runs."
         )
     require_private(folder)
+    settings = ServerOptions.read(folder.path).monitoring
+    require_usable(settings.hook, where=folder.path / OPTIONS)
     with (
         exclusive(folder.server_lock, noun="a server's folder", patience_seconds=LOOK_SECONDS),
         stop_signals() as stopped,
+        monitored(
+            watched_server(folder, settings=settings),
+            settings=settings,
+            folder=folder.path,
+            say=logger.warning,
+        ),
         _children(folder, stopped) as children,
         Control(folder) as control,
     ):

@@ -22,13 +22,16 @@ import httpx
 from medfl.deployment.addresses import LOOPBACK, loopback_socket, split
 from medfl.deployment.hospital.children import follow_child, start_child
 from medfl.deployment.hospital.homework import Homework
+from medfl.deployment.hospital.monitoring import watched_site
 from medfl.deployment.hospital.own_ledger import require_own_ledger
 from medfl.deployment.hospital.participation import LEFT, LOCK, require_not_left
 from medfl.deployment.hospital.private_files import FLOWER, require_private
 from medfl.deployment.hospital.site_file import load_hospital, require_invited_name
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.hospital.way import LookAtWay, Way
-from medfl.deployment.lock import exclusive
+from medfl.deployment.lock import LOOK_SECONDS, exclusive
+from medfl.deployment.monitoring.hook import require_usable
+from medfl.deployment.monitoring.watch import monitored
 from medfl.deployment.parent import SECRET_BYTES
 from medfl.deployment.processes import flower_environment, stop, stop_signals
 from medfl.errors import ConfigError, FederationError
@@ -56,8 +59,8 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
     Raises:
         ConfigError: If the file breaks a rule, is no hospital's or names another one than was
             invited, if the site has no keys or no ledger or has left, if others can read its keys
-            or databases or write its file, or if the server shows a certificate of another
-            authority.
+            or databases or write its file, if its monitoring cannot begin, or if the server shows a
+            certificate of another authority.
         LedgerError: If the ledger is damaged.
         FederationError: If the site runs already, or one of its processes ended by itself.
     """
@@ -70,12 +73,13 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
     SiteKeys.read(site.state / KEYS)
     require_invited_name(site)
     require_own_ledger(site)
+    require_usable(site.monitoring.hook, where=site_file)
     home = site.state / FLOWER
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.update(flower_environment(home=home))
     require_trusted(server, authority=authority)
     with (
-        exclusive(site.state / LOCK, noun="a site"),
+        exclusive(site.state / LOCK, noun="a site", patience_seconds=LOOK_SECONDS),
         stop_signals() as stopped,
         closing(SiteLog(site.state, data=site.data)) as log,
     ):
@@ -83,7 +87,13 @@ def run_site(site_file: Path, *, server: str, authority: Path, look: LookAtWay) 
         homework = Homework(site_file=site_file, state=site.state, log=log)
         with (
             closing(homework),
-            closing(Way(server, look=look, log=log)) as way,
+            closing(Way(server, look=look, log=log, state=site.state)) as way,
+            monitored(
+                watched_site(site, connection=lambda: way.connection, authority=authority),
+                settings=site.monitoring,
+                folder=site.state,
+                say=log.say,
+            ),
             _children(
                 log, site_file, server=server, authority=authority, notice=way.notice
             ) as children,

@@ -10,8 +10,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from medfl.deployment.flower.log_lines import CONNECTED, UNCONNECTED
+from medfl.deployment.hospital.connection import Connection, forget_connection, note_connection
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.findings import Finding
 
@@ -34,12 +36,16 @@ class Way:
         server: ``HOST:PORT``.
         look: Goes the way.
         log: Where the reason is said.
+        state: The site's state folder, where others read whether there is a connection.
     """
 
-    def __init__(self, server: str, *, look: LookAtWay, log: SiteLog) -> None:
+    def __init__(self, server: str, *, look: LookAtWay, log: SiteLog, state: Path) -> None:
         self._server = server
         self._look = look
         self._log = log
+        self._state = state
+        self._connection = Connection.now(connected=False)
+        note_connection(state, self._connection)
         self._connected = threading.Event()
         self._has_failed = False
         self._closed = threading.Event()
@@ -50,13 +56,26 @@ class Way:
         if UNCONNECTED.search(line):
             self._has_failed = True
             self._connected.clear()
+            self._note(connected=False)
         elif CONNECTED.search(line):
             self._has_failed = False
             self._connected.set()
+            self._note(connected=True)
+
+    @property
+    def connection(self) -> Connection:
+        """Whether there is one, and since when."""
+        return self._connection
 
     def close(self) -> None:
         """Say nothing more."""
         self._closed.set()
+        forget_connection(self._state)
+
+    def _note(self, *, connected: bool) -> None:
+        if connected != self._connection.connected:
+            self._connection = Connection.now(connected=connected)
+            note_connection(self._state, self._connection)
 
     def _watch(self) -> None:
         said, said_at = "", -math.inf
