@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from medfl.durable import written_aside
-from medfl.reporting import fonts, wording
+from medfl.reporting import han_font, wording
 from medfl.reporting.estimates import Estimate, Measure, Statistic, in_region
 from medfl.reporting.gains_figure import gains_figure
 from medfl.reporting.montage import draw_montage
@@ -63,7 +63,7 @@ STYLE: dict[Any, object] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.titlecolor": INK,
-    "font.family": ["DejaVu Sans", fonts.FAMILY],  # letter by letter, whichever has it
+    "font.family": list(han_font.FAMILIES),
     "font.size": 10,
     "grid.color": "#e3e7ea",
     "legend.frameon": False,
@@ -119,7 +119,7 @@ def draw_figures(run: RunResults, texts: Texts = ENGLISH) -> dict[str, FigureFil
         "hd95_by_variant": (hd95_by_variant, "figure.hd95_by_variant.alt", measured),
         "montage": (draw_montage, "figure.montage.alt", bool(run.predictions)),
     }
-    fonts.make_known()
+    han_font.make_known()
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     files = {}

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from medfl.durable import write_atomically
 from medfl.errors import ReportError
-from medfl.reporting import collusion, fonts, privacy_tables, utility_tables, wording
+from medfl.reporting import collusion, han_font, privacy_tables, utility_tables, wording
 from medfl.reporting.audit_table import audit_table
 from medfl.reporting.figures import FigureFile, draw_figures
 from medfl.reporting.headline import headline, least_gain
@@ -94,7 +94,7 @@ def render(run: RunResults, images: dict[str, Image], texts: Texts = ENGLISH) ->
     template, names = environment.get_template("report.html.j2"), _names(run, images, texts)
     # Twice where there are Chinese characters: the first pass says which of them are shown.
     page = template.render(names, font="")
-    font = fonts.embeddable(page)
+    font = han_font.embeddable(page)
     if not font:
         return page
     return template.render(names, font=Markup(_FONT_RULE.format(font)))  # noqa: S704  Base64

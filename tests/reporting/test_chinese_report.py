@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from medfl.reporting.dashboard import render_live
+from medfl.reporting.plan_figure import PlannedLoss, draw_plan
 from medfl.reporting.report import render, write_report
 from medfl.reporting.texts import Texts
 from medfl.runs.attendance import AWAY, Absence, Attendance
 from medfl.runs.files import ATTENDANCE
+from medfl.runs.live_run import read_live
 from medfl.runs.records import SecureSum
 from medfl.runs.results import read_run
 from tests.reporting.test_audit_table import attacked
@@ -151,3 +154,13 @@ def test_figures_are_drawn_with_chinese_letters(build_run: RunBuilder) -> None:
         assert "url(data:font/woff;base64," in page
     assert "柱状图" in chinese
     assert "Bar chart" not in chinese
+
+
+def test_other_pictures_draw_a_chinese_name_too(build_run: RunBuilder, tmp_path: Path) -> None:
+    """Warnings are errors here as well."""
+    name = "北京协和医院"
+    loss = PlannedLoss(site=name, patients=40, losses={0: 0.0, 1: 4.0}, budget=8.0)
+    draw_plan([loss], study="研究", target=8.0, path=tmp_path / "plan.png")
+    folder = build_run(sites=(name,), pictures=0)
+    (folder / "summary.json").unlink(missing_ok=True)
+    assert "data:image/svg+xml" in render_live(read_live(folder))

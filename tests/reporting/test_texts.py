@@ -14,7 +14,7 @@ from babel.messages.pofile import read_po
 from fontTools.ttLib import TTFont
 
 import medfl.reporting
-from medfl.reporting import fonts
+from medfl.reporting import han_font
 from medfl.reporting.texts import PageTexts, Texts
 
 HOME = Path(medfl.reporting.__file__).parent
@@ -116,8 +116,8 @@ def test_the_font_has_every_character_of_the_chinese_catalogue() -> None:
 
 
 def test_only_pages_with_chinese_characters_carry_a_font() -> None:
-    assert fonts.embeddable("North, ε ≤ 8 · “yes” … ⁻⁵") == ""
-    assert len(fonts.embeddable("北京")) < len(fonts.embeddable("北京上海广州")) < 8000
+    assert han_font.embeddable("North, ε ≤ 8 · “yes” … ⁻⁵") == ""
+    assert len(han_font.embeddable("北京")) < len(han_font.embeddable("北京上海广州")) < 8000
 
 
 def test_an_unknown_key_and_a_name_without_a_value_are_errors() -> None:

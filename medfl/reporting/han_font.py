@@ -1,8 +1,8 @@
 """The font of Chinese characters that comes with medfl, for machines that have none.
 
-Noto Sans SC (SIL Open Font License, `OFL.txt`), reduced to the 3,755 most frequent characters and
-those of the catalogues; CONTRIBUTING says how it was made. Figures need it since matplotlib draws
-letters itself, pages since a bare server that prints them has no such font.
+Noto Sans SC (SIL Open Font License, ``fonts/OFL.txt``), reduced to the 3,755 most frequent
+characters and those of the catalogues; CONTRIBUTING says how it was made. Figures need it since
+matplotlib draws letters itself, pages since a bare server that prints them has no such font.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
 from matplotlib.font_manager import fontManager
 
-FAMILY = "Noto Sans SC"
+FAMILIES = ("DejaVu Sans", "Noto Sans SC")
+"""For matplotlib: letter by letter the first that has it."""
 
-_FILE = Path(__file__).with_name("NotoSansSC-Regular.otf")
+_FILE = Path(__file__).with_name("fonts") / "NotoSansSC-Regular.otf"
 _FIRST_HAN = 0x2E80  # of the blocks before it, every font has what a report needs
 
 
 @cache
 def make_known() -> None:
-    """Let matplotlib find the font under `FAMILY`; it keeps one list of fonts a process."""
+    """Let matplotlib find it, which keeps one list of fonts a process."""
     fontManager.addfont(_FILE)
     # There is no bold cut of it: a bold title takes this one, without a warning at each letter.
     fontManager.ttflist.append(replace(fontManager.ttflist[-1], weight="bold"))
