@@ -24,7 +24,8 @@ KEY = re.compile(r'"([a-z0-9_]+(?:\.[A-Za-z0-9_.-]+)+)"')
 # Words of Chinese texts that are names, symbols, or terms which the field writes in Latin letters.
 LATIN = {
     *("medfl", "ledger", "verify", "audit", "study", "json", "code", "strong", "sup", "b"),
-    *("epsilon", "odds", "zero-out", "replace-one", "C", "k", "e", "q", "n", "m", "L", "h", "δ"),
+    *("epsilon", "odds", "zero-out", "replace-one", "C", "k", "e", "L", "h", "δ"),
+    *("r", "q", "n", "m"),
     *("Dice", "FLAIR", "T1", "T2", "AUC", "BraTS", "mm", "CPU", "Box", "Muller", "AES-256"),
     *("PLD", "PRV", "RDP", "dp-accounting", "Opacus", "Python", "SHA-256", "MRI"),
     *("Vadhan", "Steinke", "Mahloujifar", "Geiping", "et", "al", "arXiv"),
