@@ -153,7 +153,7 @@ clean: ## remove caches and build output; .venv and runs stay
 	@touch $@
 
 .venv/.installed-all: .venv/.torch pyproject.toml
-	@echo '[3/3] installing medfl with all extras: sim, notebooks, dev'
-	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,dev]' \
+	@echo '[3/3] installing medfl with all extras: sim, notebooks, pdf, dev'
+	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,pdf,dev]' \
 		&& echo "      done in $$(( $$(date +%s) - began )) s"
 	@touch .venv/.installed-run $@

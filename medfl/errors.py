@@ -17,6 +17,7 @@ Drawn as a tree; `code` is all that may leave a site (the text stays local)::
     │   ├── QuorumError           quorum            too few usable sites
     │   └── SecureSumError        secure-sum-*      no sum, or a contribution that is no part of it
     ├── ReportError               report            a run folder cannot be read
+    │   └── PdfUnavailable        report-pdf        nothing here can print a report
     └── Interrupted               stopped           somebody stopped the command
 """
 
@@ -123,6 +124,12 @@ class ReportError(MedflError):
     """A run folder is incomplete or damaged."""
 
     default_code = "report"
+
+
+class PdfUnavailable(ReportError):
+    """What prints a report is not installed; the report itself was written."""
+
+    default_code = "report-pdf"
 
 
 class Interrupted(MedflError):

@@ -127,6 +127,15 @@ def test_starting_files_are_shipped_with_the_package() -> None:
     assert PACKAGE / Path(pattern).parent == shipped_starts.FOLDER
 
 
+def test_texts_and_fonts_of_the_report_are_shipped_with_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["medfl"]
+    shipped = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    needed = {*PACKAGE.rglob("*.po"), *PACKAGE.rglob("*.otf"), *PACKAGE.rglob("OFL.txt")}
+    assert len(needed) == 4
+    assert needed <= shipped
+
+
 def test_package_never_prints() -> None:
     result = run("-m", "ruff", "check", "--select", "T20", "--ignore-noqa", "medfl")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -33,7 +33,15 @@ from medfl.cli import (
 )
 from medfl.cli.ends import STOP_CODES, STOPPED, end_on_signals
 from medfl.cli.examples import add_examples
-from medfl.errors import ConfigError, DataError, Interrupted, MedflError, ModelError, PrivacyError
+from medfl.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    MedflError,
+    ModelError,
+    PdfUnavailable,
+    PrivacyError,
+)
 from medfl.version import __version__
 
 # Locks between processes and files for one account only are the ledger's foundation.
@@ -129,4 +137,4 @@ def _exit_code(error: MedflError) -> int:
         return 3
     if isinstance(error, Interrupted):
         return STOPPED
-    return 2 if isinstance(error, ConfigError | DataError | ModelError) else 1
+    return 2 if isinstance(error, ConfigError | DataError | ModelError | PdfUnavailable) else 1

@@ -90,12 +90,23 @@ def _default_jobs(sites: Sequence[SiteConfig], *, engine: str) -> int:
 
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")],
+    language: Annotated[
+        Literal["en", "zh"],
+        typer.Option(help="en for English, zh for Chinese in simplified characters."),
+    ] = "en",
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Also print it to report.pdf (extra 'pdf').")
+    ] = False,
 ) -> None:
-    """Write figures and report.html of a finished run again.
+    """Write figures and report.html of a finished run again, in English or Chinese.
 
     Only the run folder is read: no image, no ledger and no site file is needed, so that it may be
     done on another machine.
     """
+    from medfl.reporting.pdf import write_pdf
     from medfl.reporting.report import write_report
 
-    typer.echo(f"Report: {write_report(run_dir)}")
+    page = write_report(run_dir, language=language)
+    typer.echo(f"Report: {page}")
+    if pdf:
+        typer.echo(f"PDF: {write_pdf(page)}")

@@ -5,116 +5,153 @@ from __future__ import annotations
 from medfl.reporting import wording
 from medfl.reporting.audit_words import finding, meaning, promise
 from medfl.reporting.tables import NOTHING, Table
-from medfl.runs.audit_records import Audit, MembershipFindings, PathFindings
+from medfl.reporting.texts import ENGLISH, Texts
+from medfl.runs.audit_records import Audit, CanaryFindings, MembershipFindings, PathFindings
 
 ATTACKED: dict[str, str] = {
-    "federated": "the final model",
-    "non-private": "the model trained without noise",
+    "federated": "audit.membership.federated",
+    "non-private": "audit.membership.non-private",
 }
 
+Row = tuple[str, ...]
 
-def audit_table(audit: Audit) -> Table:
+
+def audit_table(audit: Audit, texts: Texts = ENGLISH) -> Table:
     """Every attack: what is promised, what was found, and the most that it could have found."""
-    mechanism, canaries = audit.mechanism, audit.canaries
-    estimate = canaries.estimate
+    paths = [(audit.path, texts("audit.where.tiny"))]
+    if audit.path_of_run is not None:
+        paths.append((audit.path_of_run, texts("audit.where.run")))
     return Table(
-        caption="Attacks on purpose, beside what is promised",
-        head=("Attack", "Promised", "Found", "The most it could have found", "Verdict"),
+        caption=texts("audit.caption"),
+        head=(
+            texts("audit.attack"),
+            texts("audit.promised"),
+            texts("audit.found"),
+            texts("audit.ceiling"),
+            texts("audit.verdict"),
+        ),
         rows=(
             *(
-                (meaning(figure), promise(figure), finding(figure), NOTHING, _verdict(figure.holds))
-                for figure in mechanism.figures
+                (
+                    meaning(figure, texts),
+                    promise(figure),
+                    finding(figure, texts),
+                    NOTHING,
+                    _verdict(figure.holds, texts),
+                )
+                for figure in audit.mechanism.figures
             ),
-            *_path_rows(audit.path, where="a tiny federation"),
-            *(
-                _path_rows(audit.path_of_run, where="this run's sites")
-                if audit.path_of_run is not None
-                else ()
-            ),
+            *(row for path, where in paths for row in _path_rows(path, where, texts)),
             (
-                f"Values off the grid in an update of {audit.update.weights:,} weights, asked for "
-                "with weights at zero",
+                texts("audit.off_grid", weights=texts.number(audit.update.weights)),
                 "0",
-                f"{audit.update.off_grid:,}",
+                texts.number(audit.update.off_grid),
                 NOTHING,
-                _verdict(audit.update.keeps_promise),
+                _verdict(audit.update.keeps_promise, texts),
             ),
+            *_canary_rows(audit.canaries, texts),
+            *(_membership_row(attack, texts) for attack in audit.membership),
             (
-                f"{canaries.canaries:,} canary patients, {canaries.guessed:,} guesses, "
-                f"{canaries.correct:,} right: lower bound on ε",
-                f"≤ {wording.at_most(canaries.claimed_epsilon)}",
-                f"≥ {wording.at_least(canaries.shown.epsilon)}",
-                wording.at_least(canaries.largest_showable.epsilon),
-                _verdict(canaries.consistent),
-            ),
-            (
-                "The same guesses: lower bound on μ",
-                f"≤ {wording.at_most(canaries.claimed_mu)}",
-                f"≥ {wording.at_least(canaries.shown.mu)}",
-                wording.at_least(canaries.largest_showable.mu),
-                _verdict(canaries.consistent),
-            ),
-            (
-                "The same canaries: ε by their scores (an estimate, no bound)",
-                f"≤ {wording.at_most(canaries.claimed_epsilon)}",
-                f"{estimate.epsilon:.2f} ({estimate.epsilon_low:.2f} to "
-                f"{estimate.epsilon_high:.2f})",
-                NOTHING,
-                NOTHING,
-            ),
-            *(_membership_row(attack) for attack in audit.membership),
-            (
-                "A synthetic patient recovered from one update: correlation with the true image",
+                texts("audit.inversion"),
                 NOTHING,
                 f"{audit.inversion.correlation_with_noise:.2f}",
-                f"{audit.inversion.correlation_without_noise:.2f} (without noise)",
+                texts(
+                    "audit.without_noise",
+                    value=f"{audit.inversion.correlation_without_noise:.2f}",
+                ),
                 NOTHING,
             ),
         ),
     )
 
 
-def _membership_row(attack: MembershipFindings) -> tuple[str, ...]:
-    rates = attack.rates
-    promised = (
-        f"≤ {wording.percent_at_most(attack.largest_tpr)}" if attack.largest_tpr < 1 else NOTHING
-    )
-    return (
-        f"Patients found by their loss in {ATTACKED[attack.variant]} ({rates.members} trained on, "
-        f"{rates.non_members} not), at 1 % false alarms or what so few can show",
-        promised,
-        f"{100 * rates.tpr:.0f} % ({100 * rates.tpr_low:.0f} to {100 * rates.tpr_high:.0f}); AUC "
-        f"{rates.auc:.2f} ({rates.auc_low:.2f} to {rates.auc_high:.2f})",
-        "100 %",
-        _verdict(attack.verdict == "consistent") if attack.largest_tpr < 1 else NOTHING,
-    )
-
-
-def _path_rows(path: PathFindings, *, where: str) -> tuple[tuple[str, ...], ...]:
-    kept = _verdict(path.keeps_promise)
+def _canary_rows(canaries: CanaryFindings, texts: Texts) -> tuple[Row, ...]:
+    estimate, verdict = canaries.estimate, _verdict(canaries.consistent, texts)
     return (
         (
-            f"How far one patient moves a step of {where}, from the files to the sum, over C "
-            f"({path.removals:,} patients taken away in turn)",
+            texts(
+                "audit.canary_bound",
+                canaries=texts.number(canaries.canaries),
+                guessed=texts.number(canaries.guessed),
+                correct=texts.number(canaries.correct),
+            ),
+            f"≤ {wording.at_most(canaries.claimed_epsilon)}",
+            f"≥ {wording.at_least(canaries.shown.epsilon)}",
+            wording.at_least(canaries.largest_showable.epsilon),
+            verdict,
+        ),
+        (
+            texts("audit.canary_mu"),
+            f"≤ {wording.at_most(canaries.claimed_mu)}",
+            f"≥ {wording.at_least(canaries.shown.mu)}",
+            wording.at_least(canaries.largest_showable.mu),
+            verdict,
+        ),
+        (
+            texts("audit.canary_estimate"),
+            f"≤ {wording.at_most(canaries.claimed_epsilon)}",
+            texts(
+                "number.interval",
+                value=f"{estimate.epsilon:.2f}",
+                low=f"{estimate.epsilon_low:.2f}",
+                high=f"{estimate.epsilon_high:.2f}",
+            ),
+            NOTHING,
+            NOTHING,
+        ),
+    )
+
+
+def _membership_row(attack: MembershipFindings, texts: Texts) -> Row:
+    rates, limited = attack.rates, attack.largest_tpr < 1
+    return (
+        texts(
+            "audit.membership",
+            model=texts(ATTACKED[attack.variant]),
+            members=rates.members,
+            others=rates.non_members,
+        ),
+        f"≤ {wording.percent_at_most(attack.largest_tpr, texts)}" if limited else NOTHING,
+        texts(
+            "audit.membership.found",
+            rate=f"{100 * rates.tpr:.0f}",
+            low=f"{100 * rates.tpr_low:.0f}",
+            high=f"{100 * rates.tpr_high:.0f}",
+            auc=f"{rates.auc:.2f}",
+            auc_low=f"{rates.auc_low:.2f}",
+            auc_high=f"{rates.auc_high:.2f}",
+        ),
+        texts("number.percent", number="100"),
+        _verdict(attack.verdict == "consistent", texts) if limited else NOTHING,
+    )
+
+
+def _path_rows(path: PathFindings, where: str, texts: Texts) -> tuple[Row, ...]:
+    kept = _verdict(path.keeps_promise, texts)
+    return (
+        (
+            texts("audit.path.reach", where=where, removals=texts.number(path.removals)),
             "≤ 1",
             f"{path.largest:.4f}",
             NOTHING,
             kept,
         ),
         (
-            f"Rounds of {where} in which another patient's gradient changed, of {path.worlds:,}",
+            texts("audit.path.others", where=where, worlds=texts.number(path.worlds)),
             "0",
-            _changed(path),
+            _changed(path, texts),
             NOTHING,
             kept,
         ),
     )
 
 
-def _changed(path: PathFindings) -> str:
-    unknown = path.off_grid + path.failures
-    return f"{path.changed:,}" + (f", and {unknown:,} values unknown" if unknown else "")
+def _changed(path: PathFindings, texts: Texts) -> str:
+    changed, unknown = texts.number(path.changed), path.off_grid + path.failures
+    if not unknown:
+        return changed
+    return texts("audit.changed", changed=changed, unknown=texts.number(unknown))
 
 
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "BROKEN"
+def _verdict(holds: bool, texts: Texts) -> str:
+    return texts("audit.holds" if holds else "audit.broken")

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 from typing import Protocol
 
-WORDS: dict[str, str] = {
-    "sensitivity": "How far one patient moves a step, over C",
-    "sensitivity_spread": "The same, with a gradient in every parameter",
-    "mu": "The μ that a step of the probe amounts to",
-    "inclusion": "How far a patient moves a step on average, drawn with q, over C",
-    "noise_std": "Noise of a step, over σ C, in its weakest place",
-    "noise_std_of_small_batches": "The same, where many steps draw nobody",
-    "noise_std_of_step": "The same, in the step with the least noise",
-    "noise_in_common": "Noise on the sum of all weights, over that of independent noise",
-    "noise_between_weights": "Noise shared by two weights of one parameter (correlation)",
-    "noise_between_parameters": "Noise shared by two parameters (correlation)",
-    "noise_between_steps": "Noise shared by two steps of a round (correlation)",
-    "noise_between_rounds": "Noise shared by two rounds (correlation)",
-    "noise_between_worlds": "Noise shared with and without a patient (correlation)",
-    "noise_shifted": "Noise that comes back in other places (correlation)",
-    "noise_shape": "Distance of the noise from the normal distribution (χ² over its degrees)",
-    "noise_beyond_3": "Noise beyond 3 standard deviations, over the normal share",
-    "noise_beyond_4": "Noise beyond 4 standard deviations, over the normal share",
-    "noise_beyond_4.5": "Noise beyond 4.5 standard deviations, over the normal share",
-    "noise_and_draws": "Noise that tells who was drawn (correlation)",
-    "low_bits": "Low bits of what is released: largest bias, in standard deviations",
-    "low_bits_by_draw": "The same, in the steps that drew a given patient",
-    "drawn_share": "How often a patient is drawn",
-    "drawn_least": "The patient drawn least often",
-    "drawn_most": "The patient drawn most often",
-    "drawn_together": "Two patients drawn together, the pair furthest from q²",
-    "batch_size_variance": "Variance of the number drawn, over that of independent coins",
-    "drawn_twice": "Patients drawn twice in one step",
-    "drawn_again": "A patient's draws from step to step (correlation)",
-    "irregular_rounds": "Rounds without one charge and one release for every step",
-    "off_grid": "Released values that are not on the grid",
+from medfl.reporting.texts import ENGLISH, Texts
+
+MEASURED: dict[str, str] = {
+    "sensitivity": "measured.sensitivity",
+    "sensitivity_spread": "measured.sensitivity_spread",
+    "mu": "measured.mu",
+    "inclusion": "measured.inclusion",
+    "noise_std": "measured.noise_std",
+    "noise_std_of_small_batches": "measured.noise_std_of_small_batches",
+    "noise_std_of_step": "measured.noise_std_of_step",
+    "noise_in_common": "measured.noise_in_common",
+    "noise_between_weights": "measured.noise_between_weights",
+    "noise_between_parameters": "measured.noise_between_parameters",
+    "noise_between_steps": "measured.noise_between_steps",
+    "noise_between_rounds": "measured.noise_between_rounds",
+    "noise_between_worlds": "measured.noise_between_worlds",
+    "noise_shifted": "measured.noise_shifted",
+    "noise_shape": "measured.noise_shape",
+    "noise_beyond_3": "measured.noise_beyond_3",
+    "noise_beyond_4": "measured.noise_beyond_4",
+    "noise_beyond_4.5": "measured.noise_beyond_4.5",
+    "noise_and_draws": "measured.noise_and_draws",
+    "low_bits": "measured.low_bits",
+    "low_bits_by_draw": "measured.low_bits_by_draw",
+    "drawn_share": "measured.drawn_share",
+    "drawn_least": "measured.drawn_least",
+    "drawn_most": "measured.drawn_most",
+    "drawn_together": "measured.drawn_together",
+    "batch_size_variance": "measured.batch_size_variance",
+    "drawn_twice": "measured.drawn_twice",
+    "drawn_again": "measured.drawn_again",
+    "irregular_rounds": "measured.irregular_rounds",
+    "off_grid": "measured.off_grid",
 }
-"""By the name of the figure in ``audit.json``."""
+"""Keys of the texts, by the name of the figure in ``audit.json``."""
 
 
 class MeasuredFigure(Protocol):
@@ -63,9 +65,10 @@ class MeasuredFigure(Protocol):
         """More breaks it."""
 
 
-def meaning(figure: MeasuredFigure) -> str:
+def meaning(figure: MeasuredFigure, texts: Texts = ENGLISH) -> str:
     """What was measured; the name itself where a newer version measured something else."""
-    return WORDS.get(figure.name, figure.name)
+    key = MEASURED.get(figure.name)
+    return figure.name if key is None else texts(key)
 
 
 def promise(figure: MeasuredFigure) -> str:
@@ -76,13 +79,17 @@ def promise(figure: MeasuredFigure) -> str:
     return f"{'' if is_size else sign}{figure.promised:g}"
 
 
-def finding(figure: MeasuredFigure) -> str:
+def finding(figure: MeasuredFigure, texts: Texts = ENGLISH) -> str:
     """The estimate, and how far chance alone would have let it go."""
     low, high = _ends(figure)
     if low and low == high:
         return f"{figure.found:g}"
-    chance = f"{low} to {high}" if low and high else f"from {low}" if low else f"up to {high}"
-    return f"{figure.found:.3f} (by chance {chance})"
+    found = f"{figure.found:.3f}"
+    if low and high:
+        return texts("audit.by_chance", found=found, low=low, high=high)
+    if low:
+        return texts("audit.by_chance.from", found=found, low=low)
+    return texts("audit.by_chance.up_to", found=found, high=high)
 
 
 def _ends(figure: MeasuredFigure) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medfl.errors import ReportError
+from medfl.reporting import han_font
 from medfl.reporting.pages import page_environment
 from medfl.runs.live_run import LiveRun, epsilon_text, read_live
 
@@ -87,6 +88,7 @@ def _curves(run: LiveRun) -> str:
     """Epsilon and Dice by round as the address of an SVG image; empty before the first round."""
     if not run.done:
         return ""
+    han_font.make_known()  # a hospital's name may be Chinese
     figure = Figure(figsize=(8.6, 3.1), layout="constrained")
     loss, utility = figure.subplots(1, 2)
     for number, (site, values) in enumerate(run.epsilon.items()):
@@ -95,7 +97,7 @@ def _curves(run: LiveRun) -> str:
     budget = min(site.budget for site in run.sites)
     loss.axhline(budget, color="#a3231b", linestyle=(0, (5, 3)), label="smallest budget")
     loss.set(xlabel="Round", ylabel="Privacy loss so far (epsilon)", ylim=(0, None))
-    loss.legend(frameon=False, fontsize=8)
+    loss.legend(frameon=False, prop={"family": list(han_font.FAMILIES), "size": 8})
     for number, (region, points) in enumerate(run.dice.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         utility.plot(*zip(*points, strict=True), color=colour, marker="o", label=region)

@@ -19,10 +19,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from medfl.durable import written_aside
-from medfl.reporting import wording
+from medfl.reporting import han_font, wording
 from medfl.reporting.estimates import Estimate, Measure, Statistic, in_region
 from medfl.reporting.gains_figure import gains_figure
 from medfl.reporting.montage import draw_montage
+from medfl.reporting.texts import ENGLISH, Texts
+from medfl.reporting.unfound import found_regions
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import RunResults
 
@@ -61,7 +63,7 @@ STYLE: dict[Any, object] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.titlecolor": INK,
-    "font.family": "DejaVu Sans",
+    "font.family": list(han_font.FAMILIES),
     "font.size": 10,
     "grid.color": "#e3e7ea",
     "legend.frameon": False,
@@ -76,10 +78,9 @@ WIDTH = 9.6  # inches
 _MARKED_ROUNDS = 30  # more of them would hide the line
 _LEVEL_CHARACTERS = 28  # of the sites' names under one panel, before they overlap
 _BAR = 0.18  # of the distance between regions, at most
-_DICE_LABEL = "Dice overlap\n(0 = none, 1 = perfect)"
 
 
-Draw = Callable[[RunResults], Figure]
+Draw = Callable[[RunResults, Texts], Figure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,12 @@ class FigureFile:
     alt: str
 
 
-def draw_figures(run: RunResults) -> dict[str, FigureFile]:
+def draw_figures(run: RunResults, texts: Texts = ENGLISH) -> dict[str, FigureFile]:
     """Draw every figure that the run has data for.
 
     Args:
         run: Results; the files go to its folder `figures`.
+        texts: Of the reader's language.
 
     Returns:
         Figures by name: ``epsilon_by_round``, ``gains``, ``dice_by_variant``, ``dice_by_round``,
@@ -104,59 +106,34 @@ def draw_figures(run: RunResults) -> dict[str, FigureFile]:
         ReportError: If the image of a prediction cannot be read.
     """
     scores = run.scores_of("federated")
+    regions = found_regions(run)
+    scored = any(score.region in regions for score in scores)
+    measured = any(score.region in regions and score.hd95_mm is not None for score in scores)
+    compared = bool(regions) and {"alone", "adapted"} <= set(run.variants)
     drawings: dict[str, tuple[Draw, str, bool]] = {
-        "epsilon_by_round": (
-            epsilon_by_round,
-            "Line charts: privacy loss so far by round, one chart a site, under the site's budget.",
-            True,
-        ),
-        "gains": (
-            gains_figure,
-            "Dot charts: what each site has alone, joined by a line to what it gets by joining, "
-            "one chart a region.",
-            {"alone", "adapted"} <= set(run.variants),
-        ),
-        "dice_by_variant": (
-            dice_by_variant,
-            "Bar chart: mean Dice by tumour region, the federated model beside its baselines.",
-            bool(scores),
-        ),
-        "dice_by_round": (
-            dice_by_round,
-            "Line charts: mean Dice of the federated model by round, one chart a region.",
-            bool(scores),
-        ),
-        "dice_by_site": (
-            dice_by_site,
-            "Dot charts: mean Dice at each site, one chart a region.",
-            bool(scores),
-        ),
-        "hd95_by_variant": (
-            hd95_by_variant,
-            "Bar chart: median surface distance in mm by region, federated beside its baselines.",
-            any(score.hd95_mm is not None for score in scores),
-        ),
-        "montage": (
-            draw_montage,
-            "Brain slices of synthetic patients: the true outline of the tumour above, "
-            "the outline that the final model predicted below.",
-            bool(run.predictions),
-        ),
+        "epsilon_by_round": (epsilon_by_round, "figure.epsilon.alt", True),
+        "gains": (gains_figure, "figure.gains.alt", compared),
+        "dice_by_variant": (dice_by_variant, "figure.dice_by_variant.alt", scored),
+        "dice_by_round": (dice_by_round, "figure.dice_by_round.alt", scored),
+        "dice_by_site": (dice_by_site, "figure.dice_by_site.alt", scored),
+        "hd95_by_variant": (hd95_by_variant, "figure.hd95_by_variant.alt", measured),
+        "montage": (draw_montage, "figure.montage.alt", bool(run.predictions)),
     }
+    han_font.make_known()
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     files = {}
     for name, (draw, alt, has_data) in drawings.items():
         if has_data:
-            files[name] = FigureFile(path=folder / f"{name}.png", alt=alt)
+            files[name] = FigureFile(path=folder / f"{name}.png", alt=texts(alt))
             with mpl.rc_context(STYLE):
-                figure = draw(run)
+                figure = draw(run, texts)
                 with written_aside(files[name].path) as draft:
                     figure.savefig(draft, bbox_inches="tight", pad_inches=0.12)
     return files
 
 
-def epsilon_by_round(run: RunResults) -> Figure:
+def epsilon_by_round(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """One panel a site: the privacy loss so far against rounds, under the site's budget."""
     names = [site.name for site in run.sites if site.name in run.privacy]
     columns = min(4, len(names))
@@ -164,15 +141,15 @@ def epsilon_by_round(run: RunResults) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.9 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for panel, name in zip(panels, names, strict=False):
-        _draw_loss(panel, run, name)
+        _draw_loss(panel, run, name, texts)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for row in range(rows):
-        panels[row * columns].set_ylabel("Privacy loss so far (epsilon)")
+        panels[row * columns].set_ylabel(texts("figure.loss.axis"))
     return figure
 
 
-def _draw_loss(panel: Axes, run: RunResults, name: str) -> None:
+def _draw_loss(panel: Axes, run: RunResults, name: str, texts: Texts) -> None:
     budget = run.privacy[name].budget
     points = [(row.round, row.sites[name]) for row in run.rounds if name in row.sites]
     finite = [(number, at) for number, at in points if math.isfinite(at.epsilon)]
@@ -180,7 +157,7 @@ def _draw_loss(panel: Axes, run: RunResults, name: str) -> None:
     losses = [at.epsilon for _, at in finite]
     panel.axhline(budget, color=LIMIT, linestyle=(0, (5, 3)), linewidth=1.5)
     panel.annotate(
-        f"budget {wording.at_least(budget)}",
+        texts("figure.budget", epsilon=wording.at_least(budget)),
         (0, budget),
         xycoords=("axes fraction", "data"),
         xytext=(4, 4),
@@ -194,7 +171,7 @@ def _draw_loss(panel: Axes, run: RunResults, name: str) -> None:
         marker = "o" if len(numbers) <= _MARKED_ROUNDS else ""
         panel.plot(numbers, losses, color=colour, linewidth=2.2, marker=marker, markersize=3.5)
     else:
-        panel.text(0.5, 0.5, "no noise:\nno limit", transform=panel.transAxes, ha="center")
+        panel.text(0.5, 0.5, texts("figure.no_noise"), transform=panel.transAxes, ha="center")
     missed = [index for index, (_, at) in enumerate(finite) if at.outcome != "admitted"]
     panel.plot(
         [numbers[index] for index in missed],
@@ -207,30 +184,39 @@ def _draw_loss(panel: Axes, run: RunResults, name: str) -> None:
         markeredgewidth=1.6,
     )
     panel.set(
-        title=wording.shortened(name), xlabel="Round", ylim=(0, 1.18 * max([budget, *losses]))
+        title=wording.shortened(name),
+        xlabel=texts("table.round"),
+        ylim=(0, 1.18 * max([budget, *losses])),
     )
     panel.set_xlim(run.rounds[0].round - 0.6, run.rounds[-1].round + 0.6)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 
 
-def dice_by_variant(run: RunResults) -> Figure:
+def dice_by_variant(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """Bars of mean Dice by region, federated beside its baselines."""
-    figure = _bars_by_variant(run, measure="dice", statistic="mean", show=wording.dice)
-    figure.axes[0].set(ylabel=_DICE_LABEL, ylim=(0, 1.1))
+    figure = _bars_by_variant(run, texts, measure="dice", statistic="mean", show=wording.dice)
+    figure.axes[0].set(ylabel=texts("figure.dice.axis"), ylim=(0, 1.1))
     return figure
 
 
-def hd95_by_variant(run: RunResults) -> Figure:
+def hd95_by_variant(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """Bars of the median surface distance by region, federated beside its baselines."""
-    figure = _bars_by_variant(run, measure="hd95_mm", statistic="median", show=wording.millimetres)
-    figure.axes[0].set(ylabel="95 % Hausdorff distance\n(mm, median; 0 = perfect)")
+    figure = _bars_by_variant(
+        run, texts, measure="hd95_mm", statistic="median", show=wording.millimetres
+    )
+    figure.axes[0].set(ylabel=texts("figure.distance.axis"))
     return figure
 
 
 def _bars_by_variant(
-    run: RunResults, *, measure: Measure, statistic: Statistic, show: Callable[[float], str]
+    run: RunResults,
+    texts: Texts,
+    *,
+    measure: Measure,
+    statistic: Statistic,
+    show: Callable[[float], str],
 ) -> Figure:
-    regions = run.study.input.regions
+    regions = found_regions(run)
     present = [
         variant
         for variant in run.variants
@@ -248,17 +234,20 @@ def _bars_by_variant(
                 axes.bar(position + offset, found.value, width * 0.88, color=COLOURS[variant])
                 _interval(axes, position + offset, found, color=INK, capsize=3, linewidth=1.2)
                 _above(axes, position + offset, found.high, show(found.value))
-    axes.set_xticks(range(len(regions)), [_region_label(region) for region in regions])
+    axes.set_xticks(
+        range(len(regions)), [wording.region_label(region, texts) for region in regions]
+    )
     axes.set_xlim(-0.6, len(regions) - 0.4)
     axes.tick_params(axis="x", length=0)
-    _legend(figure, run, present, shape="s")
+    _legend(figure, run, present, texts, shape="s")
     return figure
 
 
-def dice_by_round(run: RunResults) -> Figure:
+def dice_by_round(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """One panel a region: mean Dice of the federated model by round, baselines as lines."""
-    figure, panels = _region_panels(run.study.input.regions)
-    for panel, region in zip(panels, run.study.input.regions, strict=True):
+    regions = found_regions(run)
+    figure, panels = _region_panels(regions, texts)
+    for panel, region in zip(panels, regions, strict=True):
         by_round = {
             number: in_region(
                 run.scores_of("federated", at=number), region, measure="dice", statistic="mean"
@@ -287,18 +276,19 @@ def dice_by_round(run: RunResults) -> Figure:
             final = in_region(run.scores_of(variant), region, measure="dice", statistic="mean")
             if final is not None:
                 panel.axhline(final.value, color=COLOURS[variant], linestyle="dashed")
-        panel.set_xlabel("Round")
+        panel.set_xlabel(texts("table.round"))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    _legend(figure, run, run.variants, shape="s")
+    _legend(figure, run, run.variants, texts, shape="s")
     return figure
 
 
-def dice_by_site(run: RunResults) -> Figure:
+def dice_by_site(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """One panel a region: mean Dice at each site, federated beside its baselines."""
-    figure, panels = _region_panels(run.study.input.regions)
+    regions = found_regions(run)
+    figure, panels = _region_panels(regions, texts)
     scored = {score.site for score in run.scores}
     names = [site.name for site in run.sites if site.name in scored]
-    for panel, region in zip(panels, run.study.input.regions, strict=True):
+    for panel, region in zip(panels, regions, strict=True):
         for index, variant in enumerate(run.variants):
             scores = run.scores_of(variant)
             offset = 0.7 * ((index + 0.5) / len(run.variants) - 0.5)
@@ -311,7 +301,7 @@ def dice_by_site(run: RunResults) -> Figure:
         steep = 60 if len("".join(labels)) > _LEVEL_CHARACTERS else 0
         panel.set_xticks(range(len(names)), labels, rotation=steep)
         panel.set_xlim(-0.6, len(names) - 0.4)
-    _legend(figure, run, run.variants)
+    _legend(figure, run, run.variants, texts)
     return figure
 
 
@@ -324,19 +314,26 @@ def _above(axes: Axes, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
 
 
-def _region_panels(regions: Sequence[Region]) -> tuple[Figure, list[Axes]]:
+def _region_panels(regions: Sequence[Region], texts: Texts) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panels = list(figure.subplots(1, len(regions), sharey=True, squeeze=False).flat)
     for panel, region in zip(panels, regions, strict=True):
-        panel.set(title=_region_label(region), ylim=(0, 1))
-    panels[0].set_ylabel(_DICE_LABEL)
+        panel.set(title=wording.region_label(region, texts), ylim=(0, 1))
+    panels[0].set_ylabel(texts("figure.dice.axis"))
     return figure, panels
 
 
 def _legend(
-    figure: Figure, run: RunResults, variants: Sequence[Variant], *, shape: str = ""
+    figure: Figure,
+    run: RunResults,
+    variants: Sequence[Variant],
+    texts: Texts,
+    *,
+    shape: str = "",
 ) -> None:
-    names = [wording.variant_name(variant, guarantee=run.guarantee) for variant in variants]
+    names = [
+        wording.variant_name(variant, guarantee=run.guarantee, texts=texts) for variant in variants
+    ]
     marks = [
         Line2D(
             [],
@@ -349,7 +346,3 @@ def _legend(
         for variant in variants
     ]
     figure.legend(marks, names, loc="outside lower center", ncols=len(names), handletextpad=0.1)
-
-
-def _region_label(region: Region) -> str:
-    return f"{wording.REGION_NAMES[region]} ({region})"

@@ -7,6 +7,8 @@ from matplotlib.lines import Line2D
 
 from medfl.reporting import wording
 from medfl.reporting.estimates import Estimate, in_region
+from medfl.reporting.texts import ENGLISH, Texts
+from medfl.reporting.unfound import found_regions
 from medfl.reporting.utility_tables import gain
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import RunResults
@@ -16,13 +18,14 @@ _HEADER, _ROW = 1.1, 0.36  # inches
 _ALONE, _JOINED, _LOSS = "#d55e00", "#0072b2", "#b23b00"
 
 
-def gains_figure(run: RunResults) -> Figure:
+def gains_figure(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """A panel a region, a line a site from what it has alone to what it gets by joining.
 
     Args:
         run: With the baselines ``alone`` and ``adapted``.
+        texts: Of the reader's language.
     """
-    regions, sites = run.study.input.regions, [site.name for site in run.sites]
+    regions, sites = found_regions(run), [site.name for site in run.sites]
     figure = Figure(figsize=(_WIDTH, _HEADER + _ROW * len(sites)), layout="constrained")
     panels = list(figure.subplots(1, len(regions), sharey=True, squeeze=False).flat)
     for panel, region in zip(panels, regions, strict=True):
@@ -45,7 +48,7 @@ def gains_figure(run: RunResults) -> Figure:
                 fontsize=9,
                 color=colour,
             )
-        panel.set(title=f"{wording.REGION_NAMES[region]} ({region})", xlabel="Mean Dice")
+        panel.set(title=wording.region_label(region, texts), xlabel=texts("figure.gains.axis"))
         panel.margins(x=0.25, y=0.2)
         panel.grid(axis="x")
         panel.set_yticks(range(len(sites)), [wording.shortened(site) for site in sites])
@@ -54,7 +57,7 @@ def gains_figure(run: RunResults) -> Figure:
         Line2D([], [], color=_ALONE, marker="X", linestyle="none", markersize=8),
         Line2D([], [], color=_JOINED, marker="o", linestyle="none", markersize=8),
     ]
-    names = ["alone, without noise", "joined and adapted at home"]
+    names = [texts("figure.gains.alone"), texts("figure.gains.joined")]
     figure.legend(marks, names, loc="outside lower center", ncols=2, handletextpad=0.1)
     return figure
 

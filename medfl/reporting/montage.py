@@ -21,6 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from medfl.errors import ReportError
 from medfl.reporting import wording
+from medfl.reporting.texts import ENGLISH, Texts
 from medfl.runs.records import Region
 from medfl.runs.results import Prediction, RunResults
 
@@ -40,7 +41,7 @@ _MARGIN = 3  # voxels of background around the head
 Array = npt.NDArray[Any]
 
 
-def draw_montage(run: RunResults) -> Figure:
+def draw_montage(run: RunResults, texts: Texts = ENGLISH) -> Figure:
     """Up to four patients, truth above and prediction below.
 
     Raises:
@@ -52,12 +53,13 @@ def draw_montage(run: RunResults) -> Figure:
     panels = figure.subplots(2, len(shown), squeeze=False)
     for column, prediction in enumerate(shown):
         shades, truth, segmentation, aspect = _slices(prediction)
-        panels[0, column].set_title(f"Synthetic patient {column + 1}")
+        panels[0, column].set_title(texts("figure.montage.patient", number=column + 1))
         for panel, labels in zip(panels[:, column], (truth, segmentation), strict=True):
             _draw(panel, shades, labels, regions=regions, aspect=aspect)
-    for panel, title in zip(panels[:, 0], ("Truth", "Prediction"), strict=True):
+    titles = (texts("figure.montage.truth"), texts("figure.montage.prediction"))
+    for panel, title in zip(panels[:, 0], titles, strict=True):
         panel.set_ylabel(title, fontweight="bold")
-    names = [wording.REGION_NAMES[region] for region in regions]
+    names = [wording.region_name(region, texts) for region in regions]
     marks = [
         Line2D([], [], color=OUTLINES[region][0], linestyle=OUTLINES[region][1], linewidth=3)
         for region in regions

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from medfl.durable import written_aside
-from medfl.reporting import wording
+from medfl.reporting import han_font, wording
 from medfl.reporting.figures import COLOURS, LIMIT, MUTED, STYLE, WIDTH
 
 _COLUMNS = 4
@@ -84,6 +84,7 @@ def draw_plan(
     Raises:
         OSError: If the file cannot be written.
     """
+    han_font.make_known()
     columns = min(_COLUMNS, len(sites))
     rows = math.ceil(len(sites) / columns)
     highest = max(target, *(site.budget for site in sites))

@@ -1,4 +1,4 @@
-"""Tables about privacy: what a loss means, where it came from, and what it does not cover."""
+"""Tables about privacy: what a loss means, where it came from, and what was charged."""
 
 from __future__ import annotations
 
@@ -6,41 +6,46 @@ import math
 
 from medfl.reporting import wording
 from medfl.reporting.tables import NOTHING, Table, spread
+from medfl.reporting.texts import ENGLISH, Texts
 from medfl.runs.records import SitePrivacy
 from medfl.runs.results import RunResults
 
+_CLIPPING = {"fixed": "clipping.fixed", "normalised": "clipping.normalised"}
 
-def meaning(run: RunResults) -> Table:
+
+def meaning(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """What the largest loss means to one patient, in three questions."""
     found_out = max(loss.tpr_at_1_percent_fpr for loss in run.privacy.values())
     largest = run.largest_loss.epsilon_pld
     if run.was_overstated:  # what its files say of it does not hold
         found_out, largest = 1.0, math.inf
-    one_patient = "one patient" if run.federation.disjoint else "a patient of one site only"
+    disjoint = run.federation.disjoint
     return Table(
-        caption=f"What the strongest imaginable attacker can learn about {one_patient}, at most",
-        head=("Question", "If nothing were released", "This study, at most", "Without protection"),
+        caption=texts("meaning.caption" if disjoint else "meaning.caption.one_site"),
+        head=(
+            texts("meaning.question"),
+            texts("meaning.nothing_released"),
+            texts("meaning.this_study"),
+            texts("meaning.unprotected"),
+        ),
         rows=(
             (
-                "The attacker says whether a patient took part, where both were equally likely "
-                "before. How often is that right?",
-                wording.percent_at_most(0.5),
-                wording.percent_at_most(right_guesses(run)),
-                wording.percent_at_most(1.0),
+                texts("meaning.guess"),
+                wording.percent_at_most(0.5, texts),
+                wording.percent_at_most(right_guesses(run), texts),
+                wording.percent_at_most(1.0, texts),
             ),
             (
-                "The attacker may wrongly accuse 1 in 100 people who did not take part. How many "
-                "of those who did are found out?",
-                wording.percent_at_most(0.01),
-                wording.percent_at_most(found_out),
-                wording.percent_at_most(1.0),
+                texts("meaning.found_out"),
+                wording.percent_at_most(0.01, texts),
+                wording.percent_at_most(found_out, texts),
+                wording.percent_at_most(1.0, texts),
             ),
             (
-                "By what factor can anything released change the odds that a patient took part? "
-                f"(Except with a probability of the order of {wording.power(run.largest_delta)}.)",
+                texts("meaning.odds", delta=wording.power(run.largest_delta)),
                 "1",
-                _odds_factor(largest),
-                "no limit",
+                _odds_factor(largest, texts),
+                texts("meaning.no_limit"),
             ),
         ),
     )
@@ -53,32 +58,32 @@ def right_guesses(run: RunResults) -> float:
     return (1 + max(loss.membership_advantage for loss in run.privacy.values())) / 2
 
 
-def privacy_losses(run: RunResults) -> Table:
+def privacy_losses(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Per site: steps, epsilon of the run and of the lifetime, budget, ledger head, event key."""
     return Table(
-        caption=f"Privacy loss by site at the end of the run{_as_counted(run)}",
+        caption=_as_counted(run, texts("losses.caption"), texts),
         head=(
-            "Site",
-            "Noisy steps charged",
-            "Of these never arrived",
-            "Lost rounds",
-            "ε of this run",
-            "ε of the cohort's lifetime, all planned rounds",
-            "Budget",
-            "Left",
-            "Ledger head",
-            "Events signed by",
+            texts("table.site"),
+            texts("losses.steps"),
+            texts("losses.unseen"),
+            texts("losses.lost"),
+            texts("losses.epsilon"),
+            texts("losses.lifetime"),
+            texts("losses.budget"),
+            texts("losses.left"),
+            texts("losses.head"),
+            texts("losses.key"),
         ),
         rows=tuple(
             (
                 loss.site,
-                f"{loss.steps:,}",
-                f"{loss.unseen_steps:,}",
-                f"{loss.lost_rounds:,}",
+                texts.number(loss.steps),
+                texts.number(loss.unseen_steps),
+                texts.number(loss.lost_rounds),
                 wording.at_most(loss.epsilon_pld),
-                _lifetime(run, loss),
+                _lifetime(run, loss, texts),
                 wording.at_least(loss.budget),
-                _left(run, loss),
+                _left(run, loss, texts),
                 f"{loss.ledger_sequence}: {loss.ledger_hash[:12]}",
                 loss.event_key[:12],
             )
@@ -87,19 +92,19 @@ def privacy_losses(run: RunResults) -> Table:
     )
 
 
-def several_sites(run: RunResults) -> Table:
+def several_sites(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Epsilon of one patient at several sites, and of several patients."""
     found = run.federation
     rows = [
-        (f"One patient at {wording.listing(list(group.sites))}, declared", group)
+        (texts("several.declared", sites=texts.listing(group.sites)), group)
         for group in found.overlaps
     ]
     if found.any_two_sites is not None:
-        pair = wording.listing(list(found.any_two_sites.sites))
-        rows.append((f"One patient at any two sites (most at {pair})", found.any_two_sites))
+        pair = texts.listing(found.any_two_sites.sites)
+        rows.append((texts("several.any_two", sites=pair), found.any_two_sites))
     return Table(
-        caption=f"More than one site, more than one patient{_as_counted(run)}",
-        head=("Who", "ε", "δ"),
+        caption=_as_counted(run, texts("several.caption"), texts),
+        head=(texts("several.who"), "ε", "δ"),
         rows=(
             *(
                 (who, wording.at_most(group.epsilon), wording.power(group.delta))
@@ -107,7 +112,7 @@ def several_sites(run: RunResults) -> Table:
             ),
             *(
                 (
-                    f"{size} patients together, a family for example",
+                    texts.count("several.together", size),
                     wording.at_most(epsilon),
                     wording.power(found.delta),
                 )
@@ -117,29 +122,33 @@ def several_sites(run: RunResults) -> Table:
     )
 
 
-def mechanisms(run: RunResults) -> Table:
+def mechanisms(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Per site: the parameters of the mechanism that was charged."""
     plans = [run.plans[loss.site] for loss in _in_order(run)]
-    changing = wording.schedule(run.study.privacy.clip_norm_schedule)
+    changing = wording.schedule(run.study.privacy.clip_norm_schedule, texts)
     return Table(
-        caption="The noise mechanism by site",
+        caption=texts("mechanism.caption"),
         head=(
-            "Site",
-            "Declared patients n",
-            "Sampling probability q",
-            "Noise multiplier σ",
-            "Clip norm C",
-            "Divisor L = q n",
-            "Planned steps",
+            texts("table.site"),
+            texts("mechanism.patients"),
+            texts("mechanism.sampling"),
+            texts("mechanism.multiplier"),
+            texts("mechanism.clip"),
+            texts("mechanism.divisor"),
+            texts("mechanism.steps"),
             "δ",
         ),
         rows=tuple(
             (
                 plan.site,
-                f"{plan.declared_patients:,}",
+                texts.number(plan.declared_patients),
                 wording.plain(plan.sampling_prob),
                 wording.plain(plan.noise_multiplier),
-                f"{wording.plain(plan.clip_norm)}{changing} ({plan.clipping})",
+                texts(
+                    "mechanism.clip.value",
+                    clip=wording.plain(plan.clip_norm) + changing,
+                    clipping=_clipping(plan.clipping, texts),
+                ),
                 wording.plain(plan.divisor),
                 f"{plan.rounds} × {plan.local_steps}",
                 wording.power(plan.delta),
@@ -149,25 +158,25 @@ def mechanisms(run: RunResults) -> Table:
     )
 
 
-def accountants(run: RunResults) -> Table:
+def accountants(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Per site: three accountants side by side, replace-one, other deltas, and mu."""
     deltas = sorted({delta for loss in run.privacy.values() for delta in loss.epsilon_at})[::-1]
     return Table(
-        caption=f"The same loss, counted in other ways{_as_counted(run)}",
+        caption=_as_counted(run, texts("accountants.caption"), texts),
         head=(
-            "Site",
-            "ε, PLD (used)",
-            "ε, PRV",
-            "ε, RDP",
-            "ε, replace-one",
-            *(f"ε at δ = {wording.power(delta)}" for delta in deltas),
+            texts("table.site"),
+            texts("accountants.pld"),
+            texts("accountants.prv"),
+            texts("accountants.rdp"),
+            texts("accountants.replace_one"),
+            *(texts("accountants.at_delta", delta=wording.power(delta)) for delta in deltas),
             "μ",
         ),
         rows=tuple(
             (
                 loss.site,
                 wording.at_most(loss.epsilon_pld),
-                _cross_check(loss),
+                _cross_check(loss, texts),
                 wording.at_most(loss.epsilon_rdp),
                 wording.at_most(loss.epsilon_replace_one),
                 *(
@@ -181,12 +190,12 @@ def accountants(run: RunResults) -> Table:
     )
 
 
-def losses_by_round(run: RunResults) -> Table:
+def losses_by_round(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Epsilon so far by round and site."""
     names = [loss.site for loss in _in_order(run)]
     return Table(
-        caption=f"Privacy loss so far (ε) by round and site{_as_counted(run)}",
-        head=("Round", *names),
+        caption=_as_counted(run, texts("rounds.caption"), texts),
+        head=(texts("table.round"), *names),
         rows=tuple(
             (
                 str(row.round),
@@ -200,118 +209,43 @@ def losses_by_round(run: RunResults) -> Table:
     )
 
 
-def accesses(run: RunResults) -> Table:
-    """Every use of patients' data, and whether the stated epsilon covers it."""
-    covered = "yes" if run.guarantee == "given" else "no"
-    scored = "no: released without noise (open data)" if run.scores else "none released"
-    has_baselines = bool(set(run.variants) - {"federated", "initial-only"})
-    return Table(
-        caption="Uses of patients' data in this run",
-        head=("Use", "Covered by ε?", "Why"),
-        rows=(
-            ("Training, all rounds", covered, "every step, also those with an empty draw"),
-            (
-                "Failed and lost rounds",
-                covered,
-                "charged in the site's ledger before the first step, never refunded; what never "
-                "left a site adds nothing to ε",
-            ),
-            (
-                "Earlier runs",
-                "no" if run.is_open_data else "in the lifetime ε",
-                "not counted for open data"
-                if run.is_open_data
-                else "a hospital's ledger counts every run on the same patients",
-            ),
-            _choice_of_settings(run),
-            ("Choice of the final model", "not needed", "the last round, never chosen by score"),
-            (
-                "Scores on held-out patients",
-                scored,
-                "they take no part in training, but the scores are exact"
-                if run.scores
-                else "a hospital's scores stay with it",
-            ),
-            (
-                "Comparison models",
-                "no" if has_baselines else "none",
-                "made from the same open data, outside the guarantee"
-                if has_baselines
-                else "none was made from the sites' patients",
-            ),
-            ("Normalisation", "not needed", "each scan by itself, no statistics of a cohort"),
-            _pretraining(run),
-            (
-                "Split into training and held-out",
-                "not needed",
-                "by a keyed hash of the patient's name, never by outcome",
-            ),
-        ),
-    )
-
-
-def _choice_of_settings(run: RunResults) -> tuple[str, str, str]:
-    use, tuning = "Choice of the settings", run.study.tuning
-    if tuning is None:
-        return (use, "not stated", "the study does not say what its settings were chosen on")
-    if tuning.on == "sites":
-        why = (
-            f"as its coordinator states, among {wording.counted(tuning.runs, 'run')} at these sites"
-        )
-        if run.is_open_data:
-            return (use, "no", f"{why}; not counted for open data")
-        return (use, "in the lifetime ε", f"{why}, each of them charged")
-    if not tuning.collections:
-        return (use, "not needed", "as its coordinator states, on synthetic patients or none")
-    listed = ", ".join(tuning.collections)
-    return (use, "no", f"as its coordinator states, on the public patients of {listed}")
-
-
-def _pretraining(run: RunResults) -> tuple[str, str, str]:
-    synthetic = run.study.synthetic
-    if synthetic is None or synthetic.pretraining_steps == 0:
-        return ("Pretraining", "not needed", "none, random starting weights")
-    if not synthetic.collections:
-        return ("Pretraining", "not needed", "synthetic patients of no site")
-    return (
-        "Pretraining",
-        "no",
-        "the starting model has seen public patients, of "
-        f"{', '.join(synthetic.collections)}: the guarantee does not cover them",
-    )
-
-
 def _in_order(run: RunResults) -> list[SitePrivacy]:
     return [run.privacy[site.name] for site in run.sites if site.name in run.privacy]
 
 
-def _as_counted(run: RunResults) -> str:
-    return ", as medfl 0.1 counted it: too small" if run.was_overstated else ""
+def _as_counted(run: RunResults, caption: str, texts: Texts) -> str:
+    return texts("caption.overstated", caption=caption) if run.was_overstated else caption
 
 
-def _lifetime(run: RunResults, loss: SitePrivacy) -> str:
+def _lifetime(run: RunResults, loss: SitePrivacy, texts: Texts) -> str:
     purposes = {site.name: site.purpose for site in run.sites}
     if purposes[loss.site] == "open-data":
-        return "no claim"
+        return texts("losses.no_claim")
     stated = wording.at_most(loss.lifetime_epsilon)
-    return f"{stated} (too small)" if loss.affected_steps else stated
+    return texts("losses.too_small", epsilon=stated) if loss.affected_steps else stated
 
 
-def _left(run: RunResults, loss: SitePrivacy) -> str:
+def _left(run: RunResults, loss: SitePrivacy, texts: Texts) -> str:
     purposes = {site.name: site.purpose for site in run.sites}
     used = loss.epsilon_pld
     if purposes[loss.site] == "hospital":
         if loss.affected_steps or run.was_overstated:
-            return "not known"
+            return texts("losses.not_known")
         used = max(used, loss.lifetime_epsilon)
     left = loss.budget - used
-    return wording.at_least(left) if left >= 0 else "exceeded"
+    return wording.at_least(left) if left >= 0 else texts("losses.exceeded")
 
 
-def _cross_check(loss: SitePrivacy) -> str:
+def _clipping(name: str, texts: Texts) -> str:
+    return texts(_CLIPPING[name]) if name in _CLIPPING else name
+
+
+def _cross_check(loss: SitePrivacy, texts: Texts) -> str:
     skipped = math.isinf(loss.epsilon_prv) and math.isfinite(loss.epsilon_pld)
-    return "not computed" if skipped else wording.at_most(loss.epsilon_prv)
+    return texts("accountants.not_computed") if skipped else wording.at_most(loss.epsilon_prv)
 
 
-def _odds_factor(epsilon: float) -> str:
-    return wording.at_most(math.exp(epsilon)) if epsilon < 700 else "no limit"  # floats end there
+def _odds_factor(epsilon: float, texts: Texts) -> str:
+    if epsilon >= 700:  # floats end there
+        return texts("meaning.no_limit")
+    return wording.at_most(math.exp(epsilon))

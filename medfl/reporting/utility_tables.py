@@ -14,35 +14,51 @@ from medfl.reporting.estimates import (
     paired_difference,
 )
 from medfl.reporting.tables import NOTHING, Table, spread
+from medfl.reporting.texts import ENGLISH, Texts
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import RunResults
 
+_NOTES: dict[Variant, str] = {
+    "federated": "note.federated",
+    "non-private": "note.non-private",
+    "local-only": "note.local-only",
+    "alone": "note.alone",
+    "adapted": "note.adapted",
+    "pooled": "note.pooled",
+    "initial-only": "note.initial-only",
+    "threshold": "note.threshold",
+}
 
-def dice_table(run: RunResults) -> Table:
+Show = Callable[[Estimate, Texts], str]
+
+
+def dice_table(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Mean Dice by variant and region."""
     return _by_variant(
         run,
         measure="dice",
         statistic="mean",
-        caption="Mean Dice of the final models on held-out patients (95 % interval)",
+        caption=texts("dice.caption"),
         show=wording.dice_estimate,
+        texts=texts,
     )
 
 
-def distances(run: RunResults) -> Table:
+def distances(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Median 95 % Hausdorff distance by variant and region."""
     return _by_variant(
         run,
         measure="hd95_mm",
         statistic="median",
-        caption="95 % Hausdorff distance in mm, median over held-out patients (95 % interval)",
+        caption=texts("distances.caption"),
         show=wording.millimetre_estimate,
+        texts=texts,
     )
 
 
-def lesion_table(run: RunResults) -> Table | None:
+def lesion_table(run: RunResults, texts: Texts = ENGLISH) -> Table | None:
     """Classic Dice beside lesion-wise Dice and distance; None where no lesions were scored."""
-    measures: tuple[tuple[Measure, Statistic, Callable[[Estimate], str]], ...] = (
+    measures: tuple[tuple[Measure, Statistic, Show], ...] = (
         ("dice", "mean", wording.dice_estimate),
         ("lesion_dice", "mean", wording.dice_estimate),
         ("lesion_hd95_mm", "median", wording.millimetre_estimate),
@@ -52,41 +68,39 @@ def lesion_table(run: RunResults) -> Table | None:
         scores = run.scores_of(variant)
         if all(score.lesion_dice is None for score in scores):
             continue
-        name = wording.variant_name(variant, guarantee=run.guarantee)
+        name = _name(run, variant, texts)
         for region in run.study.input.regions:
             if not any(score.region == region for score in scores):
                 continue
             cells = (
-                _shown(in_region(scores, region, measure=measure, statistic=statistic), show)
+                _shown(in_region(scores, region, measure=measure, statistic=statistic), show, texts)
                 for measure, statistic, show in measures
             )
-            rows.append((f"{name}, {region}", *cells))
+            rows.append((texts("table.model_region", model=name, region=region), *cells))
     if not rows:
         return None
     return Table(
-        caption="Final models on held-out patients, tumour as a whole and lesion by lesion "
-        "(95 % interval)",
+        caption=texts("lesions.caption"),
         head=(
-            "Model and region",
-            "Dice, mean",
-            "Lesion-wise Dice, mean",
-            "Lesion-wise 95 % Hausdorff distance in mm, median",
+            texts("table.model_and_region"),
+            texts("lesions.dice"),
+            texts("lesions.lesion_dice"),
+            texts("lesions.distance"),
         ),
         rows=tuple(rows),
     )
 
 
-def difference_table(run: RunResults) -> Table:
+def difference_table(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Federated minus each baseline, on the same patients."""
-    federated = wording.variant_name("federated", guarantee=run.guarantee)
     return Table(
-        caption=f"Dice of “{federated}” minus each comparison, same patients (95 % interval)",
-        head=("Compared with", *_region_heads(run)),
+        caption=texts("differences.caption", federated=_name(run, "federated", texts)),
+        head=(texts("differences.compared"), *_region_heads(run, texts)),
         rows=tuple(
             (
-                wording.variant_name(variant, guarantee=run.guarantee),
+                _name(run, variant, texts),
                 *(
-                    _shown(difference(run, variant, region), wording.difference_estimate)
+                    _shown(difference(run, variant, region), wording.difference_estimate, texts)
                     for region in run.study.input.regions
                 ),
             )
@@ -96,7 +110,7 @@ def difference_table(run: RunResults) -> Table:
     )
 
 
-def gains_table(run: RunResults) -> Table | None:
+def gains_table(run: RunResults, texts: Texts = ENGLISH) -> Table | None:
     """What each site has alone and what it gets by joining; None where they were not compared."""
     if not {"alone", "adapted"} <= set(run.variants):
         return None
@@ -107,16 +121,24 @@ def gains_table(run: RunResults) -> Table | None:
             if gained is not None:
                 rows.append(
                     (
-                        f"{site or 'All sites'}, {region}",
-                        _dice(run, "alone", region, site=site),
-                        _dice(run, "adapted", region, site=site),
-                        wording.difference_estimate(gained),
+                        texts(
+                            "table.site_region",
+                            site=site or texts("table.all_sites"),
+                            region=region,
+                        ),
+                        _dice(run, "alone", region, texts, site=site),
+                        _dice(run, "adapted", region, texts, site=site),
+                        wording.difference_estimate(gained, texts),
                     )
                 )
     return Table(
-        caption="Mean Dice on held-out patients of what each site has alone, without noise, and of "
-        "what it makes of the federated model (95 % interval over patients)",
-        head=("Site and region", "Alone", "Joined and adapted at home", "Gain"),
+        caption=texts("gains.caption"),
+        head=(
+            texts("table.site_and_region"),
+            texts("gains.alone"),
+            texts("gains.joined"),
+            texts("gains.gain"),
+        ),
         rows=tuple(rows),
     )
 
@@ -139,20 +161,20 @@ def least_gain(run: RunResults, region: Region) -> tuple[str, Estimate] | None:
     return min(found, key=lambda pair: pair[1].value) if found else None
 
 
-def dice_by_site(run: RunResults) -> Table:
+def dice_by_site(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Mean Dice by site, region and variant."""
     scored = {score.site for score in run.scores}
     names = [site.name for site in run.sites if site.name in scored]
     return Table(
-        caption="Mean Dice by site and region (95 % interval)",
+        caption=texts("dice_by_site.caption"),
         head=(
-            "Site and region",
-            *(wording.variant_name(variant, guarantee=run.guarantee) for variant in run.variants),
+            texts("table.site_and_region"),
+            *(_name(run, variant, texts) for variant in run.variants),
         ),
         rows=tuple(
             (
-                f"{name}, {region}",
-                *(_dice(run, variant, region, site=name) for variant in run.variants),
+                texts("table.site_region", site=name, region=region),
+                *(_dice(run, variant, region, texts, site=name) for variant in run.variants),
             )
             for name in names
             for region in run.study.input.regions
@@ -160,41 +182,27 @@ def dice_by_site(run: RunResults) -> Table:
     )
 
 
-def dice_by_round(run: RunResults) -> Table:
+def dice_by_round(run: RunResults, texts: Texts = ENGLISH) -> Table:
     """Mean Dice of the federated model by scored round and region."""
     return Table(
-        caption="Mean Dice of the federated model by round (95 % interval)",
-        head=("After round", *_region_heads(run)),
+        caption=texts("dice_by_round.caption"),
+        head=(texts("dice_by_round.after"), *_region_heads(run, texts)),
         rows=tuple(
             (
                 str(number),
-                *(_dice(run, "federated", region, at=number) for region in run.study.input.regions),
+                *(
+                    _dice(run, "federated", region, texts, at=number)
+                    for region in run.study.input.regions
+                ),
             )
             for number in spread(run.scored_rounds("federated"))
         ),
     )
 
 
-def model_notes(run: RunResults) -> list[tuple[str, str]]:
+def model_notes(run: RunResults, texts: Texts = ENGLISH) -> list[tuple[str, str]]:
     """Name and one-line description of each scored model."""
-    notes: dict[Variant, str] = {
-        "federated": "the study's final model",
-        "non-private": "the same federated training without noise",
-        "local-only": "each site's own model, trained with the same noise on its own patients only",
-        "alone": "each site's choice among the starting model, that model trained on without noise "
-        "on the site's own patients only, and their average; it would "
-        "stay at the site",
-        "adapted": "each site's choice among the federated model, that model trained on at home "
-        "without noise, what the site trains alone, and averages; it would stay at the site",
-        "pooled": "ordinary training without noise on the patients of all sites in one place, as "
-        "if images could be shared",
-        "initial-only": "the starting point, before any training at a site",
-        "threshold": "all FLAIR voxels above one level, tuned on training patients of all sites",
-    }
-    return [
-        (wording.variant_name(variant, guarantee=run.guarantee), notes[variant])
-        for variant in run.variants
-    ]
+    return [(_name(run, variant, texts), texts(_NOTES[variant])) for variant in run.variants]
 
 
 def difference(run: RunResults, variant: Variant, region: Region) -> Estimate | None:
@@ -219,7 +227,8 @@ def _by_variant(
     measure: Measure,
     statistic: Statistic,
     caption: str,
-    show: Callable[[Estimate], str],
+    show: Show,
+    texts: Texts,
 ) -> Table:
     rows = []
     for variant in run.variants:
@@ -229,23 +238,34 @@ def _by_variant(
         ]
         scored = [each for each in found if each is not None]
         if scored:
-            name = wording.variant_name(variant, guarantee=run.guarantee)
             patients = str(max(each.patients for each in scored))
-            rows.append((name, *(_shown(each, show) for each in found), patients))
-    return Table(caption=caption, head=("Model", *_region_heads(run), "Patients"), rows=tuple(rows))
+            cells = (_shown(each, show, texts) for each in found)
+            rows.append((_name(run, variant, texts), *cells, patients))
+    head = (texts("table.model"), *_region_heads(run, texts), texts("table.patients"))
+    return Table(caption=caption, head=head, rows=tuple(rows))
+
+
+def _name(run: RunResults, variant: Variant, texts: Texts) -> str:
+    return wording.variant_name(variant, guarantee=run.guarantee, texts=texts)
 
 
 def _dice(
-    run: RunResults, variant: Variant, region: Region, *, site: str = "", at: int = -1
+    run: RunResults,
+    variant: Variant,
+    region: Region,
+    texts: Texts,
+    *,
+    site: str = "",
+    at: int = -1,
 ) -> str:
     scores = run.scores_of(variant, at=at)
     found = in_region(scores, region, measure="dice", statistic="mean", site=site)
-    return _shown(found, wording.dice_estimate)
+    return _shown(found, wording.dice_estimate, texts)
 
 
-def _shown(found: Estimate | None, show: Callable[[Estimate], str]) -> str:
-    return NOTHING if found is None else show(found)
+def _shown(found: Estimate | None, show: Show, texts: Texts) -> str:
+    return NOTHING if found is None else show(found, texts)
 
 
-def _region_heads(run: RunResults) -> tuple[str, ...]:
-    return tuple(f"{wording.REGION_NAMES[region]} ({region})" for region in run.study.input.regions)
+def _region_heads(run: RunResults, texts: Texts) -> tuple[str, ...]:
+    return tuple(wording.region_label(region, texts) for region in run.study.input.regions)

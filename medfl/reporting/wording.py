@@ -6,47 +6,59 @@ A privacy loss is a promise, so it is rounded up and what is left of a budget is
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
 from medfl.config.schedule import StudySchedule
+from medfl.config.site import Modality
 from medfl.reporting.estimates import Estimate
+from medfl.reporting.texts import ENGLISH, Texts
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import Guarantee
 
-REGION_NAMES: dict[Region, str] = {
-    "TC": "Tumour core",
-    "WT": "Whole tumour",
-    "ET": "Enhancing tumour",
-}
-MODALITY_NAMES = {"t1n": "T1", "t1c": "T1 with contrast", "t2w": "T2", "t2f": "FLAIR"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
-)  # fmt: skip
-_SPACE = "\u202f"  # narrow and unbreakable, between a number and its unit
+_REGIONS: dict[Region, str] = {"TC": "region.TC", "WT": "region.WT", "ET": "region.ET"}
+_MODALITIES: dict[Modality, str] = {
+    "t1n": "modality.t1n",
+    "t1c": "modality.t1c",
+    "t2w": "modality.t2w",
+    "t2f": "modality.t2f",
+}
+_FEDERATED: dict[Guarantee, str] = {
+    "given": "variant.federated.given",
+    "simulated": "variant.federated.simulated",
+    "overstated": "variant.federated.overstated",
+    "none": "variant.federated.none",
+}
+_BASELINES: dict[Variant, str] = {
+    "non-private": "variant.non-private",
+    "local-only": "variant.local-only",
+    "alone": "variant.alone",
+    "adapted": "variant.adapted",
+    "pooled": "variant.pooled",
+    "initial-only": "variant.initial-only",
+    "threshold": "variant.threshold",
+}
 
 
-def variant_name(variant: Variant, *, guarantee: Guarantee) -> str:
+def variant_name(variant: Variant, *, guarantee: Guarantee, texts: Texts = ENGLISH) -> str:
     """The name of a variant in figures and tables; "private" only where it is earned."""
-    federated: dict[Guarantee, str] = {
-        "given": "Federated, private",
-        "simulated": "Federated, simulated noise",
-        "overstated": "Federated, noise of medfl 0.1",
-        "none": "Federated, without privacy",
-    }
-    names: dict[Variant, str] = {
-        "federated": federated[guarantee],
-        "non-private": "Federated, no noise",
-        "local-only": "Each site alone, with noise",
-        "alone": "Each site alone, no noise",
-        "adapted": "Federated, adapted at home",
-        "pooled": "All patients in one place, no noise",
-        "initial-only": "Starting model",
-        "threshold": "Brightness threshold",
-    }
-    return names[variant]
+    return texts(_FEDERATED[guarantee] if variant == "federated" else _BASELINES[variant])
+
+
+def region_name(region: Region, texts: Texts = ENGLISH) -> str:
+    """``Whole tumour``."""
+    return texts(_REGIONS[region])
+
+
+def region_label(region: Region, texts: Texts = ENGLISH) -> str:
+    """``Whole tumour (WT)``."""
+    return texts("region.label", name=region_name(region, texts), code=region)
+
+
+def modality_name(modality: Modality, texts: Texts = ENGLISH) -> str:
+    """``T1 with contrast``."""
+    return texts(_MODALITIES[modality])
 
 
 def significant(value: float, *, digits: int = 3, rounding: str = ROUND_HALF_EVEN) -> str:
@@ -78,15 +90,13 @@ def plain(value: float) -> str:
     return f"{value:.6g}"
 
 
-def schedule(value: StudySchedule) -> str:
+def schedule(value: StudySchedule, texts: Texts = ENGLISH) -> str:
     """How a number changes from round to round, to stand behind it; empty where it does not."""
-    warmup = (
-        f" after {counted(value.warmup_rounds, 'round')} of warm-up" if value.warmup_rounds else ""
-    )
+    warmup = texts.count("schedule.warmup", value.warmup_rounds) if value.warmup_rounds else ""
     if value.shape == "constant":
         return warmup
-    way = "linearly" if value.shape == "linear" else "as a cosine"
-    return f"{warmup}, falling {way} to {plain(value.final_fraction)} of it in the last round"
+    way = "schedule.linear" if value.shape == "linear" else "schedule.cosine"
+    return warmup + texts(way, fraction=plain(value.final_fraction))
 
 
 def power(value: float) -> str:
@@ -94,10 +104,11 @@ def power(value: float) -> str:
     return _scientific(Decimal(f"{value:.12g}"), digits=2, rounding=ROUND_CEILING)
 
 
-def percent_at_most(fraction: float) -> str:
+def percent_at_most(fraction: float, texts: Texts = ENGLISH) -> str:
     """A share in per cent, rounded up and never above 100."""
     number = at_most(min(100.0, 100 * fraction))
-    return f"{number.rstrip('0').rstrip('.') if '.' in number else number}{_SPACE}%"
+    shown = number.rstrip("0").rstrip(".") if "." in number else number
+    return texts("number.percent", number=shown)
 
 
 def dice(value: float) -> str:
@@ -105,15 +116,14 @@ def dice(value: float) -> str:
     return f"{value:.2f}"
 
 
-def dice_estimate(value: Estimate) -> str:
+def dice_estimate(value: Estimate, texts: Texts = ENGLISH) -> str:
     """``0.71 (0.66 to 0.75)``."""
-    return f"{dice(value.value)} ({dice(value.low)} to {dice(value.high)})"
+    return _interval(value, dice, texts)
 
 
-def difference_estimate(value: Estimate) -> str:
+def difference_estimate(value: Estimate, texts: Texts = ENGLISH) -> str:
     """``+0.03 (−0.01 to +0.06)``."""
-    shown = (signed(number) for number in (value.value, value.low, value.high))
-    return "{} ({} to {})".format(*shown)
+    return _interval(value, signed, texts)
 
 
 def millimetres(value: float) -> str:
@@ -121,14 +131,9 @@ def millimetres(value: float) -> str:
     return significant(value, digits=2)
 
 
-def millimetre_estimate(value: Estimate) -> str:
+def millimetre_estimate(value: Estimate, texts: Texts = ENGLISH) -> str:
     """``5.2 (3.1 to 9.0)`` in mm."""
-    return "{} ({} to {})".format(*map(millimetres, (value.value, value.low, value.high)))
-
-
-def listing(names: list[str]) -> str:
-    """``A``, ``A and B``, ``A, B and C``."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return _interval(value, millimetres, texts)
 
 
 def shortened(name: str, *, length: int = 16) -> str:
@@ -137,19 +142,19 @@ def shortened(name: str, *, length: int = 16) -> str:
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
-    """``1 site``, ``4 sites``."""
+    """``1 site``, ``4 sites``: for commands, which speak English."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
-
-
-def day(moment: datetime) -> str:
-    """``31 January 2026``, in English whatever the machine's language."""
-    return f"{moment.day} {_MONTHS[moment.month - 1]} {moment.year}"
 
 
 def signed(value: float) -> str:
     """A difference with two decimals and its sign."""
     text = f"{value:+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text
+
+
+def _interval(value: Estimate, show: Callable[[float], str], texts: Texts) -> str:
+    shown = {"value": value.value, "low": value.low, "high": value.high}
+    return texts("number.interval", **{name: show(number) for name, number in shown.items()})
 
 
 def _scientific(value: Decimal, *, digits: int, rounding: str) -> str:

@@ -7,6 +7,7 @@ would only notice by a model that holds nothing of its patients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medfl.runs.records import Count, Finite, Record
 
@@ -44,8 +45,13 @@ class Absence(Record):
             )
         if self.code not in (AWAY, SILENT):
             return self.code
-        silence = f"no answer within {self.seconds:.{0 if self.seconds >= 1 else 2}f} s"
+        silence = f"no answer within {self.waited} s"
         return f"{silence} (not connected)" if self.code == AWAY else silence
+
+    @property
+    def waited(self) -> str:
+        """The seconds that it was waited for, as people write them."""
+        return f"{self.seconds:.{0 if self.seconds >= 1 else 2}f}"
 
 
 class Attendance(Record):
@@ -60,21 +66,51 @@ class Attendance(Record):
     absent: dict[str, Absence]
 
 
-def absences(starts: Sequence[Attendance], *, rounds: int) -> dict[str, str]:
-    """What each absent site missed and why, in words; starts without a finished round say nothing.
+@dataclass(frozen=True, kw_only=True)
+class MissedRounds:
+    """Rounds on end that a site took no part in.
+
+    Attributes:
+        first: Number of the first.
+        last: Number of the last, which may be the same.
+        absence: Why.
+    """
+
+    first: int
+    last: int
+    absence: Absence
+
+
+def missed_rounds(
+    starts: Sequence[Attendance], *, rounds: int
+) -> dict[str, tuple[MissedRounds, ...]]:
+    """What each absent site missed, in order; starts without a finished round say nothing.
 
     Args:
         starts: Of one run, in the order in which they came.
         rounds: Finished rounds.
     """
-    said: dict[str, list[str]] = {}
+    missed: dict[str, list[MissedRounds]] = {}
     for number, start in enumerate(starts):
         # A start that goes on behind its predecessor's last checkpoint does its rounds again.
         last = min([rounds, *(later.first_round - 1 for later in starts[number + 1 :])])
         if last < start.first_round:
             continue
-        several = last > start.first_round
-        missed = f"rounds {start.first_round} to {last}" if several else f"round {last}"
         for name, absence in start.absent.items():
-            said.setdefault(name, []).append(f"{missed}: {absence.reason}")
-    return {name: "; ".join(parts) for name, parts in sorted(said.items())}
+            found = MissedRounds(first=start.first_round, last=last, absence=absence)
+            missed.setdefault(name, []).append(found)
+    return {name: tuple(found) for name, found in sorted(missed.items())}
+
+
+def absences(starts: Sequence[Attendance], *, rounds: int) -> dict[str, str]:
+    """`missed_rounds` in words."""
+    return {
+        name: "; ".join(map(_said, missed))
+        for name, missed in missed_rounds(starts, rounds=rounds).items()
+    }
+
+
+def _said(missed: MissedRounds) -> str:
+    several = missed.last > missed.first
+    rounds = f"rounds {missed.first} to {missed.last}" if several else f"round {missed.last}"
+    return f"{rounds}: {missed.absence.reason}"

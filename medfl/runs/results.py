@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from medfl.config import StudyConfig
 from medfl.config.site import Modality
 from medfl.errors import ReportError
-from medfl.runs.attendance import absences
+from medfl.runs.attendance import MissedRounds, missed_rounds
 from medfl.runs.audit_records import Audit
 from medfl.runs.files import (
     ATTENDANCE,
@@ -83,7 +83,7 @@ class RunResults:
         plans: By site; only sites that took part.
         privacy: By site; only sites that took part.
         federation: Of all sites together.
-        absent: Sites that rounds were begun without, with the rounds and the reasons in words.
+        absent: Sites that rounds were begun without, with the rounds and the reasons.
         rounds: Of the federated variant, ascending.
         events: Reported to the server in the federated variant.
         scores: Of all variants; empty where no metrics were released.
@@ -98,7 +98,7 @@ class RunResults:
     plans: Mapping[str, Plan]
     privacy: Mapping[str, SitePrivacy]
     federation: Federation
-    absent: Mapping[str, str]
+    absent: Mapping[str, tuple[MissedRounds, ...]]
     rounds: tuple[Round, ...]
     events: tuple[Event, ...]
     scores: tuple[Score, ...]
@@ -248,10 +248,10 @@ def _audit(folder: Path) -> Audit | None:
     return AUDIT.read(folder)
 
 
-def _absent(folder: Path, *, rounds: int) -> Mapping[str, str]:
+def _absent(folder: Path, *, rounds: int) -> Mapping[str, tuple[MissedRounds, ...]]:
     """Nobody in the folders of earlier versions, which took no note of it."""
     starts = ATTENDANCE.read(folder) if (folder / ATTENDANCE.name).exists() else ()
-    return absences(starts, rounds=rounds)
+    return missed_rounds(starts, rounds=rounds)
 
 
 def _by_site(file: Document[tuple[OfSite, ...]], folder: Path) -> dict[str, OfSite]:

@@ -11,7 +11,7 @@ from medfl.audit import mechanism_probe as module
 from medfl.audit.figure import FALSE_ALARM, SHARE, Figure
 from medfl.audit.mechanism_probe import MechanismProbe, probe_mechanism
 from medfl.privacy.mechanism import Clipping
-from medfl.reporting.audit_words import WORDS
+from medfl.reporting.audit_words import MEASURED
 
 SLOW_BUGS = {
     # Small effects, which only as many steps as a real audit takes tell from chance.
@@ -67,7 +67,7 @@ def test_the_engine_keeps_its_promise() -> None:
     # As many releases as steps in both worlds of both kinds, and in the rounds of draws.
     assert found.steps == (4 * 6 + 12) * module.STEPS
     # Every figure has words in the report, and its share of false alarms.
-    assert {figure.name for figure in found.figures} == set(WORDS)
+    assert {figure.name for figure in found.figures} == set(MEASURED)
     assert len(found.figures) * SHARE <= FALSE_ALARM * (1 + 1e-9)
 
 

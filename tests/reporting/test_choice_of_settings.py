@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medfl.config.tuning import StudyTuning
-from medfl.reporting.privacy_tables import accesses
+from medfl.reporting.uses_table import uses_table
 from medfl.runs.results import read_run
 
 RunBuilder = Callable[..., Path]
@@ -35,6 +35,6 @@ def test_each_choice_is_named_with_its_cost(
 ) -> None:
     run = read_run(build_run(purpose=purpose, metrics=purpose == "open-data"))
     run = replace(run, study=run.study.model_copy(update={"tuning": tuning}))
-    (row,) = [row for row in accesses(run).rows if row[0] == "Choice of the settings"]
+    (row,) = [row for row in uses_table(run).rows if row[0] == "Choice of the settings"]
     assert row[1] == covered
     assert why in row[2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -136,17 +135,6 @@ def test_a_folder_without_a_run_and_a_taken_port_are_refused(
 
 
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
-
-
-@pytest.fixture
-def browser() -> str:
-    """Chromium; a user may lack it, a machine that judges changes may not."""
-    found = shutil.which("chromium")
-    if found is None and os.environ.get("MEDFL_REQUIRE_BROWSER"):
-        pytest.fail("Expected chromium, since MEDFL_REQUIRE_BROWSER is set, found none.")
-    if found is None:
-        pytest.skip("chromium is not installed")
-    return found
 
 
 def wait_in_round(run: Path, *, phase: str = "") -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from medfl.reporting import wording
 from medfl.reporting.estimates import Estimate
+from medfl.reporting.texts import ENGLISH
 
 losses = st.floats(min_value=1e-3, max_value=9e6)
 
@@ -82,9 +83,9 @@ def test_only_a_guaranteed_run_is_called_private() -> None:
 def test_words_agree_with_counts() -> None:
     assert wording.counted(1, "site") == "1 site"
     assert wording.counted(4000, "site") == "4,000 sites"
-    assert wording.listing(["A"]) == "A"
+    assert ENGLISH.listing(["A"]) == "A"
     assert wording.shortened("a" * 16) == "a" * 16
     assert wording.shortened("a" * 17) == "a" * 15 + "…"
-    assert wording.listing(["A", "B", "C"]) == "A, B and C"
+    assert ENGLISH.listing(["A", "B", "C"]) == "A, B and C"
     assert wording.plain(0.001) == "0.001"
-    assert wording.day(datetime(2026, 1, 31, tzinfo=UTC)) == "31 January 2026"
+    assert ENGLISH.day(datetime(2026, 1, 31, tzinfo=UTC)) == "31 January 2026"
