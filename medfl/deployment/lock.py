@@ -22,7 +22,7 @@ def exclusive(path: Path, *, noun: str, patience_seconds: float = 0.0) -> Iterat
 
     Args:
         path: The file; made if missing, and left behind.
-        noun: What is locked, for the error.
+        noun: What is locked, for the error, which names the file's folder.
         patience_seconds: How long to wait for another process that is about to end.
 
     Raises:
@@ -34,7 +34,8 @@ def exclusive(path: Path, *, noun: str, patience_seconds: float = 0.0) -> Iterat
         while not _lock(descriptor, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 raise FederationError(
-                    f"{path}: expected {noun} that no other process works on, found one that does."
+                    f"{path.parent}: expected {noun} that no other process works on, found one "
+                    "that does."
                 )
             time.sleep(POLL_SECONDS)
         yield
