@@ -99,12 +99,21 @@ class OpenRuns:
                 for run, entry in runs.items()
                 if run == proposal.run or run in proposal.beside
             }
-            self._require_room(kept, run=proposal.run)
+            self._insist_on_room(kept, run=proposal.run)
             yield
             self._write(self._with(kept, run=proposal.run, study=proposal.study))
 
+    def require_room(self, run: str) -> None:
+        """Refuse a round whose run is not open and cannot be opened; nothing is written.
+
+        Raises:
+            PolicyRefused: As `entering` says.
+        """
+        if self._is_limited:
+            self._with_room_for(run)
+
     def require_open(self, run: str, *, study: StudyConfig) -> None:
-        """Insist, before a round, that its run is open, or open it where there is room.
+        """Take note of a round that nothing else speaks against; open its run if there is room.
 
         Raises:
             PolicyRefused: As `entering` says.
@@ -112,15 +121,7 @@ class OpenRuns:
         if not self._is_limited:
             return
         with self._locked():
-            runs = self._read()
-            if run not in runs:
-                now = self._clock()
-                runs = {
-                    name: entry
-                    for name, entry in runs.items()
-                    if now - entry.heard <= entry.silence
-                }
-                self._require_room(runs, run=run)
+            runs = self._with_room_for(run)
             self._write(self._with(runs, run=run, study=study))
 
     def close(self, run: str) -> None:
@@ -134,7 +135,18 @@ class OpenRuns:
             if runs.pop(run, None) is not None:
                 self._write(runs)
 
-    def _require_room(self, runs: _Runs, *, run: str) -> None:
+    def _with_room_for(self, run: str) -> _Runs:
+        """The open runs, without silent ones where that makes room."""
+        runs = self._read()
+        if run not in runs:
+            now = self._clock()
+            runs = {
+                name: entry for name, entry in runs.items() if now - entry.heard <= entry.silence
+            }
+            self._insist_on_room(runs, run=run)
+        return runs
+
+    def _insist_on_room(self, runs: _Runs, *, run: str) -> None:
         others = {name: entry for name, entry in runs.items() if name != run}
         if run in runs or len(others) < self._limit:
             return

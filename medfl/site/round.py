@@ -187,10 +187,12 @@ def paid_round(
             task.study, network, round_number=task.round, members=agreement.members
         )
         torch.set_num_threads(site_state.site.threads)
-        OpenRuns(site_state.site).require_open(task.run, study=task.study)
+        runs = OpenRuns(site_state.site)
+        runs.require_room(task.run)
         _verify_patients(site_state, task.study, members=agreement.members)
         _rehearse(site_state, task.study, network, patients, members=agreement.members)
         _require_in_time(expires, arrived=arrived, seconds=site_state.site.privacy.answer_seconds)
+        runs.require_open(task.run, study=task.study)
         permit = ledger.charge(
             study=task.study.id,
             run=task.run,

@@ -58,7 +58,8 @@ def advertise(site_state: SiteState, task: AdvertTask) -> Advert:
     """
     with site_state.open_ledger() as ledger:
         agreement = agreed(ledger, run=task.run, study=task.study)
-    OpenRuns(site_state.site).require_open(task.run, study=task.study)
+    runs = OpenRuns(site_state.site)
+    runs.require_room(task.run)
     require_round(task.round, study=task.study)
     network = site_state.network(task.study)
     trained = trained_names(network, task.study.training.trainable)
@@ -77,6 +78,7 @@ def advertise(site_state: SiteState, task: AdvertTask) -> Advert:
     party = Party(terms, site=site_state.site.name, sign=site_state.keys.sign)
     advert = party.advertise()
     sums.begin(party)
+    runs.require_open(task.run, study=task.study)
     return advert
 
 

@@ -158,6 +158,23 @@ def test_a_run_that_was_said_to_have_ended_is_answered_in_no_round(
         runs.require_open("second", study=study)
 
 
+def test_a_look_for_room_leaves_no_trace(
+    runs_of: Callable[..., OpenRuns], proposal: Callable[..., Proposal], clock: Clock
+) -> None:
+    runs = runs_of()
+    with runs.entering(proposal("first", timeout=1.0)):
+        pass
+    (path,) = Path(runs._folder).glob("*.json")
+    before = path.read_bytes()
+    clock.now += 2.0
+    runs.require_room("first")
+    with refused():
+        runs.require_room("second")
+    clock.now += LEAST_SILENCE_SECONDS
+    runs.require_room("second")  # the first one has been silent for long enough
+    assert path.read_bytes() == before
+
+
 def test_a_long_time_limit_of_a_study_is_kept(
     runs_of: Callable[..., OpenRuns], proposal: Callable[..., Proposal], clock: Clock
 ) -> None:

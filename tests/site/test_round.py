@@ -253,11 +253,13 @@ def test_a_refusal_beyond_the_budget_leaves_ledger_and_weights_as_they_were(
     study = federation.study(
         privacy={"noise": "operating-system", "epsilon": 3.0}, training={"rounds": 1}
     )
-    site_state = federation.site_state(federation.hospital("east", privacy={"epsilon": 3.3}))
+    policy = {"epsilon": 3.3, "studies_at_once": 2}
+    site_state = federation.site_state(federation.hospital("east", privacy=policy))
     tasks = []
     for name in ("first", "second"):
         named = study.model_copy(update={"id": name})
-        proposal = Proposal(study=named, run=name, private=True)
+        beside = tuple(task.run for task in tasks)
+        proposal = Proposal(study=named, run=name, private=True, beside=beside)
         answer = federation.ask(site_state, to_record(proposal), kind="query")
         tasks.append(
             TrainTask(
