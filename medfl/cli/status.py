@@ -47,10 +47,10 @@ def status(
     """
     if watch + as_json + health > 1:
         raise ConfigError("Expected one of --watch, --json and --health, found several.")
-    from medfl.deployment.coordinator.monitoring import free_bytes
     from medfl.deployment.coordinator.report import health_of
     from medfl.deployment.coordinator.server_folder import ServerFolder
     from medfl.deployment.coordinator.status import read_status
+    from medfl.deployment.monitoring.report import free_bytes
 
     server = ServerFolder(folder)
 

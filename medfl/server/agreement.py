@@ -51,7 +51,7 @@ def agree(
                 run=run.run,
                 private=run.private,
                 seen=run.seen,
-                beside=tuple(other.run for other in run.neighbours()),
+                beside=run.beside,
             )
         )
 

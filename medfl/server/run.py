@@ -80,6 +80,11 @@ class Run:
         return self.study.aggregation.round_timeout_seconds * self.turns
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Identifiers of the other runs that are under way now, as the sites are told."""
+        return tuple(other.run for other in self.neighbours())
+
+    @property
     def others_timeout(self) -> float:
         """Seconds that a message may wait at a site for its turn.
 

@@ -66,7 +66,7 @@ def agree_on_roster(
                 run=run.run,
                 private=run.private,
                 seen=run.seen,
-                beside=tuple(other.run for other in run.neighbours()),
+                beside=run.beside,
                 members=roster,
                 noise_multiplier=sigma,
             )

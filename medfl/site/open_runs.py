@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -130,7 +130,9 @@ class OpenRuns:
         Raises:
             PolicyRefused: If the list cannot be read or written.
         """
-        with self._locked() if self._is_limited else nullcontext():
+        if not self._is_limited:
+            return
+        with self._locked():
             runs = self._read()
             if runs.pop(run, None) is not None:
                 self._write(runs)
@@ -162,10 +164,8 @@ class OpenRuns:
         silence = max(LEAST_SILENCE_SECONDS, study.aggregation.round_timeout_seconds)
         return {**runs, run: OpenRun(study=study.id, silence=silence, heard=self._clock())}
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with exclusive(self._folder / "lock"):
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return exclusive(self._folder / "lock")
 
     def _read(self) -> _Runs:
         path = self._folder / "runs.json"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from medfl.config.monitoring import Monitoring
 from medfl.deployment.coordinator.report import health_of
@@ -23,6 +21,7 @@ from medfl.deployment.monitoring.events import (
     disk_low,
 )
 from medfl.deployment.monitoring.metrics import Metric, Sample
+from medfl.deployment.monitoring.report import free_bytes
 from medfl.deployment.monitoring.watch import Watched
 from medfl.errors import ReportError
 from medfl.runs.live_run import LiveRun, LiveSite, read_live
@@ -166,15 +165,6 @@ def look_at(folder: ServerFolder) -> ServerSight:
         runs=tuple(runs),
         disk_free_bytes=free_bytes(folder.path, *(run.record.out for run in runs)),
     )
-
-
-def free_bytes(*folders: Path) -> int | None:
-    """The least that is free of the disks of some folders; None where nobody can tell."""
-    found = []
-    for folder in folders:
-        with suppress(OSError):
-            found.append(shutil.disk_usage(folder).free)
-    return min(found, default=None)
 
 
 def samples(sight: ServerSight) -> Iterator[Sample]:

@@ -7,7 +7,6 @@ came, and how long a round was computed, which tells how many were drawn, is lef
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +19,7 @@ from medfl.deployment.hospital.connection import Connection, read_connection
 from medfl.deployment.hospital.participation import LEFT, LOCK, PAUSED
 from medfl.deployment.lock import is_held
 from medfl.deployment.monitoring.events import days_left
-from medfl.deployment.monitoring.report import Health, Part, Status
+from medfl.deployment.monitoring.report import Health, Part, Status, free_bytes
 from medfl.errors import LedgerError
 from medfl.privacy.ledger.store import LedgerStore
 from medfl.privacy.ledger.summary import LedgerSummary, summarised
@@ -135,7 +134,7 @@ def read_status(
     }
     return SiteStatus(
         health=Health.of(*(reason for reason, applies in reasons.items() if applies)),
-        disk_free_bytes=_free(site.state),
+        disk_free_bytes=free_bytes(site.state),
         site=site.name,
         running=running,
         connected=connected,
@@ -179,10 +178,3 @@ def _authority(path: Path) -> AuthorityStatus | None:
         return None
     end = certificate.not_valid_after_utc.astimezone(UTC)
     return AuthorityStatus(end=end, days_left=days_left(end))
-
-
-def _free(state: Path) -> int | None:
-    try:
-        return shutil.disk_usage(state).free
-    except OSError:
-        return None

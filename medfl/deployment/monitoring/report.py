@@ -7,6 +7,9 @@ when a key goes or means something else, and a JSON schema, which a test holds t
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,6 +53,15 @@ class Status(Part):
     version: Literal[1] = VERSION
     health: Health
     disk_free_bytes: Annotated[int, Field(ge=0)] | None
+
+
+def free_bytes(*folders: Path) -> int | None:
+    """The least that is free of the disks of some folders; None where nobody can tell."""
+    found = []
+    for folder in folders:
+        with suppress(OSError):
+            found.append(shutil.disk_usage(folder).free)
+    return min(found, default=None)
 
 
 def schema_text(status: type[Status]) -> str:
