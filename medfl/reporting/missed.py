@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medfl.reporting.texts import Texts
-from medfl.runs.attendance import AWAY, SILENT, Absence, MissedRounds
+from medfl.runs.attendance import AWAY, SILENT, STUDIES_AT_ONCE, Absence, MissedRounds
 from medfl.runs.results import RunResults
 
 _OUTCOMES = {
@@ -49,4 +49,7 @@ def _reason(absence: Absence, texts: Texts) -> str:
         return texts("absent.away", seconds=absence.waited)
     if absence.code == SILENT:
         return texts("absent.silent", seconds=absence.waited)
+    if absence.code == STUDIES_AT_ONCE:
+        runs = ", ".join(absence.beside) or texts("absent.unknown_runs")
+        return texts("absent.studies_at_once", runs=runs, code=absence.code)
     return absence.code

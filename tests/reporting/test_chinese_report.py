@@ -15,7 +15,7 @@ from medfl.reporting.dashboard import render_live
 from medfl.reporting.plan_figure import PlannedLoss, draw_plan
 from medfl.reporting.report import render, write_report
 from medfl.reporting.texts import Texts
-from medfl.runs.attendance import AWAY, Absence, Attendance
+from medfl.runs.attendance import AWAY, STUDIES_AT_ONCE, Absence, Attendance
 from medfl.runs.files import ATTENDANCE
 from medfl.runs.live_run import read_live
 from medfl.runs.records import SecureSum
@@ -141,6 +141,16 @@ def test_the_guarantee_is_stated_in_the_terms_of_the_field(build_run: RunBuilder
 def test_an_absent_site_is_named_with_the_reason(build_run: RunBuilder) -> None:
     _, page = both(with_absence(build_run(pictures=0)))
     assert "west 未参与：第 1 至 3 轮：30 秒内无应答（未连接）。" in page.text
+
+
+def test_a_site_in_enough_studies_is_named_with_them(build_run: RunBuilder) -> None:
+    folder = build_run(pictures=0)
+    absence = Absence(code=STUDIES_AT_ONCE, seconds=1.0, beside=("other-2026",))
+    start = Attendance(first_round=1, absent={"west": absence})
+    (folder / ATTENDANCE.name).write_text(ATTENDANCE.line(start))
+    _, page = both(folder)
+    said = "策略上限（other-2026），须待其中一项结束后方可参与（policy-studies-at-once）"
+    assert said in page.text
 
 
 @pytest.mark.slow

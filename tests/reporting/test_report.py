@@ -15,7 +15,7 @@ from medfl.errors import ReportError
 from medfl.reporting import utility_tables
 from medfl.reporting.gains_figure import gains_figure
 from medfl.reporting.report import render, write_report
-from medfl.runs.attendance import AWAY, Absence, Attendance
+from medfl.runs.attendance import AWAY, SILENT, STUDIES_AT_ONCE, Absence, Attendance
 from medfl.runs.files import ATTENDANCE
 from medfl.runs.results import read_run
 from medfl.segmentation.lesions import GLIOMA, PENALTY_MM
@@ -318,6 +318,25 @@ def test_a_site_that_rounds_were_begun_without_is_named_with_the_reason(
     (folder / ATTENDANCE.name).write_text('{"first_round": 1}\n')
     with pytest.raises(ReportError, match=r"attendance.jsonl: line 1: key absent"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    "absence",
+    [
+        Absence(code=AWAY, seconds=30.0),
+        Absence(code=SILENT, seconds=0.25),
+        Absence(code=STUDIES_AT_ONCE, seconds=1.0, beside=("local-1", "other-2")),
+        Absence(code=STUDIES_AT_ONCE, seconds=1.0),
+        Absence(code="policy-epsilon", seconds=1.0),
+    ],
+)
+def test_the_report_and_the_terminal_give_one_reason(
+    absence: Absence, build_run: RunBuilder
+) -> None:
+    folder = build_run(pictures=0)
+    start = Attendance(first_round=1, absent={"north": absence})
+    (folder / ATTENDANCE.name).write_text(ATTENDANCE.line(start))
+    assert f"north took no part in rounds 1 to 10: {absence.reason}." in quick_page_of(folder).text
 
 
 def test_a_difference_within_chance_is_no_verdict(build_run: RunBuilder) -> None:
