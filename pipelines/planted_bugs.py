@@ -30,6 +30,8 @@ from bugs.planting import Group
 from bugs.plugin import VARIABLE
 from bugs.table import COLUMNS, Cell, Row, markdown, problems, write_json
 
+from medfl.deployment.processes import shorten_socket_paths
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -107,6 +109,7 @@ def run(task: Task) -> dict[str, Cell]:
 
 def _audited(task: Task) -> dict[str, Cell]:
     # Forked from a process that has imported everything: imports take longer than some columns.
+    shorten_socket_paths()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bugs.checks"])
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What Flower's processes need around them: an environment, a free port, an end."""
+"""What Flower's processes need around them: an environment, a port, a place for sockets, an end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing import util
 from pathlib import Path
 
 from medfl.errors import FederationError
@@ -21,6 +23,12 @@ _LOCAL = "127.0.0.1,::1,localhost"
 
 # Below what Linux (32768 on) and others (49152 on, RFC 6335) give to connections.
 _SERVERS = range(20_000, 32_768)
+
+
+# What a path of a socket may hold (unix(7): 107 on Linux, 103 elsewhere), less what multiprocessing
+# puts behind the folder for temporary files.
+_PLACE_BYTES = 103 - len("/pymp-12345678/listener-12345678")
+_SHORT_PLACES = ("/tmp", "/var/tmp")  # noqa: S108  a folder of its own is made there, with mode 0700
 
 
 def flower_environment(*, home: Path) -> dict[str, str]:
@@ -59,6 +67,34 @@ def free_port() -> int:
             return port
     raise FederationError(
         f"Expected a free port from {_SERVERS.start} to {_SERVERS.stop - 1}, found none."
+    )
+
+
+def shorten_socket_paths() -> None:
+    """Let the sockets of this process' `multiprocessing` lie where their path is short enough.
+
+    They lie in the folder for temporary files, which TMPDIR may put far down in a tree, and a
+    system refuses a long path of a socket. Private names of Python's: what chooses the folder, once
+    for a process.
+
+    Raises:
+        FederationError: If no folder will do.
+    """
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) <= _PLACE_BYTES:
+        return
+    chosen = tempfile.tempdir
+    try:
+        for place in _SHORT_PLACES:
+            tempfile.tempdir = place
+            with suppress(OSError):
+                util.get_temp_dir()
+                return
+    finally:
+        tempfile.tempdir = chosen
+    raise FederationError(
+        f"Expected a folder for temporary files (TMPDIR) of at most {_PLACE_BYTES} bytes, since "
+        f"sockets lie in it, or one of {', '.join(_SHORT_PLACES)} to write to, found {usual}."
     )
 
 

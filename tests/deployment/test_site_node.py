@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from medfl.deployment.flower.node import (
     stay_connected,
     wait_behind_proxies,
 )
+from medfl.deployment.hospital import site_node
+from medfl.deployment.hospital.site_file import load_hospital
+from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.hospital.site_node import require_trusted
 from medfl.deployment.hospital.supernode import arguments
 from medfl.deployment.parent import SECRET_BYTES, as_file
-from medfl.errors import ConfigError
+from medfl.errors import ConfigError, FederationError
 
 
 @pytest.fixture
@@ -170,3 +174,29 @@ def test_a_node_says_again_that_it_is_there_after_any_failure(
     heart.stop()
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "found: not recognized" in told.getMessage()
+
+
+def test_whoever_ends_by_itself_is_named_with_what_it_said_last(
+    write_hospital: Any, tmp_path: Path
+) -> None:
+    """Where the log is lost, as a rehearsal's, this is all that is left."""
+    site = load_hospital(write_hospital(tmp_path, name="north", state=tmp_path / "state"))
+    site.state.mkdir(exist_ok=True)
+    patient = next(path.name for path in sorted(site.data.root.iterdir()) if path.is_dir())
+    said = f"print('INFO : a start', flush=True); raise OSError('{patient} has too long a path')"
+    with closing(SiteLog(site.state, data=site.data)) as log:
+        child = site_node._Child(
+            process=subprocess.Popen(
+                [sys.executable, "-c", said], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            ),
+            log=log,
+            notice=lambda _: None,
+        )
+        child.process.wait(timeout=60)
+        with pytest.raises(FederationError) as error:
+            site_node._require_alive({"the runner of ClientApps": child}, log)
+    assert str(error.value) == (
+        "Expected the runner of ClientApps to go on, found that it ended with 1 (OSError: "
+        f"[patient] has too long a path); see {log.path}."
+    )
+    assert str(error.value) in log.path.read_text()

@@ -1,4 +1,4 @@
-"""What a fork of the site's fork server finds: everything imported, and randomness of its own."""
+"""What a fork of the site's fork server finds, and where it can be made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +59,22 @@ def main() -> None:
     Path(gpus).write_text(json.dumps(questions_about_gpus()))
 """
 
+FORK = """
+import sys
+import tempfile
+from multiprocessing import util
+from pathlib import Path
+
+from medfl.deployment.flower.tasks import ForkedTasks
+
+process = ForkedTasks("json")._context.Process(
+    target=Path(sys.argv[1]).write_text, args=(tempfile.gettempdir(),)
+)
+process.start()
+process.join()
+print(util.get_temp_dir())
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -97,3 +115,27 @@ def test_a_fork_has_imported_all_that_a_message_needs(seen: Seen) -> None:
 def test_the_fork_server_asks_about_no_gpu(seen: Seen) -> None:
     """Whoever has asked CUDA anything cannot use it in a fork."""
     assert seen.gpus == []
+
+
+@pytest.mark.parametrize("length", [10, 71, 72, 90, 200])
+def test_forks_are_made_however_long_the_path_of_temporary_files_is(
+    length: int, tmp_path: Path
+) -> None:
+    """A socket's path may have about a hundred bytes; a folder with 71 leaves room for its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="f") as short:
+        place = Path(short, "x" * max(1, length - len(short) - 1))
+        place.mkdir()
+        ended = subprocess.run(
+            [sys.executable, "-c", FORK, str(tmp_path / "forked")],
+            env={**os.environ, "TMPDIR": str(place)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert (tmp_path / "forked").read_text() == str(place)
+        assert list(place.iterdir()) == []
+    of_sockets = Path(ended.stdout.strip())
+    assert len(bytes(of_sockets)) < 90
+    assert not of_sockets.exists()

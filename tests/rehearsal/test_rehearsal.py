@@ -32,14 +32,16 @@ T = TypeVar("T")
 
 def started(scratch: Path, *options: object) -> subprocess.Popen[str]:
     """A rehearsal whose files and whose account's witness would lie in a scratch folder."""
+    # Longer than the path of a socket may be, as a batch system's folders often are.
+    temporary = scratch / "tmp" / ("far-down-in-a-tree-" * 4)
     environment = {
         **os.environ,
-        "TMPDIR": str(scratch / "tmp"),
+        "TMPDIR": str(temporary),
         "HOME": str(scratch / "home"),
         "XDG_STATE_HOME": str(scratch / "account"),
     }
-    for name in ("tmp", "home"):
-        (scratch / name).mkdir()
+    for folder in (temporary, scratch / "home"):
+        folder.mkdir(parents=True)
     return subprocess.Popen(
         [sys.executable, "-m", "medfl", "rehearse", *map(str, options)],
         env=environment,

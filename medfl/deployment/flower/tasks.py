@@ -34,6 +34,7 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from medfl.deployment.flower.log_lines import log_to_parent
+from medfl.deployment.processes import shorten_socket_paths
 
 POLL_SECONDS = 0.2
 ASK_SECONDS = 2.0
@@ -56,6 +57,7 @@ class ForkedTasks:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([preload, __name__])
         self._running: list[_RunningTask] = []
+        shorten_socket_paths()
         # Now, so that the imports are done when the first message comes.
         forkserver.ensure_running()
 

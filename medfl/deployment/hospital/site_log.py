@@ -37,13 +37,17 @@ class SiteLog:
     Args:
         state: The site's state folder.
         data: Where its images are.
+
+    Attributes:
+        path: The file.
+        redacted: Takes patients out of a text.
     """
 
     def __init__(self, state: Path, *, data: SiteData) -> None:
         folder = state / LOGS
         folder.mkdir(mode=0o700, exist_ok=True)
         self.path = folder / "site.log"
-        self._redacted = Redaction(data)
+        self.redacted = Redaction(data)
         self._logger = logging.Logger("site")  # noqa: LOG001  one for each site, and of nobody else
         file = _PrivateFile(self.path, maxBytes=FILE_BYTES, backupCount=OLD_FILES)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -54,11 +58,11 @@ class SiteLog:
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal."""
-        self._logger.log(_ESSENTIAL, self._redacted(f"{OWN}: {text}"))
+        self._logger.log(_ESSENTIAL, self.redacted(f"{OWN}: {text}"))
 
     def note(self, text: str) -> None:
         """Write to the file only."""
-        self._logger.info(self._redacted(f"{OWN}: {text}"))
+        self._logger.info(self.redacted(f"{OWN}: {text}"))
 
     def close(self) -> None:
         """Close the file."""
@@ -82,7 +86,7 @@ class SiteLog:
             if found:
                 level = logging.INFO if _is_usual(found[1], text) else _ESSENTIAL
             if text and not (found and found.end() == len(text)):
-                self._logger.log(level, "%s", self._redacted(text))
+                self._logger.log(level, "%s", self.redacted(text))
 
 
 def _is_usual(level: str, text: str) -> bool:

@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -152,6 +153,40 @@ def _refusal_in(error: BaseException | None) -> ssl.SSLCertVerificationError | N
     return error
 
 
+@dataclass(kw_only=True)
+class _Child:
+    """A process that this one started.
+
+    Attributes:
+        log: What it writes goes there.
+        notice: Is shown each line.
+        last_line: What it wrote last: of an error that nobody caught, which error.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: SiteLog
+    notice: Callable[[str], None]
+    last_line: str = ""
+    _reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(
+            target=follow_child,
+            args=(self.log, self.process),
+            kwargs={"notice": self._hear},
+            daemon=True,
+        )
+        self._reader.start()
+
+    def heard(self) -> None:
+        """Wait for what an ended process still had to say."""
+        self._reader.join(timeout=POLL_SECONDS)
+
+    def _hear(self, line: str) -> None:
+        self.last_line = line or self.last_line
+        self.notice(line)
+
+
 @contextmanager
 def _children(
     log: SiteLog,
@@ -160,39 +195,34 @@ def _children(
     server: str,
     authority: Path,
     notice: Callable[[str], None],
-) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+) -> Iterator[dict[str, _Child]]:
     secret = secrets.token_bytes(SECRET_BYTES)
-    children: dict[str, subprocess.Popen[bytes]] = {}
-    readers = []
+    children: dict[str, _Child] = {}
     try:
         with loopback_socket() as between:
             descriptor, port = between.fileno(), between.getsockname()[1]
             node = [str(site_file), server, str(authority), str(descriptor)]
-            children[_NODE] = start_child(
-                _MODULES[_NODE], node, secret=secret, inherited=[descriptor]
-            )
-        children[_TASKS] = start_child(_MODULES[_TASKS], [f"{LOOPBACK}:{port}"], secret=secret)
-        for child in children.values():
-            reader = threading.Thread(
-                target=follow_child, args=(log, child), kwargs={"notice": notice}, daemon=True
-            )
-            reader.start()
-            readers.append(reader)
+            process = start_child(_MODULES[_NODE], node, secret=secret, inherited=[descriptor])
+        children[_NODE] = _Child(process=process, log=log, notice=notice)
+        process = start_child(_MODULES[_TASKS], [f"{LOOPBACK}:{port}"], secret=secret)
+        children[_TASKS] = _Child(process=process, log=log, notice=notice)
         yield children
     finally:
         # The runner of ClientApps first: it has nobody to report to without the other.
         for name in reversed(children):
-            stop(children[name])
-        for reader in readers:
-            reader.join(timeout=POLL_SECONDS)
+            stop(children[name].process)
+        for child in children.values():
+            child.heard()
 
 
-def _require_alive(children: dict[str, subprocess.Popen[bytes]], log: SiteLog) -> None:
+def _require_alive(children: dict[str, _Child], log: SiteLog) -> None:
     for name, child in children.items():
-        if child.poll() is not None:
-            message = (
-                f"Expected {name} to go on, found that it ended with {child.returncode}; see "
-                f"{log.path}."
+        code = child.process.poll()
+        if code is not None:
+            child.heard()
+            why = f" ({child.last_line})" if child.last_line else ""
+            message = log.redacted(
+                f"Expected {name} to go on, found that it ended with {code}{why}; see {log.path}."
             )
             log.note(message)
             raise FederationError(message)
