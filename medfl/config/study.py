@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from medfl.config.aggregation import StudyAggregation
 from medfl.config.files import Section, load
 from medfl.config.schedule import MAX_ROUNDS, RoundSchedule, StudySchedule
 from medfl.config.site import (
@@ -171,35 +172,6 @@ class StudyTraining(Section):
         return self
 
 
-class StudyAggregation(Section):
-    """How the server turns site updates into the next global model.
-
-    Attributes:
-        server_learning_rate: Of ``fedavgm`` and ``fedadam``; the largest of all rounds.
-        server_learning_rate_schedule: Of the server's learning rate.
-    """
-
-    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam"]
-    server_learning_rate: Positive = 1.0
-    server_learning_rate_schedule: StudySchedule = StudySchedule()
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    adaptivity: Positive = 1e-3
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    min_sites: Count
-    round_timeout_seconds: Positive = 3600.0
-
-    @model_validator(mode="after")
-    def _schedule_has_a_use(self) -> Self:
-        averages = self.strategy in ("fedavg", "fedprox")
-        if averages and not self.server_learning_rate_schedule.is_constant:
-            raise ValueError(
-                "expected strategy = 'fedavgm' or 'fedadam' with a server_learning_rate_schedule, "
-                f"found {self.strategy!r}, which has no learning rate"
-            )
-        return self
-
-
 class StudyEvaluation(Section):
     """When held-out patients are scored, and what stands beside the result.
 
@@ -317,6 +289,11 @@ class StudyConfig(Section):
             (training.optimizer == "sgd", "training.optimizer = 'sgd'", training.optimizer),
             (training.weight_decay == 0, "training.weight_decay = 0", training.weight_decay),
             (training.proximal_mu == 0, "training.proximal_mu = 0", training.proximal_mu),
+            (
+                not self.aggregation.is_robust,
+                "a strategy that averages",
+                f"aggregation.strategy = {self.aggregation.strategy!r}",
+            ),
             (sites >= 2, "aggregation.min_sites >= 2", sites),
             (
                 self.honest_sites >= 1,

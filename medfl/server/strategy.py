@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
+from numpy.typing import NDArray
 
 from medfl.config import StudyConfig
 from medfl.errors import QuorumError
@@ -146,19 +148,25 @@ class Aggregator:
         """
         if not updates:
             raise QuorumError("Expected at least one admitted update, found none.")
-        self._begin(start, rate=self._study.server_learning_rate(round_number))
+        self._begin(start, rate=self._study.server_learning_rate(round_number), sites=len(updates))
+        is_robust = self._study.aggregation.is_robust
         # Sorted, so that floating-point sums do not depend on who answered first.
         replies = [
-            self._reply(updates[site], weight=site_weights[site]) for site in sorted(updates)
+            self._reply(
+                _changes(updates[site], start=start) if is_robust else updates[site],
+                weight=site_weights[site],
+            )
+            for site in sorted(updates)
         ]
         arrays, _ = self._strategy.aggregate_train(round_number, replies)
         if arrays is None:
             raise QuorumError("Expected an aggregated model, found none.")
         # Some strategies compute in float64; the model is float32.
-        return {
+        found = {
             name: torch.from_numpy(np.asarray(array.numpy(), dtype=np.float32).copy())
             for name, array in arrays.items()
         }
+        return {name: start[name] + found[name] for name in found} if is_robust else found
 
     def state(self) -> dict[str, torch.Tensor]:
         """Moments of the server optimizer, for a checkpoint."""
@@ -188,9 +196,13 @@ class Aggregator:
         content = RecordDict({self._strategy.arrayrecord_key: arrays, "metrics": metrics})
         return Message(content, _NO_NODE, "train")
 
-    def _begin(self, start: Weights, *, rate: float) -> None:
-        # What the strategies' own `configure_train` would note before it draws nodes, and the
-        # learning rate, which they know one of only.
+    def _begin(self, start: Weights, *, rate: float, sites: int) -> None:
+        # What the strategies' own `configure_train` would note before it draws nodes, and what they
+        # know one of only: the learning rate, and the share of the updates that is cut off.
+        if isinstance(self._strategy, FedTrimmedAvg):
+            # Flower cuts int(beta n) at each end and takes no half: a quarter more is cut off again
+            # and leaves beta below a half even with 2 f + 1 updates.
+            self._strategy.beta = (self._study.aggregation.faulty_sites + 0.25) / sites
         if isinstance(self._strategy, FedAdam):
             self._strategy.eta = rate
             self._strategy.current_arrays = {name: start[name].numpy() for name in sorted(start)}
@@ -226,8 +238,38 @@ def _strategy(study: StudyConfig) -> FedAvg:
         return FedAvgM(
             server_learning_rate=settings.server_learning_rate, server_momentum=settings.momentum
         )
+    if settings.strategy == "median":
+        return FedMedian()
+    if settings.strategy == "trimmed-mean":
+        return FedTrimmedAvg()
+    if settings.strategy == "krum":
+        return Krum(num_malicious_nodes=settings.faulty_sites)
     # FedProx aggregates as FedAvg does; its term is applied at the sites.
     return FedAvg()
+
+
+def _changes(weights: ArrayRecord, *, start: Weights) -> ArrayRecord:
+    """A record of its own, from which Flower's median takes array after array away."""
+    changes = ArrayRecord()
+    for name, array in weights.items():
+        changes[name] = _Change(array, start=start[name].numpy())
+    return changes
+
+
+class _Change(Array):
+    """Weights less those that were sent, computed when they are asked for.
+
+    Krum's distances are differences of squared norms, in float32: of whole models, which are all
+    but equal, nothing would be left of them but rounding.
+    """
+
+    def __init__(self, weights: Array, *, start: NDArray[Any]) -> None:
+        super().__init__(dtype="float32", shape=start.shape, stype="numpy.ndarray", data=b"")
+        self._weights = weights
+        self._start = start
+
+    def numpy(self) -> NDArray[Any]:
+        return np.asarray(self._weights.numpy() - self._start)
 
 
 def _norm(weights: Weights) -> float:

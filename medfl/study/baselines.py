@@ -230,16 +230,13 @@ def _quiet(study: StudyConfig, *, members: int) -> StudyConfig:
     evaluation = study.evaluation.model_copy(
         update={"every": study.training.rounds, "baselines": (), "pictures": 0}
     )
-    aggregation = study.aggregation.model_copy(
-        update={"min_sites": min(study.aggregation.min_sites, members)}
-    )
     privacy = study.privacy
     if members == 1:  # there is nobody to add up with: a site alone has noise of its own
         privacy = privacy.model_copy(update={"trust": "local", "colluding_sites": 0})
     return study.model_copy(
         update={
             "evaluation": evaluation,
-            "aggregation": aggregation,
+            "aggregation": study.aggregation.among(members),
             "synthetic": synthetic,
             "privacy": privacy,
         }

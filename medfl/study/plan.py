@@ -13,7 +13,7 @@ from medfl.privacy.accounting.grid import GridPlan, plan_grid
 from medfl.privacy.accounting.planner import (
     Benefit,
     SitePlan,
-    averaged_noise,
+    combined_noise,
     equal_steps,
     expected_benefit,
     noise_to_signal,
@@ -69,10 +69,10 @@ class StudyPlan:
 
     @property
     def federation(self) -> PlannedNoise | None:
-        """Of the averaged update of all sites that would take part; None if nobody would."""
+        """Of the update of all sites that would take part together; None if nobody would."""
         if not self.sites:
             return None
-        return self._noise(averaged_noise(self.sites))
+        return self._noise(combined_noise(self.sites, aggregation=self.study.aggregation))
 
     def noise_of(self, plan: SitePlan) -> PlannedNoise:
         """Of the update of one site by itself, which then has to bear all of the noise."""

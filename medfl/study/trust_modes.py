@@ -20,6 +20,7 @@ from medfl.privacy.accounting.collusion import collusion_counts, epsilon_against
 from medfl.privacy.accounting.planner import (
     SitePlan,
     averaged_noise,
+    combined_noise,
     equal_steps,
     noise_to_signal,
 )
@@ -185,7 +186,7 @@ def _mode(
     counts: Sequence[int],
     threshold: int = 0,
 ) -> TrustMode:
-    noise = averaged_noise(plans)
+    noise = combined_noise(plans, aggregation=variant.aggregation)
     return TrustMode(
         trust=variant.privacy.trust,
         of_study=variant.privacy.trust == study.privacy.trust,

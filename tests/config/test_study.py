@@ -134,7 +134,23 @@ def test_the_digest_names_the_content_and_not_the_writing(tmp_path: Path) -> Non
         ),
         ('"sgd"', '"lamb"', "key training.optimizer: .* found 'lamb'"),
         ("0.5\n", "0.5\nproximal_mu = 0.1\n", "expected aggregation.strategy = 'fedprox'"),
-        ('"fedavg"', '"median"', "key aggregation.strategy: .* found 'median'"),
+        ('"fedavg"', '"mean"', "key aggregation.strategy: .* found 'mean'"),
+        ('"fedavg"', '"krum"', "expected faulty_sites >= 1 with strategy = 'krum', found 0"),
+        (
+            '"fedavg"',
+            '"krum"\nfaulty_sites = 1',
+            r"min_sites >= 2 x faulty_sites \+ 3 = 5 with strategy = 'krum', found 3",
+        ),
+        (
+            '"fedavg"',
+            '"trimmed-mean"\nfaulty_sites = 2',
+            r"min_sites >= 2 x faulty_sites \+ 1 = 5 with strategy = 'trimmed-mean', found 3",
+        ),
+        (
+            '"fedavg"',
+            '"median"\nfaulty_sites = 1',
+            "expected strategy = 'trimmed-mean' or 'krum' with faulty_sites, found 'median'",
+        ),
         ("min_sites = 3", "min_sites = 0", "key aggregation.min_sites: .* found 0"),
         (
             "min_sites = 3",

@@ -125,10 +125,13 @@ class Recorded:
         self._answers[site, message.metadata.message_type] = copy.deepcopy(reply.content)
         return reply
 
+    def content(self, site: str, kind: str) -> RecordDict:
+        """What a site answers honestly to a kind of message."""
+        return copy.deepcopy(self._answers[site, kind])
+
     def reply(self, site: str, message: Message) -> Message:
         """The honest answer of a site, as if it had been computed now."""
-        content = self._answers[site, message.metadata.message_type]
-        return Message(copy.deepcopy(content), reply_to=message)
+        return Message(self.content(site, message.metadata.message_type), reply_to=message)
 
 
 @pytest.fixture(scope="session")

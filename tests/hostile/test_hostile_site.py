@@ -268,3 +268,35 @@ def test_an_honest_site_is_admitted_by_the_same_server(runs_with: Any, without_b
     assert finished.outcomes()[BAD] == ("admitted", "")
     with pytest.raises(AssertionError):
         assert_without(finished, without_bad)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "moves"),
+    [
+        ({"strategy": "fedavg"}, True),
+        ({"strategy": "median", "min_sites": 3}, False),
+        ({"strategy": "trimmed-mean", "min_sites": 3, "faulty_sites": 1}, False),
+    ],
+    ids=["fedavg", "median", "trimmed-mean"],
+)
+def test_an_update_that_is_only_wrong_moves_no_robust_rule_past_the_others(
+    aggregation: dict[str, Any], moves: bool, runs_with: Any, recorded: Any, wire: Any
+) -> None:
+    """It passes every check, since it has the right form and no norm that is too large."""
+
+    def spoil(reply: Message) -> Message:
+        for name, array in reply.content["arrays"].items():
+            reply.content["arrays"][name] = Array(array.numpy() - np.float32(0.05))
+        reply.content = wire.signed(reply.content, SiteUpdate, recorded.keys)
+        return reply
+
+    finished = runs_with("train", spoil, aggregation=aggregation)
+    assert finished.outcomes() == dict.fromkeys(("east", BAD, "south"), ("admitted", ""))
+    honest = [recorded.content(site, "train")["arrays"] for site in ("east", "south")]
+    past = []
+    for name, found in finished.weights.items():
+        ends = np.stack([arrays[name].numpy() for arrays in honest])
+        low, high = ends.min(axis=0) - 1e-6, ends.max(axis=0) + 1e-6
+        past.append(((found.numpy() < low) | (found.numpy() > high)).ravel())
+    share = np.concatenate(past).mean()
+    assert share > 0.2 if moves else share == 0

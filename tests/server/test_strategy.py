@@ -19,7 +19,8 @@ from medfl.server.strategy import Aggregator, admit, exponential_average, larges
 Arrays = dict[str, np.ndarray]
 
 SHAPES = {"conv.weight": (3, 2, 2), "bias": (4,), "scale": ()}
-WEIGHTS = {"east": 3.0, "north": 1.0, "south": 4.0}
+WEIGHTS = {"east": 3.0, "north": 1.0, "south": 4.0, "west": 2.0, "centre": 0.5}
+FAULTY = 1
 RATE, MOMENTUM, SECOND, TAU = 0.7, 0.8, 0.95, 1e-2
 
 pytestmark = pytest.mark.usefixtures("as_server")
@@ -41,6 +42,8 @@ def aggregator(federation: Any, strategy: str) -> Aggregator:
         "momentum": MOMENTUM,
         "second_momentum": SECOND,
         "adaptivity": TAU,
+        "min_sites": len(WEIGHTS),
+        "faulty_sites": FAULTY if strategy in ("trimmed-mean", "krum") else 0,
     }
     return Aggregator(federation.study(aggregation=settings, training={"rounds": 4}))
 
@@ -98,12 +101,55 @@ def with_adam(start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any]
     return result
 
 
+def stacked(updates: Mapping[str, Arrays]) -> Arrays:
+    return {
+        name: np.stack([updates[site][name] for site in sorted(updates)]).astype(np.float64)
+        for name in SHAPES
+    }
+
+
+def median(start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any], t: int) -> Arrays:
+    """Yin et al., arXiv 1803.01498, definition 1: of each coordinate, whatever the weights."""
+    return {name: np.median(values, axis=0) for name, values in stacked(updates).items()}
+
+
+def trimmed_mean(
+    start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any], t: int
+) -> Arrays:
+    """Yin et al., arXiv 1803.01498, definition 2: without the f largest and the f smallest."""
+    return {
+        name: np.sort(values, axis=0)[FAULTY:-FAULTY].mean(axis=0)
+        for name, values in stacked(updates).items()
+    }
+
+
+def krum(start: Arrays, updates: Mapping[str, Arrays], kept: dict[str, Any], t: int) -> Arrays:
+    """Blanchard et al. 2017, section 4: the update whose n - f - 2 nearest are the nearest."""
+    flat = {
+        site: np.concatenate([arrays[name].ravel() for name in SHAPES]).astype(np.float64)
+        for site, arrays in updates.items()
+    }
+    scores = {
+        site: sum(
+            sorted(float(np.sum((one - flat[other]) ** 2)) for other in flat if other != site)[
+                : max(1, len(flat) - FAULTY - 2)
+            ]
+        )
+        for site, one in flat.items()
+    }
+    return updates[min(scores, key=lambda site: scores[site])]
+
+
 FORMULAS = {
     "fedavg": averaging,
     "fedprox": averaging,
     "fedavgm": with_momentum,
     "fedadam": with_adam,
+    "median": median,
+    "trimmed-mean": trimmed_mean,
+    "krum": krum,
 }
+ROBUST = ("median", "trimmed-mean", "krum")
 
 
 def assert_close(found: Arrays, expected: Arrays) -> None:
@@ -161,7 +207,63 @@ def test_moments_belong_to_strategies_that_have_them(federation: Any) -> None:
         server = aggregator(federation, strategy)
         aggregate(server, site_updates(1), start=random_arrays(0))
         counts[strategy] = len(server.state())
-    assert counts == {"fedavg": 0, "fedprox": 0, "fedavgm": 3, "fedadam": 6}
+    assert counts == {"fedavg": 0, "fedprox": 0, "fedavgm": 3, "fedadam": 6} | dict.fromkeys(
+        ROBUST, 0
+    )
+
+
+@pytest.mark.parametrize("strategy", ROBUST)
+def test_a_site_that_is_far_off_moves_a_robust_rule_no_farther_than_the_others_are(
+    strategy: str, federation: Any
+) -> None:
+    updates = site_updates(1)
+    honest = [site for site in updates if site != "west"]
+    updates["west"] = {name: np.full(shape, 1e6, np.float32) for name, shape in SHAPES.items()}
+    found = aggregate(aggregator(federation, strategy), updates, start=random_arrays(0))
+    for name in SHAPES:
+        others = np.stack([updates[site][name] for site in honest])
+        assert np.all(found[name] <= others.max(axis=0) + 1e-6)
+        assert np.all(found[name] >= others.min(axis=0) - 1e-6)
+    moved = aggregate(aggregator(federation, "fedavg"), updates, start=random_arrays(0))
+    assert moved["bias"].min() > 1e5
+
+
+@pytest.mark.parametrize("sites", [3, 4, 5, 9])
+def test_the_trimmed_mean_cuts_off_as_many_as_may_be_faulty(sites: int, federation: Any) -> None:
+    """At each end, whatever the rounding of their share: 2 f + 1 leave the one in the middle."""
+    settings = {"strategy": "trimmed-mean", "faulty_sites": 1, "min_sites": 3}
+    server = Aggregator(federation.study(aggregation=settings))
+    values = [float(number**2) for number in range(sites)]
+    updates = {
+        f"site-{number}": to_arrays({"w": torch.full((1,), value)})
+        for number, value in enumerate(values)
+    }
+    found = server.aggregate(
+        updates,
+        start={"w": torch.zeros(1)},
+        site_weights=dict.fromkeys(updates, 1.0),
+        round_number=1,
+    )
+    assert found["w"].item() == pytest.approx(np.mean(values[1:-1]))
+
+
+def test_krum_tells_updates_apart_that_are_tiny_beside_the_weights(federation: Any) -> None:
+    """Distances of whole models would be rounding alone: 1e-4 beside a norm of 1e3."""
+    start = {"w": torch.full((10_000,), 10.0)}
+    settings = {"strategy": "krum", "faulty_sites": 1, "min_sites": 5}
+    directions = torch.randn(5, 10_000, generator=torch.Generator().manual_seed(1))
+    sizes = [1.0, 1.0, 1.0, 0.1, 3.0]  # the fourth is the nearest to all
+    weights = {
+        f"site-{number}": {"w": start["w"] + 1e-5 * size * direction}
+        for number, (size, direction) in enumerate(zip(sizes, directions, strict=True))
+    }
+    found = Aggregator(federation.study(aggregation=settings)).aggregate(
+        {site: to_arrays(each) for site, each in weights.items()},
+        start=start,
+        site_weights=dict.fromkeys(weights, 1.0),
+        round_number=1,
+    )
+    assert torch.allclose(found["w"], weights["site-3"]["w"], rtol=0, atol=1e-6)
 
 
 def test_the_order_of_the_answers_does_not_change_a_bit(federation: Any) -> None:

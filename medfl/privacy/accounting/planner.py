@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from medfl.config import SiteConfig, StudyConfig
+from medfl.config.aggregation import StudyAggregation
 from medfl.errors import BudgetExceeded
 from medfl.privacy.accounting.accountant import Charge, lifetime_epsilon, noise_multiplier_for
 from medfl.privacy.ledger.ledger import TOLERANCE
@@ -26,6 +29,8 @@ Benefit = Literal["usable", "weak", "none"]
 
 MOST_STEPS = 100_000
 """`SitePlan.steps_until_spent` counts no further."""
+
+_DRAWS = 200_000
 
 # Noise-to-signal ratios; `expected_benefit` says where they come from.
 USABLE_BELOW = 6.0
@@ -181,6 +186,33 @@ def averaged_noise(plans: Sequence[SitePlan]) -> float:
     """
     total = sum(plan.weight for plan in plans)
     return math.hypot(*(plan.weight * plan.noise_per_coordinate for plan in plans)) / total
+
+
+def combined_noise(plans: Sequence[SitePlan], *, aggregation: StudyAggregation) -> float:
+    """Noise on one step of what the study's rule makes of the sites' updates, as `averaged_noise`.
+
+    A median and a trimmed mean of independent Gaussian noise have no closed form where the sites'
+    noise differs, so their standard deviation is estimated from `_DRAWS` draws of a fixed
+    generator, to about 0.2 %; a median of many equal sites has sqrt(pi / 2) times the noise of
+    their mean. Krum passes one site's update on: the noise is that of the quietest site, which is
+    the nearest to all others where noise decides the distances.
+
+    Args:
+        plans: Of the sites that take part.
+        aggregation: The study's.
+    """
+    if not aggregation.is_robust or len(plans) < aggregation.min_sites:
+        return averaged_noise(plans)
+    noise = np.array([plan.noise_per_coordinate for plan in plans])
+    if aggregation.strategy == "krum":
+        return float(noise.min())
+    if not np.isfinite(noise).all():
+        return math.inf
+    draws = np.random.default_rng(0).standard_normal((_DRAWS, len(plans))) * noise
+    if aggregation.strategy == "median":
+        return float(np.median(draws, axis=1).std())
+    cut = aggregation.faulty_sites
+    return float(np.sort(draws, axis=1)[:, cut : len(plans) - cut].mean(axis=1).std())
 
 
 def equal_steps(study: StudyConfig) -> float:

@@ -14,12 +14,14 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 from medfl.config import SiteConfig, StudyConfig
+from medfl.config.aggregation import StudyAggregation
 from medfl.config.site import SiteData, SitePolicy
 from medfl.errors import BudgetExceeded
 from medfl.privacy.accounting.accountant import Charge, epsilon
 from medfl.privacy.accounting.planner import (
     MOST_STEPS,
     averaged_noise,
+    combined_noise,
     equal_steps,
     expected_benefit,
     noise_to_signal,
@@ -242,6 +244,34 @@ def test_steps_until_spent_is_the_last_that_the_budget_pays_for() -> None:
         return float(accountant.get_epsilon(DELTA))
 
     assert oracle(steps) <= 5.0 < oracle(steps + 1)
+
+
+def rule(strategy: str, *, min_sites: int, faulty_sites: int = 0) -> StudyAggregation:
+    return StudyAggregation.model_validate(
+        {"strategy": strategy, "min_sites": min_sites, "faulty_sites": faulty_sites}
+    )
+
+
+def test_a_robust_rule_keeps_more_noise_than_an_average() -> None:
+    one = plan_site(study(), site())
+    plans, nu = [one] * 5, one.noise_per_coordinate
+    assert combined_noise(plans, aggregation=rule("fedavg", min_sites=5)) == averaged_noise(plans)
+    # Of five and of three standard Gaussians the median has a variance of 0.28683 and 0.44867, and
+    # the three in the middle of five a mean with 0.22703: Sarhan and Greenberg 1956, tables 1, 2.
+    for found, variance in (
+        (rule("median", min_sites=5), 0.28683),
+        (rule("trimmed-mean", min_sites=5, faulty_sites=1), 0.22703),
+        (rule("trimmed-mean", min_sites=5, faulty_sites=2), 0.28683),
+    ):
+        assert combined_noise(plans, aggregation=found) == pytest.approx(
+            nu * math.sqrt(variance), rel=0.01
+        )
+    assert combined_noise(plans[:3], aggregation=rule("median", min_sites=3)) == pytest.approx(
+        nu * math.sqrt(0.44867), rel=0.01
+    )
+    krum = rule("krum", min_sites=5, faulty_sites=1)
+    quieter = plan_site(study(target=8.0), site())
+    assert combined_noise([*plans, quieter], aggregation=krum) == quieter.noise_per_coordinate < nu
 
 
 @pytest.mark.slow
