@@ -9,7 +9,6 @@ parameters that were fixed before the first round. In a secure sum they share th
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from medfl.privacy.accounting.accountant import (
@@ -20,6 +19,7 @@ from medfl.privacy.accounting.accountant import (
     replace_one_epsilon,
 )
 from medfl.privacy.accounting.collusion import collusion_counts, epsilon_against
+from medfl.privacy.accounting.groups import group_epsilon
 from medfl.privacy.accounting.prv import epsilon_prv
 from medfl.privacy.accounting.shared_sum import charge_at_several_sites
 from medfl.privacy.accounting.tradeoff import distinguishability
@@ -40,9 +40,6 @@ from medfl.server.run_folder import RunFolder
 
 DELTAS = (1e-4, 1e-5, 1e-6)
 GROUP_SIZES = (2, 5)
-
-_SMALLEST_LOG_DELTA = -690.0  # floats end at about exp(-708)
-_BISECTIONS = 40
 
 Paid = Callable[[Sequence[str]], list[Charge]]
 """What is charged on a patient who is at all of these sites."""
@@ -173,7 +170,10 @@ def federation_summary(folder: RunFolder, *, overlaps: Iterable[Sequence[str]] =
         composition=COMPOSED if groups else DISJOINT,
         overlaps=groups,
         any_two_sites=_worst_pair(paid, deltas),
-        groups={size: group_epsilon(one_patient, size=size, delta=delta) for size in GROUP_SIZES},
+        groups={
+            size: group_epsilon(one_patient, size=size, delta=delta, disjoint=not groups)
+            for size in GROUP_SIZES
+        },
         secure_sum=_secure_sum(folder),
     )
 
@@ -197,49 +197,6 @@ def _paid_in_sums(folder: RunFolder, ledger: FederationLedger) -> Paid:
         return [charge_at_several_sites(weakest, sites=len(charged), steps=steps)]
 
     return paid
-
-
-def group_epsilon(one_patient: Iterable[Sequence[Charge]], *, size: int, delta: float) -> float:
-    """Epsilon of several patients together, a family for example, wherever each of them is.
-
-    If one patient is protected with (e, d), then k patients are with k e and
-    d (1 + exp(e) + ... + exp((k - 1) e)); Vadhan, "The Complexity of Differential Privacy", 2017,
-    lemma 2.2, with the sum of its proof in place of k exp(k e). Any d may be taken, so it is the
-    largest found at which the sum keeps to `delta`. Rényi bounds reach such small d; they stay an
-    upper bound.
-
-    Args:
-        one_patient: What may be charged on one patient, one entry for each place to be at.
-        size: k, the number of patients.
-        delta: For all of them together, in (0, 1).
-
-    Returns:
-        An upper bound; infinite without noise, or where no d is small enough.
-    """
-    places = [tuple(charges) for charges in one_patient]
-
-    def of_one(log_delta: float) -> float:
-        return max(epsilon_rdp(charges, delta=math.exp(log_delta)) for charges in places)
-
-    def fits(log_delta: float) -> bool:
-        one = of_one(log_delta)
-        return log_delta + _log_sum(one, size=size) <= math.log(delta)
-
-    low, high = _SMALLEST_LOG_DELTA, math.log(delta)
-    if not fits(low):
-        return math.inf
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return size * of_one(low)
-
-
-def _log_sum(one: float, *, size: int) -> float:
-    """Logarithm of 1 + exp(one) + ... + exp((size - 1) one)."""
-    largest = (size - 1) * one
-    if math.isinf(largest):
-        return math.inf
-    return largest + math.log(sum(math.exp(i * one - largest) for i in range(size)))
 
 
 def _worst_pair(paid: Paid, deltas: Deltas) -> PatientOfSites | None:

@@ -14,9 +14,10 @@ from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 
 from medfl.errors import ConfigError
 from medfl.privacy.accounting.charges import Charge
+from medfl.privacy.accounting.groups import group_epsilon
 from medfl.privacy.mechanism import Mechanism
 from medfl.runs.files import FEDERATION, PRIVACY
-from medfl.server.account import federation_summary, group_epsilon
+from medfl.server.account import federation_summary
 from medfl.server.ledger import FederationLedger
 from medfl.server.progress import Silent
 from medfl.server.run_folder import RunFolder
@@ -43,6 +44,13 @@ def mechanism(
         local_steps=steps,
         declared_patients=20,
     )
+
+
+def gaussian(noise_multiplier: float, *, steps: int) -> float:
+    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-3)
+    step = dp_accounting.GaussianDpEvent(noise_multiplier)
+    accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
+    return float(accountant.get_epsilon(1e-5))
 
 
 def finished(path: Path, voice_of: VoiceOf, noise: Mapping[str, float]) -> RunFolder:
@@ -130,46 +138,76 @@ def test_families_are_bounded_by_the_patient_who_loses_most(folder: RunFolder) -
     together = federation_summary(folder, overlaps=[("DU", "HT")]).groups
     assert set(apart) == {2, 5}
     alone = {site: [Charge(mechanism=mechanism(NOISE[site]), steps=STEPS)] for site in NOISE}
-    assert apart[2] == pytest.approx(group_epsilon([alone["DU"]], size=2, delta=2e-5), rel=1e-9)
+    weakest = group_epsilon([alone["DU"]], size=2, delta=2e-5, disjoint=True)
+    assert apart[2] == pytest.approx(weakest, rel=1e-9)
     both = [*alone["DU"], *alone["HT"]]
-    assert together[5] == pytest.approx(group_epsilon([both], size=5, delta=2e-5), rel=1e-9)
+    shared = group_epsilon([both], size=5, delta=2e-5, disjoint=False)
+    assert together[5] == pytest.approx(shared, rel=1e-9)
     assert apart[2] < apart[5] < together[5]
 
 
+@pytest.mark.parametrize("disjoint", [True, False])
 @pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize(("noise_multiplier", "steps"), [(4.0, 1), (6.0, 20), (3.0, 10)])
 def test_a_group_bound_covers_the_exact_loss_of_a_gaussian(
-    noise_multiplier: float, steps: int, size: int
+    noise_multiplier: float, steps: int, size: int, disjoint: bool
 ) -> None:
     """Without sampling, k patients are one patient with k times the sensitivity."""
-    of_one = mechanism(noise_multiplier, sampling_prob=1.0, steps=steps)
-    bound = group_epsilon([[Charge(mechanism=of_one, steps=steps)]], size=size, delta=1e-5)
-    exact = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-3)
-    step = dp_accounting.GaussianDpEvent(noise_multiplier / size)
-    exact.compose(dp_accounting.SelfComposedDpEvent(step, steps))
-    assert exact.get_epsilon(1e-5) < bound < 5 * exact.get_epsilon(1e-5)
+    of_one = [Charge(mechanism=mechanism(noise_multiplier, sampling_prob=1.0), steps=steps)]
+    bound = group_epsilon([of_one], size=size, delta=1e-5, disjoint=disjoint)
+    exact = gaussian(noise_multiplier / size, steps=steps)
+    assert exact <= bound < (1.01 if disjoint else 5) * exact
 
 
+@pytest.mark.parametrize("disjoint", [True, False])
 @pytest.mark.parametrize("size", [2, 5])
-def test_a_group_bound_covers_the_exact_loss_under_sampling(size: int) -> None:
-    """k patients drawn apart from each other: a binomial mixture (Ganesh, arXiv 2401.10294)."""
-    of_one = mechanism(4.0, steps=20)
-    bound = group_epsilon([[Charge(mechanism=of_one, steps=20)]], size=size, delta=1e-5)
+def test_a_group_bound_covers_the_exact_loss_under_sampling(size: int, disjoint: bool) -> None:
+    """k patients of one site, drawn apart from each other: a binomial mixture is exact."""
+    of_one = [Charge(mechanism=mechanism(4.0), steps=20)]
+    bound = group_epsilon([of_one], size=size, delta=1e-5, disjoint=disjoint)
     drawn = range(size + 1)
     chances = [math.comb(size, n) * PROBABILITY**n * (1 - PROBABILITY) ** (size - n) for n in drawn]
-    exact = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+    losses = privacy_loss_distribution.from_mixture_gaussian_mechanism(
         4.0, [float(n) for n in drawn], chances, value_discretization_interval=1e-3
     ).self_compose(20)
-    assert exact.get_epsilon_for_delta(1e-5) < bound < 12 * exact.get_epsilon_for_delta(1e-5)
+    exact = losses.get_epsilon_for_delta(1e-5)
+    assert exact <= bound < (1.02 if disjoint else 12) * exact
 
 
-def test_a_group_of_patients_on_whom_nothing_was_charged_loses_nothing() -> None:
-    assert group_epsilon([()], size=5, delta=1e-5) == 0
+@pytest.mark.parametrize("at_other", range(4))
+def test_a_group_bound_covers_families_at_two_unlike_sites(at_other: int) -> None:
+    """Three patients, some at a site of little noise and some at one that draws more often."""
+    places = [
+        [Charge(mechanism=mechanism(3.0, sampling_prob=0.2), steps=12)],
+        [Charge(mechanism=mechanism(4.0, sampling_prob=0.4), steps=8)],
+    ]
+    bound = group_epsilon(places, size=3, delta=1e-5, disjoint=True)
+    losses = None
+    for place, size in zip(places, (3 - at_other, at_other), strict=True):
+        if not size:
+            continue
+        chance = place[0].mechanism.sampling_prob
+        drawn = range(size + 1)
+        of_site = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+            place[0].mechanism.noise_multiplier,
+            [float(n) for n in drawn],
+            [math.comb(size, n) * chance**n * (1 - chance) ** (size - n) for n in drawn],
+            value_discretization_interval=1e-3,
+        ).self_compose(place[0].steps)
+        losses = of_site if losses is None else losses.compose(of_site)
+    assert losses is not None
+    assert losses.get_epsilon_for_delta(1e-5) <= bound
 
 
-def test_noise_too_weak_for_a_group_leaves_no_limit() -> None:
-    weak = Charge(mechanism=mechanism(0.3), steps=STEPS)
-    assert group_epsilon([[weak]], size=5, delta=1e-5) == math.inf
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_a_group_of_patients_on_whom_nothing_was_charged_loses_nothing(disjoint: bool) -> None:
+    assert group_epsilon([()], size=5, delta=1e-5, disjoint=disjoint) == 0
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_noise_too_weak_for_a_group_leaves_no_limit(disjoint: bool) -> None:
+    weak = Charge(mechanism=mechanism(0.02), steps=STEPS)
+    assert group_epsilon([[weak]], size=5, delta=1e-5, disjoint=disjoint) == math.inf
 
 
 def test_an_overlap_of_a_site_that_is_not_there_is_refused(federation: Any) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "epsilon",
     "epsilon_prv",
     "epsilon_rdp",
+    "is_too_wide",
     "lifetime_epsilon",
     "noise_multiplier_for",
     "privacy_curve",
@@ -82,7 +83,7 @@ def epsilon(charges: Iterable[Charge], *, delta: float, accuracy: Accuracy = "bu
 def _pld_epsilon(history: tuple[Charge, ...], delta: float, interval: float) -> float:
     if not history:
         return 0.0
-    if _is_too_wide(history):
+    if is_too_wide(history):
         return epsilon_rdp(history, delta=delta)
     return float(_losses(history, _ADD_OR_REMOVE, interval).get_epsilon(delta))
 
@@ -105,7 +106,7 @@ def replace_one_epsilon(
     history = merged(charges)
     if not history:
         return 0.0
-    if _is_too_wide(history):
+    if is_too_wide(history):
         return math.inf
     losses = _losses(history, NeighboringRelation.REPLACE_ONE, _INTERVALS[accuracy])
     return float(losses.get_epsilon(delta))
@@ -124,7 +125,7 @@ def privacy_curve(charges: Iterable[Charge], *, epsilons: Float64Array) -> Float
     history = merged(charges)
     if not history:
         return np.zeros_like(epsilons)
-    if _is_too_wide(history):
+    if is_too_wide(history):
         return np.ones_like(epsilons)
     losses = _losses(history, _ADD_OR_REMOVE, _INTERVALS["report"])
     return np.clip(np.asarray(losses.get_delta(epsilons), dtype=np.float64), 0.0, 1.0)
@@ -263,7 +264,8 @@ def _losses(
     return accountant
 
 
-def _is_too_wide(history: tuple[Charge, ...]) -> bool:
+def is_too_wide(history: tuple[Charge, ...]) -> bool:
+    """Whether a loss distribution would cost much and tell nothing: losses in the hundreds."""
     return epsilon_rdp(history, delta=0.5, orders=_WIDTH_ORDERS) > _WIDEST
 
 
