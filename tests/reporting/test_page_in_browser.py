@@ -18,7 +18,7 @@ from medfl.runs.results import read_run
 pytestmark = pytest.mark.slow
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-NAMES = ("report", "dpia")
+NAMES = ("report", "dpia", "public-summary")
 PAPER = 688  # CSS pixels between the margins of an A4 sheet
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
     .filter((one) => !one.closest("figure, table, svg") && one.scrollWidth > one.clientWidth + 1

@@ -66,7 +66,9 @@ def _verdict(run: RunResults, found: Evidence, texts: Texts) -> str:
 def _reasons(
     run: RunResults, found: Evidence, sections: tuple[Section, ...], texts: Texts
 ) -> tuple[str, ...]:
-    shown = [doubt(name, run, texts) for name in found.doubts] or [texts("dpia.verdict.why")]
+    rounds = {"rounds": run.rounds[-1].round, "planned": run.study.training.rounds}
+    doubts = [doubt(name, texts, **rounds) for name in found.doubts]
+    shown = doubts or [texts("dpia.verdict.why")]
     return (
         *shown,
         texts.count("dpia.verdict.blanks", count_blanks(sections)),

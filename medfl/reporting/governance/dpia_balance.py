@@ -102,12 +102,15 @@ def protection(case: Case) -> Section:
 
 def rights(case: Case) -> Section:
     """What a patient may ask for, and what erasure means for what was spent."""
-    texts = case.texts
+    found, texts = case.found, case.texts
     names = (
         ("dpia.rights.access", "dpia.rights.access.text"),
         ("dpia.rights.rectify", "dpia.rights.rectify.text"),
         ("dpia.rights.erase", "dpia.rights.erase.text"),
-        ("dpia.rights.spent", "dpia.rights.spent.text"),
+        (
+            "dpia.rights.spent",
+            "dpia.rights.spent.text" if found.limited else "dpia.rights.spent.unlimited",
+        ),
         ("dpia.rights.retrain", "dpia.rights.retrain.text"),
         ("dpia.rights.object", "dpia.rights.object.text"),
         ("dpia.rights.leave", "dpia.rights.leave.text"),
@@ -184,7 +187,9 @@ def _facts(case: Case) -> tuple[tuple[str, Cell], ...]:
         (texts("dpia.protection.unit"), texts("dpia.protection.unit.text")),
         (
             texts("dpia.protection.trust"),
-            texts("dpia.protection.trust.local")
+            texts("dpia.protection.trust.nobody")
+            if not found.limited
+            else texts("dpia.protection.trust.local")
             if agreed is None
             else texts(
                 "dpia.protection.trust.secure",
@@ -194,7 +199,7 @@ def _facts(case: Case) -> tuple[tuple[str, Cell], ...]:
             ),
         ),
     ]
-    if agreed is not None:
+    if agreed is not None and found.limited:
         rows.append(
             (
                 texts("dpia.protection.colluding"),

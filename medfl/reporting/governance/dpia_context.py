@@ -151,8 +151,8 @@ def purposes(case: Case) -> Section:
             Paragraph(
                 text=texts(
                     "dpia.purposes.text",
-                    regions=regions(run, texts),
-                    modalities=modalities(run, texts),
+                    regions=regions(run.study.input.regions, texts),
+                    modalities=modalities(run.study.input.modalities, texts),
                 )
             ),
             controller(texts, "dpia.purposes.why"),
@@ -200,9 +200,11 @@ def data(case: Case) -> Section:
 
 def data_flows(case: Case) -> Section:
     """What crosses from whom to whom."""
-    run, texts = case.run, case.texts
+    run, found, texts = case.run, case.found, case.texts
     if run.un_noised_sites:
         update = texts("dpia.flows.update.bare")
+    elif not found.limited:
+        update = texts("dpia.flows.update.weak")
     elif run.federation.secure_sum:
         update = texts("dpia.flows.update.secure")
     else:
@@ -225,7 +227,7 @@ def data_flows(case: Case) -> Section:
         anchor="flows",
         title=texts("dpia.flows"),
         blocks=(
-            flows(run, texts),
+            flows(run, texts, limited=found.limited),
             Grid(
                 caption=texts("dpia.flows.caption"),
                 head=(
@@ -244,7 +246,7 @@ def data_flows(case: Case) -> Section:
 
 def retention(case: Case) -> Section:
     """How long what is kept, by the software and by rule."""
-    texts = case.texts
+    found, texts = case.found, case.texts
     rule = cell(texts, "dpia.retention.ask")
     names = (
         ("dpia.retention.images", "dpia.retention.images.text"),
@@ -276,6 +278,13 @@ def retention(case: Case) -> Section:
                 ),
                 rows=(ledger, *rows),
             ),
-            Bullets(items=(texts("dpia.retention.why"), texts("dpia.retention.backups"))),
+            Bullets(
+                items=(
+                    texts("dpia.retention.why")
+                    if found.limited
+                    else texts("dpia.retention.call_back"),
+                    texts("dpia.retention.backups"),
+                )
+            ),
         ),
     )

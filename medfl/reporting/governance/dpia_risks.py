@@ -194,13 +194,13 @@ def _of_learning(case: Case) -> Iterator[Risk]:
         name=texts("dpia.risks.membership"),
         likelihood=_by_guesses(found),
         severity="high",
-        why=texts.sentences(texts("dpia.risks.membership.why"), shown),
+        why=texts.sentences(found.limited and texts("dpia.risks.membership.why"), shown),
     )
     yield Risk(
         name=texts("dpia.risks.reconstruct"),
         likelihood="low" if found.holds else "high",
         severity="high",
-        why=texts.sentences(texts("dpia.risks.reconstruct.why"), shown),
+        why=texts.sentences(found.limited and texts("dpia.risks.reconstruct.why"), shown),
     )
 
 

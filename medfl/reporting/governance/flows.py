@@ -7,7 +7,7 @@ be searched, and speaks with the page's font.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -65,14 +65,21 @@ class _Arrow:
         return -11 if self.end > self.x else 11
 
 
-def flows(run: RunResults, texts: Texts) -> Picture:
-    """The drawing."""
+def flows(run: RunResults, texts: Texts, *, limited: bool) -> Picture:
+    """The drawing.
+
+    Args:
+        run: Results.
+        texts: Of the reader's language.
+        limited: Whether noise limits what an update tells of a patient.
+    """
+    outgoing = tuple(_outgoing(run, texts, limited=limited))
     alt = texts(
         "flows.alt",
         sites=texts.count("count.site", len(run.sites)),
-        what=" ".join(text for text, _ in _outgoing(run, texts)),
+        what=" ".join(text for text, _ in outgoing),
     )
-    arrows = tuple(_arrows(run, texts))
+    arrows = tuple(_arrows(outgoing, texts))
     height = max(arrow.y for arrow in arrows) + 40
     boxes = tuple(_boxes(run, texts, height=height))
     height = max(height, *(box.y + box.height for box in boxes)) + 10
@@ -117,10 +124,10 @@ def _box(x: int, width: int, lines: list[_Line], *, least: int, fill: str, strok
     return _Box(x=x, y=10, width=width, height=height, lines=tuple(lines), fill=fill, stroke=stroke)
 
 
-def _arrows(run: RunResults, texts: Texts) -> Iterator[_Arrow]:
+def _arrows(outgoing: Sequence[tuple[str, str]], texts: Texts) -> Iterator[_Arrow]:
     start, end = sum(_LEFT) + 6, _CENTRE[0] - 6
     y = 10
-    for text, colour in _outgoing(run, texts):
+    for text, colour in outgoing:
         lines = _wrapped(text, end - start - 14, size=13)
         y += _GAP - 18 + 18 * len(lines)
         yield _Arrow(x=start, end=end, y=y, lines=lines, colour=colour)
@@ -130,10 +137,12 @@ def _arrows(run: RunResults, texts: Texts) -> Iterator[_Arrow]:
     yield _Arrow(x=sum(_CENTRE) + 6, end=_RIGHT[0] - 6, y=50, lines=(), colour=_LEAVES)
 
 
-def _outgoing(run: RunResults, texts: Texts) -> Iterator[tuple[str, str]]:
+def _outgoing(run: RunResults, texts: Texts, *, limited: bool) -> Iterator[tuple[str, str]]:
     """What leaves the sites in this run, with the colour that says how it is protected."""
     if run.un_noised_sites:
         yield texts("flows.bare"), _BARE
+    elif not limited:
+        yield texts("flows.weak"), _BARE
     elif run.federation.secure_sum:
         yield texts("flows.masked"), _LEAVES
     else:

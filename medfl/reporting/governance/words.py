@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from medfl.reporting import wording
 from medfl.reporting.governance.content import Blank
 from medfl.reporting.governance.evidence import Doubt, Evidence
 from medfl.reporting.texts import Texts
+from medfl.runs.records import Modality, Region
 from medfl.runs.results import RunResults
 
 Level = Literal["low", "medium", "high"]
@@ -35,10 +37,16 @@ _DOUBTS: dict[Doubt, str] = {
 _LEVELS: dict[Level, str] = {"low": "level.low", "medium": "level.medium", "high": "level.high"}
 
 
-def doubt(name: Doubt, run: RunResults, texts: Texts) -> str:
-    """One sentence about what stands against a claim."""
-    rounds = {"done": run.rounds[-1].round, "planned": run.study.training.rounds}
-    return texts(_DOUBTS[name], **{key: texts.number(value) for key, value in rounds.items()})
+def doubt(name: Doubt, texts: Texts, *, rounds: int, planned: int) -> str:
+    """One sentence about what stands against a claim.
+
+    Args:
+        name: What it is.
+        texts: Of the reader's language.
+        rounds: In the folder.
+        planned: In the study.
+    """
+    return texts(_DOUBTS[name], done=texts.number(rounds), planned=texts.number(planned))
 
 
 def level(name: Level, texts: Texts) -> str:
@@ -56,15 +64,11 @@ def cell(texts: Texts, key: str) -> Blank:
     return Blank(lead=texts("blank.cell"), text=texts(key))
 
 
-def modalities(run: RunResults, texts: Texts) -> str:
+def modalities(names: Sequence[Modality], texts: Texts) -> str:
     """The images that were trained on."""
-    return texts.listing(
-        [wording.modality_name(name, texts) for name in run.study.input.modalities]
-    )
+    return texts.listing([wording.modality_name(name, texts) for name in names])
 
 
-def regions(run: RunResults, texts: Texts) -> str:
+def regions(names: Sequence[Region], texts: Texts) -> str:
     """What the model outlines."""
-    return texts.listing(
-        [wording.region_name(region, texts).lower() for region in run.study.input.regions]
-    )
+    return texts.listing([wording.region_name(name, texts).lower() for name in names])

@@ -16,6 +16,8 @@ from medfl.reporting.governance.content import Document
 from medfl.reporting.governance.dpia import dpia
 from medfl.reporting.governance.markdown import to_markdown
 from medfl.reporting.governance.page import to_page
+from medfl.reporting.governance.public_facts import public_facts
+from medfl.reporting.governance.public_summary import public_summary
 from medfl.reporting.texts import Language, Texts
 from medfl.runs.results import RunResults, read_run
 
@@ -87,4 +89,7 @@ def documents(run: RunResults, texts: Texts) -> dict[str, str]:
     return files
 
 
-_READ: dict[str, Callable[[RunResults, Texts], Document]] = {"dpia": dpia}
+_READ: dict[str, Callable[[RunResults, Texts], Document]] = {
+    "dpia": dpia,
+    "public-summary": lambda run, texts: public_summary(public_facts(run), texts),
+}

@@ -157,6 +157,13 @@ def test_no_figure_is_repeated_where_nothing_limits_the_loss(
     assert "7.90" not in said
     assert "79.7" not in said
     assert "No limit is shown" in said
+    for claim in (
+        "limited by",
+        "noise at the site limits",
+        "enough noise",
+        "what protects the patient",
+    ):
+        assert claim not in said.lower(), claim
 
 
 def test_an_update_without_noise_is_drawn_as_one(deployed_run: Builder) -> None:
