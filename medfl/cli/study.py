@@ -132,8 +132,9 @@ def documents(
     """Write the documents of a finished run for a data-protection officer and for the public.
 
     An annex to a data protection impact assessment, with what the run shows filled in and a mark
-    wherever a person has to write; and a public summary that names no hospital and no size. Files
-    that are there already may have been completed: they are kept. Only the run folder is read.
+    wherever a person has to write; a public summary, and a draft entry for the registry of
+    deployments, which name no hospital and no size. Files that are there already may have been
+    completed: they are kept. Only the run folder is read.
     """
     from medfl.reporting.governance.write import write_documents
     from medfl.reporting.pdf import write_pdf

@@ -19,6 +19,7 @@ from medfl.runs.records import Modality, Region
 from medfl.runs.results import RunResults
 
 Audited = Literal["no", "passed", "failed"]
+Tuning = Literal["not stated", "sites", "public", "synthetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class PublicFacts:
         overlaps: Whether the study declares patients whom hospitals share.
         scores: Whether scores of single patients left.
         public_start: Whether the first model has seen public patients.
+        tuning: What the settings were chosen on, as the study states.
     """
 
     found: Evidence
@@ -51,6 +53,7 @@ class PublicFacts:
     scores: bool
     public_start: bool
     audited: Audited
+    tuning: Tuning
 
     @property
     def shown(self) -> bool:
@@ -86,8 +89,18 @@ def public_facts(run: RunResults) -> PublicFacts:
         overlaps=not run.federation.disjoint,
         scores=bool(run.scores),
         public_start=bool(start and start.pretraining_steps and start.collections),
+        tuning=_tuning(run),
         audited="no" if run.audit is None else "passed" if run.audit.passed else "failed",
     )
+
+
+def _tuning(run: RunResults) -> Tuning:
+    stated = run.study.tuning
+    if stated is None:
+        return "not stated"
+    if stated.on == "sites":
+        return "sites"
+    return "public" if stated.collections else "synthetic"
 
 
 def _whole_per_cent(share: float) -> float:

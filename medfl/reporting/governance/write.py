@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medfl.durable import write_atomically
 from medfl.errors import ReportError
+from medfl.reporting.governance import statement
 from medfl.reporting.governance.content import Document
 from medfl.reporting.governance.dpia import dpia
 from medfl.reporting.governance.markdown import to_markdown
@@ -86,6 +87,7 @@ def documents(run: RunResults, texts: Texts) -> dict[str, str]:
         files[f"{name}.{texts.language}.html"] = to_page(document)
         files[f"{name}.{texts.language}.md"] = to_markdown(document)
         files |= {picture.file: str(picture.svg) for picture in document.pictures}
+    files[statement.FILE] = statement.statement(public_facts(run))
     return files
 
 

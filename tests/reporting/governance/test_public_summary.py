@@ -17,6 +17,7 @@ from medfl.reporting.governance.markdown import to_markdown
 from medfl.reporting.governance.page import to_page
 from medfl.reporting.governance.public_facts import public_facts
 from medfl.reporting.governance.public_summary import public_summary
+from medfl.reporting.governance.statement import statement
 from medfl.reporting.governance.write import documents
 from medfl.reporting.texts import Texts
 from medfl.runs.records import SecureSum
@@ -34,6 +35,11 @@ def public(folder: Path, language: str = "en") -> dict[str, str]:
     document = public_summary(public_facts(read_run(folder)), Texts(language))  # type: ignore[arg-type]
     page = re.sub(r"(?s)<style>.*?</style>", "", to_page(document))
     return {"page": page, "markdown": to_markdown(document)}
+
+
+def registered(folder: Path) -> dict[str, str]:
+    """The run's entry for the registry."""
+    return {"entry": statement(public_facts(read_run(folder)))}
 
 
 def resized(folder: Path, *, names: dict[str, str], patients: dict[str, int], batch: int) -> Path:
@@ -102,7 +108,7 @@ def test_no_hospital_size_study_or_folder_is_named(language: str, deployed_run: 
         *(run.environment.platform, run.environment.command, folder.name + "/"),
         *(loss.event_key[:12] for loss in run.privacy.values()),
     }
-    for name, text in public(folder, language).items():
+    for name, text in (public(folder, language) | registered(folder)).items():
         for secret in secrets:
             assert not re.search(
                 rf"(?<![A-Za-z0-9.]){re.escape(secret)}(?![A-Za-z0-9.])", text, re.I
@@ -120,13 +126,13 @@ def test_runs_of_other_hospitals_and_sizes_with_the_same_promise_read_the_same(
     language: str, secure_sum: SecureSum | None, deployed_run: Builder
 ) -> None:
     folder = resized(deployed_run(secure_sum=secure_sum), **FIRST)
-    one = public(folder, language)
+    one = public(folder, language) | registered(folder)
     shutil.rmtree(folder)
-    other = public(resized(deployed_run(secure_sum=secure_sum), **SECOND), language)
-    assert one == other
+    folder = resized(deployed_run(secure_sum=secure_sum), **SECOND)
+    assert one == public(folder, language) | registered(folder)
 
 
-@pytest.mark.parametrize("module", ["public_summary"])
+@pytest.mark.parametrize("module", ["public_summary", "statement"])
 def test_a_public_document_is_made_from_public_facts_alone(module: str) -> None:
     tree = ast.parse((HOME / f"{module}.py").read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -149,7 +155,7 @@ def test_public_facts_hold_no_text_of_a_person_and_no_count_of_a_hospital(
 ) -> None:
     facts = vars(public_facts(read_run(resized(deployed_run(), **FIRST))))
     strings = {name for name, value in facts.items() if isinstance(value, str)}
-    assert strings == {"version", "audited"}
+    assert strings == {"version", "audited", "tuning"}
     numbers = {name: value for name, value in facts.items() if type(value) in (int, float)}
     assert numbers == {
         "rounds": 10,
@@ -188,7 +194,8 @@ def test_what_stands_against_a_promise_is_told_to_everybody(
 def test_nothing_is_promised_where_nothing_limits_the_loss(
     doubt: str, deployed_run: Builder
 ) -> None:
-    for text in public(DOUBTFUL[doubt](deployed_run)).values():
+    folder = DOUBTFUL[doubt](deployed_run)
+    for text in (public(folder) | registered(folder)).values():
         assert "ε" not in text.replace("δ is rounded", "")
         assert "80" not in text
         assert "added random noise before" not in text
