@@ -121,6 +121,10 @@ def documents(
     run_dir: RunFolder,
     language: ReportLanguage = "en",
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print the pages (extra 'pdf').")] = False,
+    crate: Annotated[
+        bool,
+        typer.Option("--crate", help="Also describe the folder as an RO-Crate (extra 'crate')."),
+    ] = False,
     replace: Annotated[
         bool,
         typer.Option(
@@ -147,3 +151,7 @@ def documents(
     if pdf:
         for page in written.pages:
             typer.echo(f"PDF: {write_pdf(page)}")
+    if crate:
+        from medfl.reporting.governance.crate import write_crate
+
+        typer.echo(f"RO-Crate: {write_crate(run_dir)}")

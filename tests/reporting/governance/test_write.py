@@ -83,9 +83,10 @@ def test_the_command_says_what_it_wrote_and_prints_it(
     deployed_run: Builder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = deployed_run()
-    assert not command(monkeypatch, str(folder), "--language", "zh", "--pdf")
+    assert not command(monkeypatch, str(folder), "--language", "zh", "--pdf", "--crate")
     said = capsys.readouterr().out
     assert f"Written: {folder}/documents/dpia.zh.md" in said
+    assert f"RO-Crate: {folder}/ro-crate-metadata.json" in said
     with pypdfium2.PdfDocument(folder / "documents" / "dpia.zh.pdf") as document:
         text = "".join(sheet.get_textpage().get_text_range() for sheet in document)
     assert "数据保护影响评估附件" in text
