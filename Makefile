@@ -154,6 +154,6 @@ clean: ## remove caches and build output; .venv and runs stay
 
 .venv/.installed-all: .venv/.torch pyproject.toml
 	@echo '[3/3] installing medfl with all extras: sim, notebooks, pdf, dev'
-	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,pdf,dev]' \
+	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,pdf,crate,dev]' \
 		&& echo "      done in $$(( $$(date +%s) - began )) s"
 	@touch .venv/.installed-run $@

@@ -131,8 +131,12 @@ def test_texts_and_fonts_of_the_report_are_shipped_with_the_package() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["medfl"]
     shipped = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
-    needed = {*PACKAGE.rglob("*.po"), *PACKAGE.rglob("*.otf"), *PACKAGE.rglob("OFL.txt")}
-    assert len(needed) == 4
+    needed = {
+        path
+        for pattern in ("*.po", "*.otf", "OFL.txt", "*.j2", "*.schema.json")
+        for path in PACKAGE.rglob(pattern)
+    }
+    assert len(needed) == 11
     assert needed <= shipped
 
 

@@ -14,6 +14,7 @@ EXAMPLES: Mapping[str, str] = {
     "plan": "study.toml north.toml south.toml --picture plan.png",
     "simulate": "study.toml north.toml south.toml --out runs/first",
     "report": "runs/first",
+    "documents": "runs/first --language en",
     "predict": "images --model runs/first --out masks",
     "evaluate": "masks images --out scores",
     "adapt": "north.toml runs/first/checkpoints/final.safetensors -o state/own.safetensors",

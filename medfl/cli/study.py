@@ -1,4 +1,4 @@
-"""Commands around a study: plan, simulate, report."""
+"""Commands around a study: plan, simulate, report, documents."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from medfl.config import SiteConfig, load_site, load_study
 # it has read the files, so that --help and a refused file answer at once.
 
 
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")]
+ReportLanguage = Annotated[
+    Literal["en", "zh"],
+    typer.Option("--language", help="en for English, zh for Chinese in simplified characters."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(plan)
     app.command()(simulate)
     app.command()(report)
+    app.command()(documents)
 
 
 def simulate(
@@ -89,11 +97,8 @@ def _default_jobs(sites: Sequence[SiteConfig], *, engine: str) -> int:
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run folder.")],
-    language: Annotated[
-        Literal["en", "zh"],
-        typer.Option(help="en for English, zh for Chinese in simplified characters."),
-    ] = "en",
+    run_dir: RunFolder,
+    language: ReportLanguage = "en",
     pdf: Annotated[
         bool, typer.Option("--pdf", help="Also print it to report.pdf (extra 'pdf').")
     ] = False,
@@ -110,3 +115,43 @@ def report(
     typer.echo(f"Report: {page}")
     if pdf:
         typer.echo(f"PDF: {write_pdf(page)}")
+
+
+def documents(
+    run_dir: RunFolder,
+    language: ReportLanguage = "en",
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also print the pages (extra 'pdf').")] = False,
+    crate: Annotated[
+        bool,
+        typer.Option("--crate", help="Also describe the folder as an RO-Crate (extra 'crate')."),
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Write anew what is there already, and lose what was written into it.",
+        ),
+    ] = False,
+) -> None:
+    """Write the documents of a finished run for a data-protection officer and for the public.
+
+    An annex to a data protection impact assessment, with what the run shows filled in and a mark
+    wherever a person has to write; a public summary, and a draft entry for the registry of
+    deployments, which name no hospital and no size. Files that are there already may have been
+    completed: they are kept. Only the run folder is read.
+    """
+    from medfl.reporting.governance.write import write_documents
+    from medfl.reporting.pdf import write_pdf
+
+    written = write_documents(run_dir, language=language, replace=replace)
+    for path in written.made:
+        typer.echo(f"Written: {path}")
+    for path in written.kept:
+        typer.echo(f"Kept: {path} (it was there; --replace writes it anew)")
+    if pdf:
+        for page in written.pages:
+            typer.echo(f"PDF: {write_pdf(page)}")
+    if crate:
+        from medfl.reporting.governance.crate import write_crate
+
+        typer.echo(f"RO-Crate: {write_crate(run_dir)}")

@@ -11,28 +11,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from medfl.durable import write_atomically
 from medfl.errors import ReportError
-from medfl.reporting import collusion, han_font, privacy_tables, utility_tables, wording
+from medfl.reporting import collusion, privacy_tables, utility_tables, wording
 from medfl.reporting.audit_table import audit_table
 from medfl.reporting.figures import FigureFile, draw_figures
 from medfl.reporting.headline import headline, least_gain
 from medfl.reporting.missed import absences, missed_updates
-from medfl.reporting.pages import page_environment
+from medfl.reporting.pages import page_environment, with_font
 from medfl.reporting.texts import ENGLISH, Language, PageTexts, Texts
 from medfl.reporting.unfound import unfound_notes
 from medfl.reporting.uses_table import uses_table
 from medfl.runs.audit_records import PICTURE
 from medfl.runs.results import RunResults, read_run
-
-# Before all other fonts, and for nothing but Chinese: behind them, Chromium shows boxes in the text
-# that it shapes before it has loaded this one.
-_FONT_RULE = (
-    '@font-face {{ font-family: "medfl Han"; unicode-range: U+2E80-FFEF; '
-    "src: url(data:font/woff;base64,{}); }}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +83,7 @@ def render(run: RunResults, images: dict[str, Image], texts: Texts = ENGLISH) ->
         "number": texts.number,
     }
     template, names = environment.get_template("report.html.j2"), _names(run, images, texts)
-    # Twice where there are Chinese characters: the first pass says which of them are shown.
-    page = template.render(names, font="")
-    font = han_font.embeddable(page)
-    if not font:
-        return page
-    return template.render(names, font=Markup(_FONT_RULE.format(font)))  # noqa: S704  Base64
+    return with_font(lambda font: template.render(names, font=font))
 
 
 def _names(run: RunResults, images: dict[str, Image], texts: Texts) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The report as a browser lays it out: on a phone, at a desk, on paper, and for screen readers."""
+"""Pages as a browser lays them out: on a phone, at a desk, on paper, and for screen readers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from medfl.reporting.governance.write import documents
 from medfl.reporting.report import write_report
-from medfl.reporting.texts import Language
+from medfl.reporting.texts import Language, Texts
+from medfl.runs.results import read_run
 
 pytestmark = pytest.mark.slow
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
+NAMES = ("report", "dpia", "public-summary")
 PAPER = 688  # CSS pixels between the margins of an A4 sheet
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
-    .filter((one) => !one.closest("figure, table") && one.scrollWidth > one.clientWidth + 1
+    .filter((one) => !one.closest("figure, table, svg") && one.scrollWidth > one.clientWidth + 1
         && getComputedStyle(one).overflowX !== "auto"
         && getComputedStyle(one).display !== "inline")
     .map((one) => one.outerHTML.slice(0, 80))"""
@@ -38,17 +41,19 @@ def chromium(browser: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Addresses of the report in each language."""
-    folder, found = tmp_path_factory.mktemp("pages"), {}
+    """Addresses of the report and of the documents in each language."""
+    folder, run = tmp_path_factory.mktemp("pages"), read_run(finished_run)
     for language in LANGUAGES:
-        written = write_report(finished_run, language=language)
-        page = folder / f"{language}.html"
-        page.write_bytes(written.read_bytes())
-        found[language] = page.as_uri()
-    return found
+        contents = documents(run, Texts(language))
+        contents[f"report.{language}.html"] = write_report(
+            finished_run, language=language
+        ).read_text(encoding="utf-8")
+        for name, content in contents.items():
+            (folder / name).write_text(content, encoding="utf-8")
+    return {path.stem: path.as_uri() for path in folder.glob("*.html")}
 
 
-@pytest.fixture(params=LANGUAGES)
+@pytest.fixture(params=[f"{name}.{language}" for name in NAMES for language in LANGUAGES])
 def page(
     request: pytest.FixtureRequest, chromium: Browser, pages: dict[str, str]
 ) -> Iterator[Page]:
@@ -56,6 +61,10 @@ def page(
         opened = context.new_page()
         opened.goto(pages[request.param])
         yield opened
+
+
+def test_every_page_is_looked_at(pages: dict[str, str]) -> None:
+    assert set(pages) == {f"{name}.{language}" for name in NAMES for language in LANGUAGES}
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -81,6 +90,15 @@ def test_an_audit_of_accessibility_finds_nothing(page: Page, width: int) -> None
 
 
 def test_pictures_and_tables_can_be_read_aloud(page: Page) -> None:
-    assert page.locator("img").count() == page.locator('img[alt]:not([alt=""])').count() == 6
+    assert page.locator("img").count() == page.locator('img[alt]:not([alt=""])').count()
+    named = page.locator('svg[role="img"][aria-label]:not([aria-label=""])')
+    assert page.locator("svg").count() == named.count()
     assert page.locator("th").count() == page.locator("th[scope]").count()
     assert page.locator("table").count() == page.locator("table > caption").count()
+
+
+def test_the_report_has_all_of_its_pictures(chromium: Browser, pages: dict[str, str]) -> None:
+    with chromium.new_context() as context:
+        opened = context.new_page()
+        opened.goto(pages["report.en"])
+        assert opened.locator("img").count() == 6
