@@ -1,4 +1,4 @@
-"""The report as a browser lays it out: on a phone, at a desk, on paper, and for screen readers."""
+"""Reports as a browser lays them out: on a phone, at a desk, on paper, and for screen readers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from medfl.reporting.grid_report import write_grid_report
 from medfl.reporting.report import write_report
 from medfl.reporting.texts import Language
 
 pytestmark = pytest.mark.slow
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
+PICTURES = {"run": 6, "grid": 3}
+"""How many a report shows."""
+
 PAPER = 688  # CSS pixels between the margins of an A4 sheet
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
     .filter((one) => !one.closest("figure, table") && one.scrollWidth > one.clientWidth + 1
@@ -37,20 +41,25 @@ def chromium(browser: str) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Addresses of the report in each language."""
+def pages(
+    finished_run: Path, finished_grid: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, Language], str]:
+    """Addresses of the reports of a run and of a grid in each language."""
     folder, found = tmp_path_factory.mktemp("pages"), {}
     for language in LANGUAGES:
-        written = write_report(finished_run, language=language)
-        page = folder / f"{language}.html"
-        page.write_bytes(written.read_bytes())
-        found[language] = page.as_uri()
+        for kind, written in (
+            ("run", write_report(finished_run, language=language)),
+            ("grid", write_grid_report(finished_grid, language=language)),
+        ):
+            page = folder / f"{kind}-{language}.html"
+            page.write_bytes(written.read_bytes())
+            found[kind, language] = page.as_uri()
     return found
 
 
-@pytest.fixture(params=LANGUAGES)
+@pytest.fixture(params=[(kind, one) for kind in PICTURES for one in LANGUAGES], ids="-".join)
 def page(
-    request: pytest.FixtureRequest, chromium: Browser, pages: dict[str, str]
+    request: pytest.FixtureRequest, chromium: Browser, pages: dict[tuple[str, Language], str]
 ) -> Iterator[Page]:
     with chromium.new_context() as context:
         opened = context.new_page()
@@ -81,6 +90,8 @@ def test_an_audit_of_accessibility_finds_nothing(page: Page, width: int) -> None
 
 
 def test_pictures_and_tables_can_be_read_aloud(page: Page) -> None:
-    assert page.locator("img").count() == page.locator('img[alt]:not([alt=""])').count() == 6
+    shown = page.locator("img").count()
+    assert shown == page.locator('img[alt]:not([alt=""])').count()
+    assert shown in PICTURES.values()
     assert page.locator("th").count() == page.locator("th[scope]").count()
     assert page.locator("table").count() == page.locator("table > caption").count()
