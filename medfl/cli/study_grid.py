@@ -92,7 +92,9 @@ class _Shown:
 
     def kept(self, *, cells: int, finished: int) -> None:
         """Say what there is to do."""
-        self._say(f"{cells} runs, {finished} of them finished")
+        from medfl.reporting.wording import counted
+
+        self._say(f"{counted(cells, 'run')}, {finished} of them finished")
 
     @contextmanager
     def cell(
