@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, get_args
 
 import torch
 import typer
@@ -28,30 +28,32 @@ from matplotlib.ticker import NullLocator
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from who_gains import ALL, CONFIGS, LGG_SITES, dice_of
 
 from medfl.cli.live import LiveProgress
 from medfl.config import SiteConfig, StudyConfig, load_site, load_study
 from medfl.config.site import Region
-from medfl.privacy.accounting.accountant import noise_multiplier_for
+from medfl.config.study_grid import Mode
 from medfl.privacy.accounting.planner import averaged_noise
 from medfl.reporting.estimates import (
     Estimate,
+    PatientKey,
+    by_patient_in,
     estimate_over_runs,
     paired_difference_over_runs,
 )
 from medfl.runs.results import RunResults, read_run
+from medfl.study.cells import sites_in, study_in
 from medfl.study.plan import plan_study
 from medfl.study.run import run_study
 
-Mode = Literal["local", "secure", "hybrid"]
-MODES: tuple[Mode, ...] = ("local", "secure", "hybrid")
+CONFIGS = Path(__file__).resolve().parents[1] / "site_configs"
+LGG_SITES = ("DU", "HT", "CS", "FG")
+MODES: tuple[Mode, ...] = get_args(Mode)
+ALL = "all sites"
 COLUMNS = (
     *("mode", "epsilon", "site", "region", "dice", "low", "high"),
     *("over_start", "over_start_low", "over_start_high", "noise", "planned_noise"),
 )
-# Of a hybrid's epsilon against everybody else over the target.
-INSISTED = 2.0
 
 console = Console()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -101,17 +103,17 @@ def main(
     for position, (mode, one, number) in enumerate(cells, start=1):
         folder = out / f"{mode}-epsilon-{one:g}-seed-{number}"
         console.print(f"run {position} of {len(cells)}: {folder}", highlight=False)
-        cell = study_of(base, mode=mode, epsilon=one, seed=number)
-        of_mode = sites_of(sites, cell, mode=mode)
+        cell = study_in(base, trust=mode, epsilon=one, seed=number)
+        of_mode = sites_in(sites, cell, trust=mode)
         _run(cell, of_mode, out=folder, jobs=jobs)
         runs[mode, one, number] = read_run(folder)
     findings: list[Finding] = []
     for mode in MODES:
         for one in epsilons:
-            cell = study_of(base, mode=mode, epsilon=one, seed=seeds[0])
+            cell = study_in(base, trust=mode, epsilon=one, seed=seeds[0])
             measured, planned = measured_noise(
                 cell,
-                sites_of(sites, cell, mode=mode),
+                sites_in(sites, cell, trust=mode),
                 out=out / f"noise-{mode}-epsilon-{one:g}",
                 jobs=jobs,
             )
@@ -122,50 +124,6 @@ def main(
     for one in epsilons:
         console.print(_table([each for each in findings if each.epsilon == one], seeds=len(seeds)))
     console.print(f"Table and picture: {out}", highlight=False)
-
-
-def study_of(base: StudyConfig, *, mode: Mode, epsilon: float, seed: int) -> StudyConfig:
-    """The study in a mode: equal in everything but its trust, epsilon and seed."""
-    privacy = {"epsilon": epsilon, "trust": "local" if mode == "local" else "secure"}
-    values = base.model_dump(mode="json")
-    values["seed"] = seed
-    values["privacy"] |= privacy
-    values["evaluation"] |= {"baselines": [], "every": base.training.rounds, "pictures": 0}
-    if base.synthetic is not None and base.synthetic.start is not None:
-        # Only the file's name is in a dump.
-        values["synthetic"]["start"] = None
-    made = StudyConfig.model_validate(values, strict=False)
-    return made.model_copy(update={"synthetic": base.synthetic})
-
-
-def sites_of(sites: Sequence[SiteConfig], study: StudyConfig, *, mode: Mode) -> list[SiteConfig]:
-    """The sites with the policy that a mode needs."""
-    floors = [
-        noise_multiplier_for(
-            epsilon=INSISTED * study.privacy.epsilon,
-            delta=site.privacy.delta,
-            sampling_prob=study.privacy.sampling_prob,
-            steps=study.total_steps,
-        )
-        if mode == "hybrid"
-        else 0.0
-        for site in sites
-    ]
-    return [
-        site.model_copy(
-            update={
-                "privacy": site.privacy.model_copy(
-                    update={
-                        "trust": ("local", "secure"),
-                        "min_share_noise_multiplier": floor,
-                        # The patients are public: a larger budget is no promise to anybody.
-                        "epsilon": max(site.privacy.epsilon, study.privacy.epsilon),
-                    }
-                )
-            }
-        )
-        for site, floor in zip(sites, floors, strict=True)
-    ]
 
 
 def measured_noise(
@@ -223,8 +181,8 @@ def _findings(
     found = []
     for region in runs[0].study.input.regions:
         for at in (*names, ALL):
-            scores = [dice_of(run, "federated", region, site=at) for run in runs]
-            starts = [dice_of(run, "federated", region, site=at, after=0) for run in runs]
+            scores = [_dice_of(run, region, site=at) for run in runs]
+            starts = [_dice_of(run, region, site=at, after=0) for run in runs]
             found.append(
                 Finding(
                     mode=mode,
@@ -238,6 +196,14 @@ def _findings(
                 )
             )
     return found
+
+
+def _dice_of(
+    run: RunResults, region: Region, *, site: str, after: int = -1
+) -> Mapping[PatientKey, float]:
+    """By held-out patient of a site or of `ALL`: of the final federated model, or after a round."""
+    at = "" if site == ALL else site
+    return by_patient_in(run.scores_of("federated", at=after), region, measure="dice", site=at)
 
 
 def _run(study: StudyConfig, sites: Sequence[SiteConfig], *, out: Path, jobs: int) -> None:

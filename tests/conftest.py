@@ -20,7 +20,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 # A small federation and made-up run folders, for tests of several rooms.
-pytest_plugins = ("tests.federations", "tests.run_folders")
+pytest_plugins = ("tests.federations", "tests.run_folders", "tests.grid_folders")
 
 # A shared machine is slow now and then; a slow example is no failure.
 settings.register_profile("medfl", deadline=None)

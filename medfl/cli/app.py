@@ -126,7 +126,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code in STOP_CODES:  # typer makes the first of them of Ctrl-C
             console.print(
-                "Stopped. What was charged to a ledger stays charged; a run goes on with --resume.",
+                "Stopped. What was charged to a ledger stays charged; a run goes on with --resume, "
+                "a grid of studies with the same command.",
                 style="bold yellow",
             )
         raise

@@ -13,6 +13,7 @@ EXAMPLES: Mapping[str, str] = {
     "starts": "",
     "plan": "study.toml north.toml south.toml --picture plan.png",
     "simulate": "study.toml north.toml south.toml --out runs/first",
+    "study run": "pipelines/grids/demo_who_gains.toml --out runs/who-gains",
     "report": "runs/first",
     "documents": "runs/first --language en",
     "predict": "images --model runs/first --out masks",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from medfl.cli import study_grid
+from medfl.cli.jobs import default_jobs
 from medfl.cli.plan import SiteFiles, StudyFile, plan
 from medfl.cli.summary import print_summary
-from medfl.config import SiteConfig, load_site, load_study
+from medfl.config import load_site, load_study
 
 # The libraries behind the commands take seconds to import: each command imports what it needs after
 # it has read the files, so that --help and a refused file answer at once.
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command()(simulate)
     app.command()(report)
     app.command()(documents)
+    study_grid.register(app)
 
 
 def simulate(
@@ -73,7 +75,7 @@ def simulate(
             files,
             out=out,
             engine=engine,
-            jobs=_default_jobs(files, engine=engine) if jobs is None else jobs,
+            jobs=default_jobs(files, engine=engine) if jobs is None else jobs,
             resume=resume,
             progress=progress,
             command=shlex.join(
@@ -87,17 +89,11 @@ def simulate(
     typer.echo(f"Report: {page}")
 
 
-def _default_jobs(sites: Sequence[SiteConfig], *, engine: str) -> int:
-    """As many as there are cores; sites that share a GPU would also share its memory."""
-    from medfl.preflight.machine import allowed_cores
-
-    if engine == "ray" or any(site.device != "cpu" for site in sites):
-        return 1
-    return allowed_cores()
-
-
 def report(
-    run_dir: RunFolder,
+    run_dir: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_DIR", help="A finished run, or a grid of `medfl study run`."),
+    ],
     language: ReportLanguage = "en",
     pdf: Annotated[
         bool, typer.Option("--pdf", help="Also print it to report.pdf (extra 'pdf').")
@@ -105,13 +101,15 @@ def report(
 ) -> None:
     """Write figures and report.html of a finished run again, in English or Chinese.
 
-    Only the run folder is read: no image, no ledger and no site file is needed, so that it may be
-    done on another machine.
+    Only the run folder is read, and of a grid only its table: no image, no ledger and no site file
+    is needed, so that it may be done on another machine.
     """
+    from medfl.reporting.grid_report import is_grid, write_grid_report
     from medfl.reporting.pdf import write_pdf
     from medfl.reporting.report import write_report
 
-    page = write_report(run_dir, language=language)
+    write = write_grid_report if is_grid(run_dir) else write_report
+    page = write(run_dir, language=language)
     typer.echo(f"Report: {page}")
     if pdf:
         typer.echo(f"PDF: {write_pdf(page)}")

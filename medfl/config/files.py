@@ -58,10 +58,7 @@ def load(path: Path, model: type[Model]) -> Model:
         # Through JSON, so that strict mode still turns lists into tuples and strings into paths.
         return model.model_validate_json(json.dumps(table))
     except ValidationError as error:
-        problems = "; ".join(
-            _problem(detail, retired=model.retired) for detail in error.errors(include_url=False)
-        )
-        raise ConfigError(f"{path}: {problems}") from None
+        raise ConfigError(f"{path}: {problems(error, retired=model.retired)}") from None
     except TypeError:
         raise ConfigError(
             f"{path}: expected strings, numbers, booleans, lists and tables; found a date or time"
@@ -82,6 +79,18 @@ def expand_variables(text: str) -> str:
         return os.environ[name]
 
     return _VARIABLE.sub(value_of, text)
+
+
+def problems(error: ValidationError, *, retired: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Every broken rule with its key and the value found.
+
+    Args:
+        error: What pydantic found.
+        retired: See `Section`.
+    """
+    return "; ".join(
+        _problem(detail, retired=retired) for detail in error.errors(include_url=False)
+    )
 
 
 def _read_table(path: Path) -> dict[str, Any]:

@@ -6,9 +6,7 @@ nothing: figures are embedded, and everything that came from a file is escaped.
 
 from __future__ import annotations
 
-import base64
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from medfl.durable import write_atomically
@@ -18,20 +16,12 @@ from medfl.reporting.audit_table import audit_table
 from medfl.reporting.figures import FigureFile, draw_figures
 from medfl.reporting.headline import headline, least_gain
 from medfl.reporting.missed import absences, missed_updates
-from medfl.reporting.pages import page_environment, with_font
-from medfl.reporting.texts import ENGLISH, Language, PageTexts, Texts
+from medfl.reporting.pages import Image, embedded, texted_environment, with_font
+from medfl.reporting.texts import ENGLISH, Language, Texts
 from medfl.reporting.unfound import unfound_notes
 from medfl.reporting.uses_table import uses_table
 from medfl.runs.audit_records import PICTURE
 from medfl.runs.results import RunResults, read_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    """An embedded figure."""
-
-    source: str
-    alt: str
 
 
 def write_report(folder: str | Path, *, language: Language = "en") -> Path:
@@ -56,7 +46,7 @@ def write_report(folder: str | Path, *, language: Language = "en") -> Path:
             figures["inversion"] = FigureFile(
                 path=folder / PICTURE, alt=texts("figure.inversion.alt")
             )
-        page = render(run, {name: _embedded(figure) for name, figure in figures.items()}, texts)
+        page = render(run, {name: embedded(figure) for name, figure in figures.items()}, texts)
         write_atomically(path, page.encode())  # a reader never sees half a page
     except OSError as error:
         raise ReportError(f"{folder}: expected a writable folder, found: {error}") from None
@@ -71,18 +61,10 @@ def render(run: RunResults, images: dict[str, Image], texts: Texts = ENGLISH) ->
         images: Embedded figures by the names of `draw_figures`.
         texts: Of the reader's language.
     """
-    environment = page_environment()
-    shown = (wording.at_most, wording.plain, wording.power)
-    environment.filters |= {function.__name__: function for function in shown}
-    said = PageTexts(texts)
-    environment.globals |= {
-        "t": said,
-        "say": said.sentences,
-        "day": texts.day,
-        "listing": texts.listing,
-        "number": texts.number,
-    }
-    template, names = environment.get_template("report.html.j2"), _names(run, images, texts)
+    template, names = (
+        texted_environment(texts).get_template("report.html.j2"),
+        _names(run, images, texts),
+    )
     return with_font(lambda font: template.render(names, font=font))
 
 
@@ -116,8 +98,3 @@ def _names(run: RunResults, images: dict[str, Image], texts: Texts) -> dict[str,
         "headline": headline(run, texts),
         "least": least_gain(run, texts),
     }
-
-
-def _embedded(figure: FigureFile) -> Image:
-    encoded = base64.b64encode(figure.path.read_bytes()).decode("ascii")
-    return Image(source=f"data:image/png;base64,{encoded}", alt=figure.alt)

@@ -18,7 +18,7 @@ from medfl.reporting.texts import ENGLISH, Texts
 from medfl.runs.records import Region, Variant
 from medfl.runs.results import RunResults
 
-_NOTES: dict[Variant, str] = {
+NOTES: dict[Variant, str] = {
     "federated": "note.federated",
     "non-private": "note.non-private",
     "local-only": "note.local-only",
@@ -202,7 +202,7 @@ def dice_by_round(run: RunResults, texts: Texts = ENGLISH) -> Table:
 
 def model_notes(run: RunResults, texts: Texts = ENGLISH) -> list[tuple[str, str]]:
     """Name and one-line description of each scored model."""
-    return [(_name(run, variant, texts), texts(_NOTES[variant])) for variant in run.variants]
+    return [(_name(run, variant, texts), texts(NOTES[variant])) for variant in run.variants]
 
 
 def difference(run: RunResults, variant: Variant, region: Region) -> Estimate | None:

@@ -7,6 +7,7 @@ but one global threshold. Only open data allows them.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,10 @@ def _federate(
     """Run the study again in a folder of its own, by some of its sites."""
     target = out / "baselines" / part
     quiet = _quiet(study, members=len(members))
-    prepare_folder(target, study=quiet, resume=target.exists())
+    begun = target.exists() and bool(RunFolder(target).study_digest())
+    if target.exists() and not begun:
+        shutil.rmtree(target)  # killed before it had a name: nothing was computed
+    prepare_folder(target, study=quiet, resume=begun)
     simulate(
         quiet,
         members,

@@ -18,7 +18,7 @@ TORCH = {"torch", "monai", "opacus", "flwr"}
 # What trains, segments or judges with networks; `check` does with a study.
 COMPUTING = {
     *("adapt", "audit", "cache fill", "evaluate", "export bundle", "plan", "predict"),
-    *("pretrain", "server run", "simulate", "starts"),
+    *("pretrain", "server run", "simulate", "starts", "study run"),
 }
 # What serves or waits for a server; `tests/test_architecture.py` looks at these.
 SERVING = {"dashboard", "rehearse", "server start", "server status", "site start"}

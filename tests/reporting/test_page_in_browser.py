@@ -11,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from medfl.reporting.governance.write import documents
+from medfl.reporting.grid_report import write_grid_report
 from medfl.reporting.report import write_report
 from medfl.reporting.texts import Language, Texts
 from medfl.runs.results import read_run
@@ -18,7 +19,7 @@ from medfl.runs.results import read_run
 pytestmark = pytest.mark.slow
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-NAMES = ("report", "dpia", "public-summary")
+NAMES = ("report", "grid", "dpia", "public-summary")
 PAPER = 688  # CSS pixels between the margins of an A4 sheet
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
     .filter((one) => !one.closest("figure, table, svg") && one.scrollWidth > one.clientWidth + 1
@@ -40,14 +41,18 @@ def chromium(browser: str) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Addresses of the report and of the documents in each language."""
+def pages(
+    finished_run: Path, finished_grid: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Addresses of the reports of a run and of a grid, and of the documents, by language."""
     folder, run = tmp_path_factory.mktemp("pages"), read_run(finished_run)
     for language in LANGUAGES:
         contents = documents(run, Texts(language))
-        contents[f"report.{language}.html"] = write_report(
-            finished_run, language=language
-        ).read_text(encoding="utf-8")
+        for kind, written in (
+            ("report", write_report(finished_run, language=language)),
+            ("grid", write_grid_report(finished_grid, language=language)),
+        ):
+            contents[f"{kind}.{language}.html"] = written.read_text(encoding="utf-8")
         for name, content in contents.items():
             (folder / name).write_text(content, encoding="utf-8")
     return {path.stem: path.as_uri() for path in folder.glob("*.html")}
@@ -97,8 +102,9 @@ def test_pictures_and_tables_can_be_read_aloud(page: Page) -> None:
     assert page.locator("table").count() == page.locator("table > caption").count()
 
 
-def test_the_report_has_all_of_its_pictures(chromium: Browser, pages: dict[str, str]) -> None:
+def test_reports_have_all_of_their_pictures(chromium: Browser, pages: dict[str, str]) -> None:
     with chromium.new_context() as context:
         opened = context.new_page()
-        opened.goto(pages["report.en"])
-        assert opened.locator("img").count() == 6
+        for kind, pictures in (("report", 6), ("grid", 3)):
+            opened.goto(pages[f"{kind}.en"])
+            assert opened.locator("img").count() == pictures
