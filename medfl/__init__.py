@@ -3,7 +3,7 @@
 What is listed here is the public interface; everything else may change with a minor version. Names
 are imported when they are first used, so that `import medfl` takes milliseconds and no torch.
 
-A study from files to a report:
+A study from files to a report::
 
     import medfl
 

@@ -67,7 +67,7 @@ class Mechanism:
             Zero marks a baseline without privacy, whose epsilon is infinite; otherwise 1e-3 to 1e6.
         clip_norm: C, the largest Euclidean norm of one patient's gradient, 1e-6 to 1e6; with a
             schedule the largest of all rounds.
-        clipping: ``fixed`` scales down to C; ``normalised`` first maps g to C g / (|g| + 0.01)
+        clipping: ``fixed`` scales down to C; ``normalised`` first maps g to ``C g / (|g| + 0.01)``
             (Bu et al., arXiv 2206.07136).
         local_steps: Noisy steps of one round, empty batches included; at most 10^7.
         declared_patients: n, public; at most 10^7.
