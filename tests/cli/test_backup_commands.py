@@ -193,7 +193,7 @@ def test_a_site_that_left_does_not_come_back(
     assert {"left.json", "last-export.json", "ledger/ledger.sqlite"} <= names
     assert not {name for name in names if name.startswith("keys/")}
     ended = medfl("site", "restore", tmp_path / "record", "--to", tmp_path / "again")
-    assert "no site that can start" in ended.out.replace("\n", " ")
+    assert "not a site that can be started" in ended.out.replace("\n", " ")
     file = moved(north, to=tmp_path / "again")
     medfl("site", "pause", file).refused(2, "left for good")
 
