@@ -177,7 +177,7 @@ def test_a_running_site_is_backed_up_and_not_restored_beside_itself(
     with exclusive(load_site(north).state / LOCK, noun="a site"):
         assert medfl("site", "backup", north, "-o", tmp_path / "kept").code == 0
         ended = medfl("site", "restore", tmp_path / "kept", "--to", tmp_path / "restored")
-        ended.refused(1, "expected a site that does not run")
+        ended.refused(1, "this site is running")
     assert not (tmp_path / "restored").exists()
 
 

@@ -232,7 +232,9 @@ def test_nothing_is_fixed_before_keys_and_folders_are_sound(
         shutil.rmtree(state / "keys")
     else:
         state.chmod(0o755)
-    medfl("ledger", "init", fresh, "--yes").refused(2, "before a budget is fixed permanently", state)
+    medfl("ledger", "init", fresh, "--yes").refused(
+        2, "before a budget is fixed permanently", state
+    )
     assert not (state / "ledger").exists()
 
 
