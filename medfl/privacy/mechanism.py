@@ -75,7 +75,7 @@ class Mechanism:
         adjacency: ``zero-out``: a patient's gradient is replaced by nothing, n is public.
         revision: Of the engine that runs it; values without one come from the first.
         clip_norm_schedule: Of C in a whole run; None for one round, or where C stays as it is.
-        trust: ``local``: the site's own noise protects what leaves it, whoever sees it. ``secure``:
+        trust: ``local``: the site's own noise protects what leaves it from everybody. ``secure``:
             nobody sees but the sum of several sites, each adds a share of the noise, and sigma is
             that of the sum; see `medfl.privacy.noise_shares`. A round is then one step.
         honest_sites: h, how many shares the noise of the sum is sure to hold besides those that
