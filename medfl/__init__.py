@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from medfl.study.site_cohort import SiteCohort
 
 # Flower reads these when it is first imported, and would otherwise call its makers' servers from
-# inside a hospital. Whoever wants that can set them before.
+# inside a hospital. A user who wants that can set them beforehand.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 

@@ -192,8 +192,8 @@ def staged(keep: Path | None, *, hospitals: int) -> Iterator[Stage]:
     """
     if os.path.lexists(SYSTEM_FOLDER):
         raise ConfigError(
-            f"Expected a machine without {SYSTEM_FOLDER}, found one: what it remembers stays for "
-            "ever, and no rehearsal may choose another witness. Rehearse on another machine, or in "
+            f"Expected a machine without {SYSTEM_FOLDER}, found one: it never forgets, "
+            "and no rehearsal may choose another witness. Rehearse on another machine, or in "
             "a container."
         )
     with _signals() as stopped:

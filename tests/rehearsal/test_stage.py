@@ -122,7 +122,7 @@ def test_a_machine_that_would_remember_for_ever_is_refused(
 ) -> None:
     without_a_witness_of_the_machine.mkdir(parents=True)
     with (
-        pytest.raises(ConfigError, match="stays for ever"),
+        pytest.raises(ConfigError, match="it never forgets"),
         staged(None, hospitals=2),
     ):
         pass
