@@ -35,7 +35,7 @@ NOTEBOOKS = $(or $(wildcard notebooks/*.py),$(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench notebooks bundle bundle-check clean FORCE $(STAGES)
+.PHONY: help demo test check bench notebooks docs bundle bundle-check clean FORCE $(STAGES)
 
 # $(call stage,NAME,COMMAND) prints the name, runs the command, prints outcome and time.
 define stage
@@ -102,13 +102,20 @@ notebooks: .venv/.installed-all ## execute the notebooks, results in runs/notebo
 			--output runs/notebooks/$$name.ipynb $$notebook || exit 1; \
 	done
 
+# Quiet but for warnings, which fail it. Pages of removed documents would stay, hence the first line.
+docs: .venv/.installed-docs ## the guides with references of commands and Python, in build/docs; no network
+	@rm -rf build/docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -c .ci/docs -d build/doctrees . build/docs
+	@echo "build/docs/index.html: $$(find build/docs -name '*.html' | wc -l) pages, $$(du -sh build/docs | cut -f1)"
+
 # The wheel of medfl is built from a fresh copy: setuptools would keep removed modules in build/lib.
-bundle: .venv/.torch ## everything that a machine without network installs from, in build/bundle
+bundle: .venv/.torch docs ## everything that a machine without network installs from, in build/bundle
 	@rm -rf build/bundle build/lib build/bdist.*; mkdir -p build/bundle
 	@$(PIP) wheel -qq --no-build-isolation -c .venv/constraints.txt --wheel-dir build/bundle/wheels .
 	@rm -rf build/lib build/bdist.*
 	@cp -r site_configs README.md SECURITY.md DECISIONS.md CONTRIBUTING.md LICENSE build/bundle
 	@mkdir build/bundle/notebooks && cp -r notebooks/guides notebooks/images build/bundle/notebooks
+	@cp -r build/docs build/bundle/docs
 	@$(BIN)/python .ci/bundle.py build/bundle
 	@echo "build/bundle: $$(ls build/bundle/wheels | wc -l) wheels, $$(du -sh build/bundle | cut -f1)," \
 		"for $$($(BIN)/python --version) on $$(uname -sm). On the other machine, in that folder:"
@@ -152,8 +159,14 @@ clean: ## remove caches and build output; .venv and runs stay
 		&& echo "      done in $$(( $$(date +%s) - began )) s"
 	@touch $@
 
-.venv/.installed-all: .venv/.torch pyproject.toml
-	@echo '[3/3] installing medfl with all extras: sim, notebooks, pdf, dev'
-	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,pdf,crate,dev]' \
+.venv/.installed-docs: .venv/.torch pyproject.toml
+	@echo '[3/3] installing medfl and what its documents are built with'
+	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[docs]' \
 		&& echo "      done in $$(( $$(date +%s) - began )) s"
 	@touch .venv/.installed-run $@
+
+.venv/.installed-all: .venv/.torch pyproject.toml
+	@echo '[3/3] installing medfl with all extras: sim, notebooks, pdf, crate, tables, docs, dev'
+	@began=$$(date +%s) && $(INSTALL) --no-build-isolation -e '.[sim,notebooks,pdf,crate,tables,docs,dev]' \
+		&& echo "      done in $$(( $$(date +%s) - began )) s"
+	@touch .venv/.installed-run .venv/.installed-docs $@

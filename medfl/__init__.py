@@ -3,7 +3,7 @@
 What is listed here is the public interface; everything else may change with a minor version. Names
 are imported when they are first used, so that `import medfl` takes milliseconds and no torch.
 
-A study from files to a report:
+A study from files to a report::
 
     import medfl
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from medfl.study.site_cohort import SiteCohort
 
 # Flower reads these when it is first imported, and would otherwise call its makers' servers from
-# inside a hospital. Whoever wants that can set them before.
+# inside a hospital. A user who wants that can set them beforehand.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 

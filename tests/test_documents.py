@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDES = ROOT / "notebooks" / "guides"
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted(GUIDES.glob("*.md")),
+    *sorted(GUIDES.rglob("*.md")),
     *sorted((ROOT / "site_configs").rglob("*.md")),
 ]
 

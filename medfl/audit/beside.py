@@ -95,7 +95,7 @@ def _run(end: Connection, work: Callable[..., object], named: dict[str, Any]) ->
 
     try:
         value = work(**named, advance=advance)
-    except Exception as error:  # noqa: BLE001  raised again by whoever waits
+    except Exception as error:  # noqa: BLE001  raised again where it is waited for
         end.send(("failed", error))
     else:
         end.send(("done", value))

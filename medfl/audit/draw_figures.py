@@ -27,7 +27,7 @@ def draw_figures(
 
     Args:
         took_part: Shape (rounds x steps, patients).
-        batches: The same as lists, in which somebody may stand twice.
+        batches: The same as lists, in which a patient may occur twice.
         probability: q, promised to everybody.
         steps: Of one round.
     """

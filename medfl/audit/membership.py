@@ -1,10 +1,10 @@
 """Membership inference on a trained model: do its losses betray who was trained on?
 
-The attack of Yeom et al. (arXiv 1709.01604, section 3.2): whoever has a small loss is called a
-member. It is reported as Carlini et al. (arXiv 2112.03570, section II) advise, by the members found
-at few false alarms. Members are the training patients of a run's sites, and non-members are their
-held-out patients, whom a keyed hash chose; they stand for what a member's loss would have been
-without the member. Beside the rates stands what the mechanism lets any attack reach.
+The attack of Yeom et al. (arXiv 1709.01604, section 3.2): a patient with a small loss is called
+a member. It is reported as Carlini et al. (arXiv 2112.03570, section II) advise, by the members
+found at few false alarms. Members are the training patients of a run's sites, and non-members are
+their held-out patients, whom a keyed hash chose; they show what a member's loss would have been
+without the member. The rates are given beside the most that the mechanism lets any attack reach.
 
 Losses of single patients are no release of the mechanism, so hospitals are refused.
 """

@@ -1,8 +1,9 @@
 """The integers that a release consists of, and whether it consists of anything else.
 
-A released weight that started from zero is -lr k g / L with an integer k, in float32. Whoever asks
-for weights at zero, as a hostile server may, sees every bit of it. Between two such numbers there
-is room for others: a sum that is no multiple of the grid, or a bit that somebody hid in a mantissa.
+A released weight that started from zero is -lr k g / L with an integer k, in float32. A server
+that asks for weights at zero, as a hostile one may, sees every bit of it. Between two such numbers
+there is room for others: a sum that is no multiple of the grid, or a bit that somebody hid in a
+mantissa.
 """
 
 from __future__ import annotations

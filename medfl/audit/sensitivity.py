@@ -6,8 +6,8 @@ nobody else. Here both are measured on the path that a site's data takes in a ro
 
 A patient's own term is what a world releases in which nobody else exists, with an empty cache and a
 new network. In every other world the sum of a step must be the sum of its patients' own terms:
-whoever depends on order, on a place in a list, on how often somebody was drawn, or on what a cache
-or a layer remembers, makes it another.
+any dependence on order, on a place in a list, on how often somebody was drawn, or on what a cache
+or a layer remembers, changes it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from medfl.config.site import MAX_ADAPTATION_STEPS, MAX_FOLDS
 if TYPE_CHECKING:
     from medfl.site.adaptation import Adaptation
 
-_FROM_FILE = "From the table [adapt] of the site's file if not given."
+_FROM_FILE = "Default: the table [adapt] of the site's file."
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def adapt(
     site: SiteFile,
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="The federated model, or its run.")
+        Path, typer.Argument(metavar="MODEL", help="The federated model, or the folder of its run.")
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="A new file in the site's state folder.")
@@ -40,7 +40,7 @@ def adapt(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also try to train from this public start of `medfl pretrain` alone.",
+            help="Also try training from this public starting model (`medfl pretrain`) alone.",
         ),
     ] = None,
     steps: Annotated[
@@ -48,23 +48,25 @@ def adapt(
         typer.Option(
             min=1,
             max=MAX_ADAPTATION_STEPS,
-            help=f"Steps of each training, without noise. {_FROM_FILE}",
+            help=f"Steps of each training run, without noise. {_FROM_FILE}",
         ),
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(min=2, max=MAX_FOLDS, help=f"Parts of the cross-validation. {_FROM_FILE}"),
+        typer.Option(min=2, max=MAX_FOLDS, help=f"Folds of the cross-validation. {_FROM_FILE}"),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=LARGEST_SEED, help=f"Of patients, crops and folds. {_FROM_FILE}"),
+        typer.Option(
+            min=0, max=LARGEST_SEED, help=f"Seed of patients, crops and folds. {_FROM_FILE}"
+        ),
     ] = None,
 ) -> None:
     """Adapt a federated model to a hospital's own patients, for its own use.
 
     What never leaves a hospital needs no noise. Several candidates are compared on training
-    patients that they did not see, and the best one is written. The file is as private as the
-    patients' images: it stays in the site's folder, and medfl hands it on to nobody.
+    patients that they have not seen, and the best one is saved. The file is as sensitive as the
+    patients' images: it stays in the site's folder, and medfl never passes it on.
     """
     config = load_site(site)
     from medfl.segmentation.model_file import STAYS

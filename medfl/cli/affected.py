@@ -23,14 +23,14 @@ def warning(found: Reassessment) -> str:
     ]
     if found.released:
         lines += [
-            "  against whoever reads the low bits of released values, as a study's server can:",
+            "  against anyone who reads the low bits of released values, as a study's server can:",
             "    no bound",
-            "  against whoever knows the values as real numbers only:",
+            "  against anyone who knows the values as real numbers only:",
             "    no bound" if found.bound is None else f"    epsilon <= {at_most(found.bound)}",
-            "Do not rely on this budget for these patients: what is said to be left is not. Tell",
-            "whoever answers for their data, ask the servers of these studies to delete the stored",
-            "updates, and begin no further study on these patients before that is decided. medfl",
-            "cannot call back what was released, and leaves every charge as it stands.",
+            "Do not rely on this budget for these patients: what it shows as left is not. Tell",
+            "the person responsible for their data, ask the servers of these studies to delete the",
+            "stored updates, and begin no further study on these patients until that is decided.",
+            "medfl cannot call back what was released, and changes no charge.",
         ]
     else:
         lines.append("  no result of these steps was released: nothing of them has left the site.")

@@ -54,7 +54,7 @@ app = typer.Typer(
     name="medfl",
     no_args_is_help=True,
     add_completion=False,
-    # Reflows paragraphs, whose lines would else be broken twice.
+    # Reflows paragraphs, whose lines would otherwise be broken twice.
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help=(
@@ -108,8 +108,8 @@ def options(
 def main() -> None:
     """Run the command line and exit."""
     console = Console(stderr=True, soft_wrap=True)
-    # Before torch is imported. OpenMP's threads spin by default while they wait for each other: on
-    # cores that are shared with anything else they then wait for the very core that they occupy.
+    # Before torch is imported. By default OpenMP's threads spin while they wait for each other: on
+    # cores that other programs use too, they then wait for the very core that they occupy.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "win32":
         console.print(f"error: {_NO_WINDOWS}", style="bold red", markup=False, highlight=False)
@@ -126,8 +126,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code in STOP_CODES:  # typer makes the first of them of Ctrl-C
             console.print(
-                "Stopped. What was charged to a ledger stays charged; a run goes on with --resume, "
-                "a grid of studies with the same command.",
+                "Stopped. What was charged to a ledger stays charged; --resume continues a run, the "
+                "same command a grid of studies.",
                 style="bold yellow",
             )
         raise

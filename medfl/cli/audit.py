@@ -30,25 +30,26 @@ def audit(
     run_dir: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN_DIR]", help="A finished run folder; only the installation without it."
+            metavar="[RUN_DIR]",
+            help="The folder of a finished run. Without it only the installation is attacked.",
         ),
     ] = None,
     sites: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="[SITE.toml...]",
-            help="The run's site files, open data only: adds attacks on their patients.",
+            help="The run's site files (open data only): adds attacks on their patients.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Attack this installation and a finished run, and set what is found beside what is promised.
+    """Attack this installation and a finished run, and compare the findings with the promise.
 
-    Measures noise and draws of the engine, takes patients away in turn to see what else changes,
-    reads an update bit for bit, looks for canary patients in a small federation, for members of the
-    run in the losses of its model, and for a synthetic patient in one update. Each attack is
-    printed with the most that it could have shown. Results go into the run folder and its report;
-    exits 3 if one contradicts the promise.
+    Measures the engine's noise and draws, removes patients one at a time to see what else changes,
+    reads an update bit by bit, and looks for canary patients in a small federation, for members of
+    the run in the losses of its model, and for a synthetic patient in one update. Each attack is
+    printed with the most that it could have shown. The results are added to the run folder and its
+    report. The exit code is 3 if one of them contradicts the promise.
     """
     files = [load_site(path) for path in sites or []]
     from medfl.audit.run_audit import audit_installation, audit_run

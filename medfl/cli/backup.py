@@ -1,4 +1,4 @@
-"""Commands that keep what a site or a server cannot be made from again, and bring it back."""
+"""Commands that back up and restore what cannot be made again of a site or a server."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def register(site: typer.Typer, server: typer.Typer) -> None:
 def backup_site(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")], out: Out
 ) -> None:
-    """Keep a site's keys, site file and ledger in one file; the site may run meanwhile.
+    """Back up a site's keys, site file and ledger to one file; the site may keep running.
 
-    The file holds private keys in clear, with mode 0600: encrypt it before it goes anywhere else.
-    Images, cache, models, logs, outbox and secure sums are never in it, nor the machine's witness.
+    The file holds private keys in plain text, with mode 0600: encrypt it before it goes anywhere
+    else. It never contains images, cache, models, logs, outbox or secure sums, nor the machine's
+    witness.
     """
     from medfl.deployment.hospital.backup import backup_site as back_up
 
@@ -48,9 +49,9 @@ def backup_site(
 
 
 def restore_site(file: BackupFile, to: To) -> None:
-    """Restore a site from its backup into a new folder, after all of it was checked.
+    """Restore a site from its backup into a new folder, once all of it has been checked.
 
-    A ledger that is older than this machine's witness remembers stays refused until `medfl ledger
+    A ledger that is older than what this machine's witness remembers is refused until `medfl ledger
     acknowledge` has charged what is missing.
     """
     from medfl.deployment.hospital.backup import restore_site as bring_back
@@ -58,7 +59,9 @@ def restore_site(file: BackupFile, to: To) -> None:
     restored = bring_back(file, to=to)
     _say_restored(to, restored.manifest)
     if restored.has_left:
-        typer.echo("The site had left for good: this is its record, and no site that can start.")
+        typer.echo(
+            "The site had left for good: this is its record, not a site that can be started."
+        )
         return
     _say_ledger(restored)
     file_in = to / "site.toml"
@@ -79,11 +82,11 @@ def restore_site(file: BackupFile, to: To) -> None:
 def backup_server(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")], out: Out
 ) -> None:
-    """Keep a server's authority, certificate, secrets and hospitals in one file.
+    """Back up a server's authority, certificate, secrets and hospitals to one file.
 
-    The file holds private keys in clear, with mode 0600: encrypt it before it goes anywhere else.
-    Run folders are not in it: copy them as folders. The server may run meanwhile; make a new backup
-    whenever a hospital was admitted or revoked.
+    The file holds private keys in plain text, with mode 0600: encrypt it before it goes anywhere
+    else. Run folders are not in it: copy them as folders. The server may keep running; make a new
+    backup whenever a hospital has been admitted or revoked.
     """
     from medfl.deployment.coordinator.backup import backup_server as back_up
 
@@ -91,15 +94,15 @@ def backup_server(
 
 
 def restore_server(file: BackupFile, to: To) -> None:
-    """Restore a server from its backup into a new folder, after all of it was checked."""
+    """Restore a server from its backup into a new folder, once all of it has been checked."""
     from medfl.deployment.coordinator.backup import restore_server as bring_back
 
     manifest, server = bring_back(file, to=to)
     _say_restored(to, manifest)
     admitted = ", ".join(server.sites()) or "nobody"
     typer.echo(
-        f"Admitted are, as on that day: {admitted}. Whoever was revoked since has to be revoked "
-        "again before the server starts."
+        f"Admitted, as on that day: {admitted}. Hospitals that were revoked since then have to "
+        "be revoked again before the server starts."
     )
     typer.echo("Next:")
     typer.echo(f"  medfl server status {to}")

@@ -1,4 +1,4 @@
-"""The command that shows a run while it goes on."""
+"""The command that shows a run while it is under way."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def register(app: typer.Typer) -> None:
 def dashboard(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")],
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="On this machine; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")
     ] = 0,
 ) -> None:
-    """Show a run on a local page that renews itself: rounds, epsilon, Dice, who is late.
+    """Show a run on a local page that refreshes itself: rounds, epsilon, Dice, who is late.
 
-    Read-only and bound to the loopback address. Only files of the run folder are read. Ctrl-C ends
-    it; the run does not notice.
+    The page is read-only and bound to the loopback address. Only files of the run folder are read.
+    Ctrl-C closes the page; the run is not affected.
     """
     from medfl.reporting.dashboard import LOOPBACK, open_dashboard
 

@@ -54,11 +54,14 @@ def phantom(
         typer.Option(
             min=1,
             max=10**5,
-            help="Patients of north, east, south and west; further hospitals take turns.",
+            help="Patients at north, east, south and west; further hospitals repeat these numbers.",
         ),
     ] = (60, 48, 36, 24),
     hospitals: Annotated[
-        int, typer.Option(min=1, max=1000, help="How many; the first ones if fewer than four.")
+        int,
+        typer.Option(
+            min=1, max=1000, help="Number of hospitals; with fewer than four, the first ones."
+        ),
     ] = 4,
     purpose: Annotated[
         Purpose,
@@ -81,15 +84,16 @@ def phantom(
         typer.Option(
             min=0,
             max=LARGEST_SEED,
-            help="Another seed gives other patients. 7 if not given; with --purpose hospital a new "
-            "one, since a machine has one ledger for the same patients.",
+            help="Another seed gives other patients. Default: 7; with --purpose hospital a new "
+            "one, since a machine keeps one ledger for the same patients.",
         ),
     ] = None,
 ) -> None:
     """Write synthetic hospitals with a site file each.
 
-    Patients that belong to nobody: brain MRI in four modalities with tumours, in the folder layout
-    of BraTS 2021, unequal in number and each hospital with a scanner look of its own.
+    The patients are made up: brain MRI in four modalities with tumours, in the folder layout of
+    BraTS 2021. The hospitals differ in their number of patients, and each has a scanner look of its
+    own.
     """
     from medfl.phantom.hospitals import write_hospitals
 
@@ -121,11 +125,11 @@ def check(
         typer.Option(metavar="STUDY.toml", help="Also try its network on one patient."),
     ] = None,
     server: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Also go the way to this server.")
+        str, typer.Option(metavar="HOST:PORT", help="Also test the connection to this server.")
     ] = "",
     ca: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Authority that signed the server's certificate."),
+        typer.Option(metavar="FILE", help="The authority that signed the server's certificate."),
     ] = None,
     detect: Annotated[
         bool,
@@ -136,17 +140,17 @@ def check(
         bool,
         typer.Option(
             "--shareable",
-            help="Without names of patients, files and folders, for whoever helps the site.",
+            help="Name no patients, files or folders, for somebody who helps the site.",
         ),
     ] = False,
 ) -> None:
-    """Look for everything that would stop a site, all in one pass, each finding with its fix.
+    """Find everything that would stop a site, in one pass, each finding with its fix.
 
-    Data, disk, memory, threads, device, state folder, keys and ledger; with --study a dry run of
-    one patient, which charges nothing because nothing leaves; with --server the network. Exits with
-    2 if anything forbids training. The findings name patients and folders and are for this site's
-    own screen; with --shareable they name patients by a keyed hash and nothing else, and the fixes
-    say STATE and ROOT for the site's folders.
+    Checks data, disk, memory, threads, device, state folder, keys and ledger; with --study it does
+    a dry run of one patient, which charges nothing because nothing leaves; with --server it checks
+    the network. The exit code is 2 if anything prevents training. The findings name patients and
+    folders and are meant for this site only; with --shareable patients appear as keyed hashes only,
+    and the site's folders as STATE and ROOT.
     """
     if detect:
         _detect((site,) if site.is_dir() else load_site(site).data.roots, as_json=as_json)
@@ -157,7 +161,7 @@ def check(
 
     config = load_site(site)
     if ca is not None and not server:
-        raise ConfigError("--ca: expected --server HOST:PORT beside it, found none.")
+        raise ConfigError("--ca: expected --server HOST:PORT with it, found none.")
     with shown_advance() as advance:
         findings = preflight(
             config,
@@ -194,7 +198,7 @@ def check(
 
 
 def _detect(roots: Sequence[Path], *, as_json: bool) -> None:
-    """Propose how folders are laid out; exits with 2 if no layout fits."""
+    """Propose how folders are laid out; the exit code is 2 if no layout fits."""
     from medfl.data.layouts.detection import detect
     from medfl.data.layouts.other_formats import not_nifti
 
@@ -210,8 +214,8 @@ def _detect(roots: Sequence[Path], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(proposal) for proposal in proposals], indent=2))
         return
-    # What is printed is a site file: all that is said about it stands in comments.
-    typer.echo(f"# {', '.join(map(str, roots))}: what it seems to hold, the likeliest first.")
+    # What is printed is a site file: everything said about it goes into comments.
+    typer.echo(f"# {', '.join(map(str, roots))}: what it seems to hold, likeliest first.")
     for found in proposals:
         typer.echo(
             textwrap.fill(_described(found), 80, initial_indent="# ", subsequent_indent="#   ")
@@ -266,10 +270,10 @@ def fill(
     site: SiteFile,
     study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study to prepare for.")],
 ) -> None:
-    """Prepare a site's images for a study, which its first round would otherwise wait for.
+    """Prepare a site's images for a study, so that the first round does not wait for them.
 
-    Charges nothing, and nothing leaves. What is prepared already is not prepared again. Exits with
-    2 if a patient cannot be prepared.
+    Nothing is charged, and nothing leaves the site. Images that are already prepared are left as
+    they are. The exit code is 2 if a patient cannot be prepared.
     """
     from medfl.site.filling import fill_cache
     from medfl.site.state import hospital_state
@@ -289,12 +293,12 @@ def fill(
 
 
 def size(site: SiteFile) -> None:
-    """Say how much disk the prepared images of a site take, and how much they may."""
+    """Show how much disk space a site's prepared images take, and how much they may take."""
     _report_size(load_site(site))
 
 
 def clear(site: SiteFile) -> None:
-    """Delete the prepared images of a site; they are made again when they are needed."""
+    """Delete a site's prepared images; they are made again when needed."""
     config = load_site(site)
     typer.echo(f"{config.name}: {_cache(config).clear()} prepared cases deleted")
 

@@ -1,4 +1,4 @@
-"""How a command that is told to end does so: with a word, and after what it holds was let go."""
+"""How a command that is told to end does so: with a message, and after releasing what it holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STOP_CODES = frozenset({STOPPED, *(128 + number for number in _SIGNALS)})
 def end_on_signals() -> None:
     """Let SIGTERM, and the end of a terminal, end this process as Ctrl-C does.
 
-    What was told to be ignored, as `nohup` does, stays ignored.
+    A signal that is already ignored, as under `nohup`, stays ignored.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:

@@ -1,4 +1,4 @@
-"""An example of every command, which stands at the end of its help."""
+"""An example of every command, shown at the end of its help."""
 
 from __future__ import annotations
 

@@ -46,17 +46,18 @@ def init(
     again: Annotated[
         bool,
         typer.Option(
-            "--again", help="Give a ledger that nothing was agreed to what the site file says now."
+            "--again",
+            help="Rewrite a ledger under which nothing has been agreed yet to match the site file.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Make the ledger of a hospital's cohort, once, after `medfl check` and before its first study.
+    """Create the ledger of a hospital's cohort, once, after `medfl check` and before any study.
 
-    The ledger belongs to the patients, not to a study: every run on them is charged to it, for as
-    long as they are used. Name, budget and delta are shown, and fixed for ever once the first study
-    was agreed to. Nothing is made while `medfl check` finds an error in images, keys or folders, or
-    where another ledger of this machine pays for one of the patients.
+    The ledger belongs to the patients, not to a study: every run on them is charged to it for as
+    long as they are used. Name, budget and delta are shown first, and can never be changed once the
+    first study has been agreed to. No ledger is created while `medfl check` finds an error in
+    images, keys or folders, or if another ledger on this machine pays for one of the patients.
     """
     from medfl.preflight.site import obstacles_to_ledger
     from medfl.privacy.ledger.store import LedgerStore
@@ -79,20 +80,20 @@ def init(
     if found:
         first = found[0]
         raise ConfigError(
-            f"{site}: expected no errors before a budget is fixed for ever, found "
+            f"{site}: expected no errors before a budget is fixed permanently, found "
             f"{len(found)}; the first is {first.name}: expected {first.rule}, found {first.value}. "
             f"`medfl check {site}` lists all of them with their fixes."
         )
     site_state.require_unclaimed((*site_state.patients.training, *site_state.patients.held_out))
     _show_terms(site_state)
     if not yes:
-        typer.confirm("Make it? (--yes does not ask)", abort=True)
+        typer.confirm("Create it? (--yes skips this question)", abort=True)
     (make_again(config) if again else create_ledger(config, folder=folder)).close()
     typer.echo(f"Ledger: {folder} (budget epsilon {config.privacy.epsilon:g})")
 
 
 def _refuse_to_make(site_state: SiteState, *, again: bool) -> None:
-    """Say at once what is wrong where a ledger is missing, or there already."""
+    """Say at once if a ledger is missing, or exists already."""
     folder = site_state.ledger_folder
     if again:
         raise ConfigError(
@@ -102,17 +103,19 @@ def _refuse_to_make(site_state: SiteState, *, again: bool) -> None:
         spent = ledger.spent()
     raise LedgerError(
         f"{folder}: expected no ledger, found one (epsilon {spent.private_epsilon:.3f} of "
-        f"{spent.budget:g} spent); it is never replaced. While nothing was agreed to, `medfl "
-        "ledger init SITE.toml --again` gives it what the site file says now."
+        f"{spent.budget:g} spent); it is never replaced. Until something has been agreed to, "
+        "`medfl ledger init SITE.toml --again` rewrites it to match the site file."
     )
 
 
 def _show_terms(site_state: SiteState) -> None:
-    """What a ledger would be made for."""
+    """What a ledger would be created for."""
     from medfl.privacy.ledger.witness_place import witness_folder
 
     site, parts = site_state.site, site_state.patients
-    typer.echo("This ledger is made for, and from the first agreement on for ever:")
+    typer.echo(
+        "The ledger will be created for the following, which the first agreement makes permanent:"
+    )
     for name, value in (
         ("site", site.name),
         ("epsilon", f"{site.privacy.epsilon:g}, all studies together"),
@@ -126,7 +129,7 @@ def _show_terms(site_state: SiteState) -> None:
 
 
 def verify(site: SiteFile, run: RunFolder = None) -> None:
-    """Check a ledger: file, chain, head, witness, every run's total counted again, audit log."""
+    """Verify a ledger: file, chain, head, witness, audit log, and every run's total recomputed."""
     from medfl.site.log_check import checked_log
 
     site_state = _site_state(site, run=run)
@@ -148,9 +151,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="A new JSON file.")],
     run: RunFolder = None,
 ) -> None:
-    """Write a ledger for an auditor: entries, totals and audit log, signed by the site's key.
+    """Write a ledger for an auditor: entries, totals and audit log, signed with the site's key.
 
-    Patients stand in it as keyed hashes; the key never leaves the site.
+    Patients appear in it as keyed hashes; the key of these hashes never leaves the site.
     """
     from medfl.deployment.hospital.participation import require_not_left
     from medfl.durable import write_atomically
@@ -158,10 +161,10 @@ def export(
     from medfl.site.ledger_export import export_ledger
 
     if out.exists():
-        raise ConfigError(f"{out}: expected a new file, found one that exists.")
+        raise ConfigError(f"{out}: expected a new file, found an existing one.")
     site_state = _site_state(site, run=run)
     if run is None:
-        # Its keys are gone, and the export made on leaving is there.
+        # Its keys are gone; the export that was made on leaving remains.
         require_not_left(site_state.site.state)
     with site_state.open_ledger() as ledger:
         log = audit_log_of(site_state.site)
@@ -175,9 +178,9 @@ def check(
     exported: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` wrote.")],
     key: Annotated[Path, typer.Option("--key", metavar="site.pub", help="The site's public keys.")],
 ) -> None:
-    """Check an exported ledger and its audit log: signatures, chains, all totals counted again.
+    """Verify an exported ledger and its audit log: signatures, chains, all totals recomputed.
 
-    Needs nothing but the file and the site's site.pub.
+    This takes only the file and the site's site.pub.
     """
     from medfl.protocol.keys import read_public
     from medfl.site.ledger_export import check_export, log_of, reassess_export
@@ -199,12 +202,12 @@ def check(
 
 def acknowledge(
     site: SiteFile,
-    reason: Annotated[str, typer.Option(help="What happened, in your words; it is recorded.")],
+    reason: Annotated[str, typer.Option(help="What happened, in your own words; it is recorded.")],
 ) -> None:
-    """Go on after a hospital's ledger was lost, restored from an old copy, or moved here.
+    """Carry on after a hospital's ledger was lost, restored from an old copy, or moved here.
 
-    Nothing is forgiven: everything that this machine's witness remembers and the ledger does not
-    hold is charged at once, and the reason is recorded in the ledger.
+    Nothing is forgiven: whatever this machine's witness remembers and the ledger lacks is charged
+    at once, and the reason is recorded in the ledger.
     """
     from medfl.site.lost_ledger import acknowledge_loss
 
@@ -217,7 +220,7 @@ def acknowledge(
 
 
 def _echo_log(log: Sequence[Entry]) -> None:
-    """What an audit log holds, which was checked."""
+    """What a verified audit log holds."""
     if not log:
         return
     older = sum(each.content.get("done", each.time) < log[0].time for each in log)
@@ -282,7 +285,7 @@ def budget(
     run: RunFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show what a site's patients have spent, and what is left, by study and run.
+    """Show what a site's patients have spent and have left, by study and run.
 
     A hospital has one ledger for all studies; a site with open data has one in each run folder.
     """

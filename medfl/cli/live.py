@@ -63,7 +63,7 @@ class LiveProgress:
         self._bars.reset(self._phase, description=name, total=None, shown="")
 
     def awaited(self, waiting: Waiting) -> None:
-        """Say who is there and who is not."""
+        """Say who has connected and who has not."""
         missing = ", ".join(waiting.missing)
         until = "" if waiting.deadline else ", however long that takes"
         self._console.print(
@@ -74,7 +74,7 @@ class LiveProgress:
         )
 
     def left_out(self, absent: Mapping[str, Absence]) -> None:
-        """Name everybody who takes no part, and why."""
+        """Name every site that takes no part, and why."""
         for name, absence in absent.items():
             self._console.print(
                 f"  {name} takes no part: {absence.reason}",

@@ -26,10 +26,10 @@ ModelOption = Annotated[
 LayoutOption = Annotated[Layout, typer.Option(help="Layout of a folder.")]
 SchemeOption = Annotated[
     LabelScheme | None,
-    typer.Option(help="What the masks' values mean; as the layout was published if not given."),
+    typer.Option(help="What the masks' values mean. Default: as the layout was published."),
 ]
 ModalityOption = Annotated[
-    list[str] | None, typer.Option(help="One that is there; all of the layout if not given.")
+    list[str] | None, typer.Option(help="A modality that is there. Default: all of the layout.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(predict)
     app.command()(evaluate)
-    exports = typer.Typer(no_args_is_help=True, help="Hand a trained model on.")
+    exports = typer.Typer(no_args_is_help=True, help="Pass a trained model on.")
     exports.command("bundle")(bundle)
     app.add_typer(exports, name="export")
 
@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
 def predict(
     images: Annotated[
         Path,
-        typer.Argument(metavar="IMAGES", help="The folder of one case or of many, or a site file."),
+        typer.Argument(
+            metavar="IMAGES", help="The folder of one case or of several, or a site file."
+        ),
     ],
     model: ModelOption,
     out: Annotated[
@@ -57,16 +59,19 @@ def predict(
     label_scheme: SchemeOption = None,
     modality: ModalityOption = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write them, one volume a region.")
+        bool,
+        typer.Option(
+            "--probabilities", help="Also write the probabilities, one volume per region."
+        ),
     ] = False,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Average with the mirror image; twice the time.")
+        bool, typer.Option("--tta", help="Average with the mirrored image; takes twice as long.")
     ] = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Segment a case, a folder of cases, or a site's cohort, on the grid of the images.
 
-    The masks are named, placed and labelled as the source's own. Research use only; not a medical
+    The masks have the names, geometry and labels of the source. Research use only; not a medical
     device.
     """
     from medfl.prediction.cohort import predict_case, predict_cohort
@@ -117,7 +122,8 @@ def evaluate(
     label_scheme: SchemeOption = None,
     modality: ModalityOption = None,
     region: Annotated[
-        list[str] | None, typer.Option(help="What to score; all that the scheme shows.")
+        list[str] | None,
+        typer.Option(help="Regions to score. Default: all that the label scheme has."),
     ] = None,
     tolerance_mm: Annotated[
         float,
@@ -129,8 +135,8 @@ def evaluate(
             min=1,
             max=100,
             metavar="VOXELS",
-            help="By which lesions are told apart. BraTS 2023: 3 for gliomas, 1 for meningiomas "
-            "and metastases.",
+            help="Dilation by which lesions are told apart. BraTS 2023: 3 for gliomas, 1 for "
+            "meningiomas and metastases.",
         ),
     ] = 3,
     lesions_above_mm3: Annotated[
@@ -140,17 +146,17 @@ def evaluate(
             max=10.0**6,
             callback=finite,
             metavar="MM3",
-            help="Smaller lesions are left out. BraTS 2023: 50 for gliomas and meningiomas, 2 for "
-            "metastases.",
+            help="Leave out lesions up to this volume. BraTS 2023: 50 for gliomas and meningiomas, "
+            "2 for metastases.",
         ),
     ] = 50.0,
 ) -> None:
     """Score segmentations against the masks of a cohort: Dice, HD95, surface Dice, volumes.
 
-    A region that both lack scores 1 (distance 0); one that only one has scores 0 (distance: the
-    image's diagonal). Lesion-wise scores follow BraTS 2023: a lesion that was missed or made up
-    counts as Dice 0 and 374 mm. A patient with several cases counts once. The tables name patients:
-    they are for the site's own use.
+    A region that neither mask has scores 1 (distance 0); one that only one of them has scores 0
+    (distance: the image's diagonal). Lesion-wise scores follow BraTS 2023: a missed or a false
+    lesion counts as Dice 0 and 374 mm. A patient with several cases counts once. The tables name
+    patients: they are for the site's own use.
     """
     from medfl.prediction.evaluation import evaluate as score
     from medfl.prediction.evaluation import write_evaluation
@@ -219,8 +225,8 @@ def bundle(
         str,
         typer.Option(
             metavar="REASON",
-            help="Hand on a model that `medfl adapt` made for a hospital itself; it discloses the "
-            "patients, and the bundle states the reason.",
+            help="Pass on a model that `medfl adapt` made for one hospital. It discloses the "
+            "patients; the bundle states the reason.",
         ),
     ] = "",
 ) -> None:

@@ -1,4 +1,4 @@
-"""Commands with which sites find out whether they share patients, without telling who they are."""
+"""Commands by which sites find out whether they share patients, without revealing who they are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def key(out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file.")]) -> None:
     """Make the study key that the sites share among themselves.
 
-    Whoever has it and a token file can test guesses of identifiers: give it to the other sites
+    Anyone who has it and a token file can test guesses of identifiers: give it to the other sites
     only, never to the server, and delete it after the check.
     """
     from medfl.privacy.linkage import create_key
@@ -53,7 +53,7 @@ def tokens(
 ) -> None:
     """Turn a site's patients into tokens that only another site can compare with its own.
 
-    Spelling does not matter: only letters and digits count, in upper case.
+    Case, spaces and punctuation of identifiers do not matter: only letters and digits count.
     """
     from medfl.data.layouts.survey import read_cohort
     from medfl.privacy.linkage import make_tokens, read_identifiers, read_key, write_tokens
@@ -75,7 +75,7 @@ def compare(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Count the patients whom each two sites share, and say what the study file has to declare.
+    """Count the patients that each pair of sites shares, and say what the study file must declare.
 
     Patients who have different identifiers at two sites are not found.
     """
@@ -92,7 +92,9 @@ def _text(found: Overlap) -> str:
         for pair in found.pairs
     ]
     if not found.groups:
-        return "\n".join([*lines, "Nothing to declare, as far as identifiers are the same."])
+        return "\n".join(
+            [*lines, "Nothing to declare, provided that the sites use the same identifiers."]
+        )
     lines += ["For the study file:", ""]
     for group in found.groups:
         lines += ["[[overlap]]", f"sites = {json.dumps(group)}", ""]

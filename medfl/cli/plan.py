@@ -67,7 +67,10 @@ def plan(
     runs: Annotated[
         int,
         typer.Option(
-            "--runs", min=1, max=1000, help="Runs of the study, from which settings are chosen."
+            "--runs",
+            min=1,
+            max=1000,
+            help="Number of runs from which the study's settings are chosen.",
         ),
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -82,20 +85,20 @@ def plan(
 ) -> None:
     """Show what a study would cost each site, and whether its noise leaves anything to learn from.
 
-    The noise of each site follows from the study's target epsilon, its rounds and steps, the site's
-    delta, and what the site's ledger has left. A site whose policy or budget would refuse the study
-    is named, and left out of what the others may expect. No image is read.
+    Each site's noise follows from the study's target epsilon, its rounds and steps, the site's
+    delta, and what is left in the site's ledger. A site whose policy or budget would refuse the
+    study is named, and left out of what the others can expect. No image is read.
 
-    Several sites can hide their updates in a sum, so that each has to add a part of the noise only
-    (trust = "secure"): both ways stand side by side, with what they promise if sites side with the
-    server.
+    Several sites can hide their updates in a sum, so that each has to add only a part of the noise
+    (trust = "secure"): both modes are shown side by side, with what they promise if sites collude
+    with the server.
 
-    A choice among several runs costs all of them: --runs charges a whole grid of settings, and says
-    what each run may cost so that the budgets last.
+    Choosing among several runs costs all of them: --runs charges a whole grid of settings, and says
+    what each run may cost so that the budgets suffice.
     """
     proposal, files = load_study(study), [load_site(path) for path in sites]
     if picture is not None and picture.suffix.lower() != ".png":
-        raise ConfigError(f"Expected --picture with a name that ends in .png, found {picture}.")
+        raise ConfigError(f"Expected --picture to name a file that ends in .png, found {picture}.")
     from medfl.study.plan import plan_study
 
     planned = plan_study(proposal, files, runs=runs)

@@ -1,4 +1,4 @@
-"""Commands around the public starting point of private training: make one, list what is there."""
+"""Commands for the public starting point of private training: make one, list what is there."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ def pretrain(
     study: StudyFile,
     sites: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[SITE.toml]...", help="Open data to train on as well."),
+        typer.Argument(
+            metavar="[SITE.toml]...", help="Site files of open data to train on as well."
+        ),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The model file: a new one.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The model file to write; must not exist yet.")
+    ],
 ) -> None:
-    """Train on synthetic patients: a model that costs no privacy, and a study's start.
+    """Train a starting model on synthetic patients, which costs no privacy.
 
-    The study's section `synthetic` says which patients, how many, and for how many steps. The same
-    study gives the same weights on the same machine.
+    The study's section `synthetic` says which patients, how many, and for how many steps. On the
+    same machine the same study gives the same weights.
 
-    With site files of open data, the model is trained further on their training patients for
+    With site files of open data, the model is then trained on their training patients for
     `public_steps`, without noise. No guarantee covers these patients: the study has to name them,
     and a hospital that has one of them takes no part.
     """
@@ -56,7 +60,7 @@ def pretrain(
 
 
 def starts() -> None:
-    """List the starting models that come with medfl, each with the line by which a study takes it.
+    """List the starting models that come with medfl, each with the line by which a study uses it.
 
     They were trained on synthetic patients only and cost no privacy.
     """
@@ -93,8 +97,8 @@ def write_with_progress(
 ) -> StartingPoint:
     """Pretrain and write the file, with bars on standard error.
 
-    Torch has one thread: sums over several are rounded in another order, and whoever makes a file
-    again shall get the same bytes, however many cores there are.
+    Torch has one thread: several would round sums in another order, and a file that is made again
+    must have the same bytes, however many cores there are.
 
     Returns:
         What a study has to say of the file.

@@ -1,4 +1,4 @@
-"""`medfl rehearse`: a whole deployment on this machine, tried before anybody depends on one."""
+"""`medfl rehearse`: a whole deployment on this machine, to try before anybody depends on one."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ def rehearse(
     ] = 3,
     trust: Annotated[
         Literal["local", "secure"],
-        typer.Option(help="Noise at every hospital, or shares of a secure sum's."),
+        typer.Option(
+            help="Full noise at every hospital (local), or shares of it in a secure sum (secure)."
+        ),
     ] = "local",
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep all of it to look at, in a new or empty folder."),
+        typer.Option(metavar="DIR", help="Keep everything to look at, in a new or empty folder."),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Of the server, on this machine only; any free one."),
+        typer.Option(
+            min=1, max=65535, help="Port of the server, on this machine only. Default: a free one."
+        ),
     ] = None,
 ) -> None:
     """Try a whole deployment on this machine: a server, hospitals, a study of two rounds, a report.
 
-    All of them are real processes over TLS, with certificates, keys and ledgers of their own, that
-    run the commands of the guides; the patients are synthetic. Nothing is left in the end: no
-    process, no file, and nothing in the witness of this account.
+    Server and hospitals are real processes that talk over TLS, with certificates, keys and ledgers
+    of their own, and run the commands of the guides; the patients are synthetic. Nothing is left
+    behind: no process, no file, and nothing in this account's witness.
     """
     from medfl.rehearsal.play import rehearse as play
     from medfl.rehearsal.stage import staged
@@ -57,7 +61,7 @@ def rehearse(
         )
     Console().print(table)
     if keep is None:
-        typer.echo("Every ledger is whole. Everything is removed again; --keep DIR keeps it.")
+        typer.echo("Every ledger is whole. Everything has been removed again; --keep DIR keeps it.")
         return
     typer.echo(f"Every ledger is whole. Report: {done.report}")
     typer.echo(f"Every command, and what it printed: {stage.log('commands')}")

@@ -1,4 +1,4 @@
-"""Commands of a coordinator: make a server, bring hospitals in and out, serve, run a study."""
+"""A coordinator's commands: make a server, admit and revoke hospitals, serve, run a study."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from medfl.cli.status import status
 from medfl.durable import write_atomically
 
 _HOST = typer.Option(
-    help="Name or address under which hospitals reach the server; localhost serves this machine "
-    "only."
+    help="Name or address by which hospitals reach the server; localhost serves this machine only."
 )
 _PORT = typer.Option(min=1, max=65535, help="TCP port that hospitals use.")
 _LISTEN_PORT = typer.Option(
     min=1,
     max=65535,
-    help="TCP port of this machine, where a router or proxy leads the other one to it.",
+    help="TCP port on this machine, if a router or proxy forwards the other one to it.",
 )
 HospitalName = Annotated[str, typer.Argument(metavar="NAME", help="The hospital's name.")]
 
@@ -43,7 +42,7 @@ def init(
     port: Annotated[int, _PORT] = 8443,
     listen_port: Annotated[int | None, _LISTEN_PORT] = None,
     federation: Annotated[
-        str, typer.Option("--name", help="The federation's name, as hospitals read it.")
+        str, typer.Option("--name", help="The federation's name, as hospitals see it.")
     ] = "medfl federation",
 ) -> None:
     """Make a server: its certificate authority, certificate, secrets, and a study to start from."""
@@ -64,13 +63,13 @@ def invite(
     folder: ServerFolderArgument,
     name: HospitalName,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where NAME.invite goes.")
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write NAME.invite.")
     ] = Path(),
 ) -> None:
     """Reserve a hospital's name and write the file to send: address, certificate, versions.
 
-    The file holds nothing secret and lets nobody in: `medfl server admit` does, by the keys in the
-    hospital's site.pub. Inviting again makes the earlier file void.
+    The file holds nothing secret and lets nobody in: only `medfl server admit` does, by the keys in
+    the hospital's site.pub. A new invitation makes the earlier one void.
     """
     from medfl.deployment.coordinator.server_folder import ServerFolder
 
@@ -90,8 +89,8 @@ def admit(
 ) -> None:
     """Let a hospital take part: bind the keys in its site.pub to its name.
 
-    Ask the hospital by telephone for the fingerprint: the file may have been changed on its way. A
-    hospital that is admitted already may bring new keys that its old ones have signed.
+    Ask the hospital for the fingerprint by telephone: the file may have been changed on its way. A
+    hospital that is already admitted can bring new keys if its old ones have signed them.
     """
     from medfl.deployment.admission import read_bundle
     from medfl.deployment.coordinator.server_folder import ServerFolder
@@ -113,21 +112,21 @@ def revoke(
     name: HospitalName,
     reason: Annotated[str, typer.Option("--reason", help="For the record.")],
 ) -> None:
-    """Shut a hospital out for ever; its name stays reserved and its history stays."""
+    """Shut a hospital out permanently; its name stays reserved and its history is kept."""
     from medfl.deployment.coordinator.server_folder import ServerFolder
 
     ServerFolder(folder).revoke(name, reason=reason)
     typer.echo(
-        f"Revoked {name}. A running server shuts it out within seconds, one that does not run when "
-        "it starts. To take part again it needs new keys and a new name."
+        f"Revoked {name}. A running server shuts it out within seconds, a stopped one when it "
+        "starts. To take part again the hospital needs new keys and a new name."
     )
 
 
 def renew(folder: ServerFolderArgument) -> None:
-    """Make a new server certificate under the same authority; hospitals change nothing.
+    """Make a new server certificate under the same authority; nothing changes for hospitals.
 
-    The old one and its key stay beside it as .old. A running server shows the new one after a
-    restart, which a run under way survives.
+    The old certificate and its key stay beside the new ones as .old. A running server uses the new
+    certificate after a restart, which a run under way survives.
     """
     from medfl.deployment.coordinator.server_folder import ServerFolder
 
@@ -143,9 +142,9 @@ def move(
     port: Annotated[int | None, _PORT] = None,
     listen_port: Annotated[int | None, _LISTEN_PORT] = None,
 ) -> None:
-    """Give a stopped server another address, with a certificate for it; what is not named stays.
+    """Give a stopped server another address and a certificate for it; what is not given stays.
 
-    The authority stays too, so that hospitals change their --server and nothing else.
+    The authority stays the same, so that hospitals change their --server and nothing else.
     """
     from medfl.deployment.coordinator.server_folder import ServerFolder
 
@@ -155,7 +154,7 @@ def move(
 
 
 def start(folder: ServerFolderArgument) -> None:
-    """Serve the admitted hospitals until SIGTERM or Ctrl-C; logs are in DIR/logs."""
+    """Serve the admitted hospitals until SIGTERM or Ctrl-C; the logs are in DIR/logs."""
     from medfl.deployment.coordinator.server import serve
     from medfl.deployment.coordinator.server_folder import ServerFolder
 

@@ -1,7 +1,7 @@
 """`medfl server run`: a study over the hospitals of a server, with a terminal or without one.
 
-Without one it is the same command, in a session of its own, whose output goes to the log of the run
-as soon as the run has begun; until then whoever started it sees why it may not begin.
+Without one it is the same command in a session of its own, whose output goes to the log of the run
+as soon as the run has begun; until then the person who started it sees why it cannot begin.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ def run(
         Path, typer.Option("--out", help="The run folder: new or empty, unless --resume.")
     ],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
+        bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")
     ] = False,
     require_all: Annotated[
         bool,
         typer.Option(
             "--require-all",
-            help="Wait until every admitted hospital is connected and has answered; end if one "
-            "refuses. Without it the study begins when enough have agreed.",
+            help="Wait until every admitted hospital is connected and has answered; stop if one "
+            "refuses. Without this option the study begins once enough have agreed.",
         ),
     ] = False,
     detach: Annotated[
         bool,
         typer.Option(
             "--detach",
-            help="Come back as soon as the run has begun; it goes on without this terminal.",
+            help="Return as soon as the run has begun; it continues without this terminal.",
         ),
     ] = False,
 ) -> None:
     """Run a study with the hospitals that are connected to this machine's server.
 
-    Ctrl-C, SIGTERM and `medfl server stop` end it; what was done stays in the run folder, and
-    `--resume` goes on with it.
+    Ctrl-C, SIGTERM and `medfl server stop` stop it; what was done stays in the run folder, and
+    `--resume` continues it.
     """
     loaded = load_study(study)
     from medfl.deployment.coordinator.server_folder import ServerFolder
@@ -106,7 +106,7 @@ def _announce(study: StudyConfig, server: ServerFolder, *, out: Path) -> None:
     beside = named(server.book.under_way())
     if beside:
         typer.echo(
-            f"Beside {beside}: a hospital works on one message at a time, whoever asks first.",
+            f"Beside {beside}: a hospital works on one message at a time, in order of arrival.",
             err=True,
         )
 

@@ -1,4 +1,4 @@
-"""`medfl server runs`, `stop` and `logs`: the runs of a server, whoever started them."""
+"""`medfl server runs`, `stop` and `logs`: the runs of a server, no matter who started them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ServerFolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The s
 RunName = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="Id of the run, the beginning of it, or the run folder of the run."
+        metavar="RUN", help="Id of the run, the beginning of its id, or its run folder."
     ),
 ]
 
@@ -81,7 +81,7 @@ def _row(book: RunBook, record: RunRecord) -> dict[str, Any]:
 
 
 def stop(folder: ServerFolderArgument, name: RunName) -> None:
-    """Stop a run, wherever it was started; `medfl server run --resume` goes on with it.
+    """Stop a run, wherever it was started; `medfl server run --resume` continues it.
 
     What was charged to a ledger stays charged, and what was done stays in the run folder.
     """
@@ -106,7 +106,10 @@ def logs(
     name: RunName,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run has ended, or Ctrl-C.")
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Keep showing new lines until the run has ended, or Ctrl-C."
+        ),
     ] = False,
 ) -> None:
     """Show the log of a run: what its terminal shows, or would if it had one."""

@@ -1,4 +1,4 @@
-"""Commands of a hospital: make and exchange a site's keys, run it, pause it, and leave."""
+"""A hospital's commands: make and replace a site's keys, run it, pause it, and leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SiteFolder = Annotated[
 def register(app: typer.Typer) -> typer.Typer:
     """Add the commands, and give their group."""
     group = typer.Typer(
-        no_args_is_help=True, help="Make and exchange the keys of a site, run it, pause and leave."
+        no_args_is_help=True, help="Make and replace a site's keys, run it, pause it, and leave."
     )
     group.command("init")(init)
     group.command("rotate")(rotate)
@@ -36,13 +36,15 @@ def init(
     folder: SiteFolder,
     invite: Annotated[
         Path | None,
-        typer.Option("--invite", metavar="NAME.invite", help="What the coordinator sent."),
+        typer.Option(
+            "--invite", metavar="NAME.invite", help="The invitation that the coordinator sent."
+        ),
     ] = None,
 ) -> None:
     """Make a site's keys, site.pub for the coordinator, and a commented site file to edit.
 
     The keys (DIR/keys) stay at the site: a node key with which it joins the federation, and an
-    event key that signs what its ledger was charged for. Back them up where the ledger is.
+    event key that signs what its ledger was charged for. Back them up together with the ledger.
     """
     from medfl.config.site_template import SITE_FILE, write_site_template
     from medfl.deployment.hospital.acts import note_joining
@@ -74,7 +76,7 @@ def init(
 
 
 def rotate(folder: SiteFolder) -> None:
-    """Exchange a site's keys, for example after a copy may have been seen by others.
+    """Replace a site's keys, for example because somebody else may have seen a copy.
 
     The old event key signs the new one and is then deleted; what it signed can still be verified.
     The coordinator needs the new site.pub.
@@ -101,11 +103,11 @@ def start(
         Path, typer.Option("--ca", metavar="CA.crt", help="The coordinator's ca.crt.")
     ],
 ) -> None:
-    """Take part in a federation until SIGTERM or Ctrl-C; one outbound connection, no open port.
+    """Take part in a federation until SIGTERM or Ctrl-C, over one outbound connection.
 
-    The site runs the medfl package that is installed here and refuses any other app that the server
-    ships. The site file decides what it accepts, and the ledger pays for it. A page for monitoring,
-    if the file asks for one, is for this machine only.
+    No port is opened. The site runs the medfl package that is installed here and refuses any other
+    app that the server ships. The site file decides what it accepts, and the ledger pays for it. A
+    page for monitoring, if the file asks for one, can be reached from this machine only.
     """
     from medfl.deployment.hospital.site_node import run_site
     from medfl.preflight.network import check_server
@@ -116,9 +118,10 @@ def start(
 
 
 def pause(site: SiteFile) -> None:
-    """Refuse every proposal and task until `medfl site resume`, also after a restart.
+    """Refuse every proposal and task until `medfl site resume`, even after a restart.
 
-    The site stays connected, and nothing is charged. A round under way ends: it is paid for.
+    The site stays connected, and nothing is charged. A round under way, which is paid for, is
+    finished.
     """
     from medfl.deployment.hospital.participation import pause as pause_site
     from medfl.deployment.hospital.participation import require_not_left
@@ -148,13 +151,13 @@ def resume(site: SiteFile) -> None:
 
 def leave(
     site: SiteFile,
-    reason: Annotated[str, typer.Option(help="Why, in your words; it is kept at the site.")],
+    reason: Annotated[str, typer.Option(help="Why, in your own words; it is kept at the site.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Leave for good: ends the running site and deletes its private keys; this can't be undone.
+    """Leave for good: stop the site and delete its private keys; this can't be undone.
 
-    Ledger, witness and paid updates stay, and so does a last signed export of the ledger. What the
-    patients have spent stays spent, wherever they take part next.
+    The ledger, the witness and the updates that were paid for are kept, and so is a last signed
+    export of the ledger. What the patients have spent stays spent, wherever they take part next.
     """
     from medfl.deployment.hospital.departure import leave as leave_for_good
     from medfl.deployment.hospital.site_file import load_hospital
@@ -165,7 +168,7 @@ def leave(
     export = leave_for_good(config, reason=reason)
     typer.echo(f"Left: the private keys of {config.name} are deleted; delete their backup too.")
     typer.echo(f"The ledger, for an auditor: {export}")
-    typer.echo("Tell the coordinator, who takes the site off the list of hospitals.")
+    typer.echo("Tell the coordinator, so that the site is taken off the list of hospitals.")
 
 
 def clean(
@@ -182,10 +185,10 @@ def clean(
         ),
     ] = 30.0,
 ) -> None:
-    """Delete sent updates that no server should ask for any more; the ledger stays.
+    """Delete old updates that were sent and should not be needed again; the ledger is kept.
 
-    If one is asked for all the same, its round is computed and charged again: that costs budget,
-    never privacy.
+    If a server does ask for one of them, its round is computed and charged again: that costs
+    budget, never privacy.
     """
     from medfl.deployment.hospital.site_file import load_hospital
     from medfl.site.state import hospital_state

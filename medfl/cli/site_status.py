@@ -1,4 +1,4 @@
-"""`medfl site status`: how a hospital's site is, for administrators, programs, containers."""
+"""`medfl site status`: the state of a hospital's site, for administrators and programs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ if TYPE_CHECKING:
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="For programs; site_configs/monitoring holds the schema.")
+    bool,
+    typer.Option(
+        "--json", help="Print JSON, for programs; the schema is in site_configs/monitoring."
+    ),
 ]
 HealthOnly = Annotated[
     bool,
     typer.Option(
-        "--health", help="Only whether it is well: exit code 1 and the reasons where it is not."
+        "--health",
+        help="Only check its health: exit code 1, and the reasons, if something is wrong.",
     ),
 ]
 
 
 def status(site: SiteFile, as_json: AsJson = False, health: HealthOnly = False) -> None:
-    """Show whether the site runs, is connected and paused, and what is left of its budget.
+    """Show whether the site is running, connected and paused, and what is left of its budget.
 
-    Reads the state folder, as the account that runs the site. Changes nothing, sends nothing.
+    Reads the state folder and must be run by the site's own account. It changes nothing and sends
+    nothing.
     """
     if as_json and health:
         raise ConfigError("Expected --json or --health, found both.")

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     sites = typer.Typer(no_args_is_help=True, help="Site files of public collections.")
     sites.command("from-fets")(from_fets)
     app.add_typer(sites, name="sites")
-    imports = typer.Typer(no_args_is_help=True, help="Bring other file formats to NIfTI.")
+    imports = typer.Typer(no_args_is_help=True, help="Convert other file formats to NIfTI.")
     imports.command("lgg")(lgg)
     app.add_typer(imports, name="import")
 
@@ -29,10 +29,12 @@ def from_fets(
     out: Annotated[Path, typer.Option("--out", help="A new folder for the site files.")],
     held_out: Annotated[
         float,
-        typer.Option(min=0, max=0.9, callback=finite, help="Share of patients that never train."),
+        typer.Option(
+            min=0, max=0.9, callback=finite, help="Fraction of patients that is held out."
+        ),
     ] = 0.2,
     at_least: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Leave institutions with fewer cases out.")
+        int, typer.Option(min=1, max=10**6, help="Leave out institutions with fewer cases.")
     ] = 10,
 ) -> None:
     """Write one site file for each institution of FeTS 2022."""
@@ -51,7 +53,7 @@ def lgg(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
 ) -> None:
-    """Write the TCGA-LGG slices (TIFF) as NIfTI, with one folder and one site file a hospital."""
+    """Convert the TCGA-LGG slices (TIFF) to NIfTI, with a folder and a site file per hospital."""
     from medfl.data.layouts.lgg_tiff import import_lgg
 
     with shown_advance() as advance:

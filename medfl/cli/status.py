@@ -28,14 +28,15 @@ def status(
         typer.Option(
             "--run",
             metavar="RUN",
-            help="A run folder, or the id of a run; else the run under way, or the last.",
+            help="A run folder, or the id of a run. Default: the run under way, or the last one.",
         ),
     ] = None,
     *,
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Go on until Ctrl-C; where this is no terminal, a line a change."
+            "--watch",
+            help="Keep showing it until Ctrl-C; outside a terminal, one line for each change.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -43,7 +44,8 @@ def status(
 ) -> None:
     """Show the server, its hospitals, and the run under way: who is connected, who is late.
 
-    Reads the server's folder and the run folder, and asks the server if it runs. Changes nothing.
+    Reads the server's folder and the run folder, and asks the server whether it is running. Changes
+    nothing.
     """
     if watch + as_json + health > 1:
         raise ConfigError("Expected one of --watch, --json and --health, found several.")

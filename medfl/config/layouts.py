@@ -47,7 +47,7 @@ _ANY_NAME = ".+"
 
 
 def _name_pattern(value: str) -> str:
-    """A pattern that will stand within another one."""
+    """A pattern that will be part of another one."""
     try:
         groups = re.compile(f"_(?P<case_>{value})").groupindex
     except re.error as error:
@@ -92,8 +92,8 @@ def _path(value: str) -> str:
 class CustomLayout(Section):
     """Where the files of one case lie, for folders that no known layout describes.
 
-    Paths are written below the root; ``.nii`` or ``.nii.gz`` may stand at their end or not, since
-    both are read. In them ``*`` stands for any text within one name. A case is told by one of:
+    Paths are relative to the root, with or without ``.nii`` or ``.nii.gz`` at the end, since both
+    are read. In them ``*`` means any text within one name. A case is told by one of:
 
     * ``{case}``, a name whose part is the person, by the pattern `case`;
     * ``{patient}``, a name that is the person, and, where people have several examinations,

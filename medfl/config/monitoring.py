@@ -38,7 +38,7 @@ class Monitoring(Section):
     @field_validator("hook")
     @classmethod
     def _hook_is_a_whole_path(cls, hook: tuple[str, ...]) -> tuple[str, ...]:
-        # What a bare name means is decided by whoever starts medfl.
+        # What a bare name means depends on the environment in which medfl is started.
         if hook and not Path(hook[0]).is_absolute():
             raise ValueError("expected a program by its whole path (/...), and its arguments")
         if any("\0" in word for word in hook):

@@ -1,7 +1,7 @@
 """The commented site file that a new site starts from: what to fill in, and what each line means.
 
-It loads as it stands, so that `medfl check` can tell everything that is still to be done at once:
-its folder of images is not there, and one patient is never the declared number.
+It loads unedited, so that `medfl check` can list everything that is still to be done at once: its
+folder of images is not there, and one patient is never the declared number.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ label_scheme = "brats"          # what mask values mean: brats (to 2021), brats2
 # Which part of a case's name is the person, where the layout cannot know (nnunet):
 # patient = '(?P<patient>sub\\d+)_visit\\d+'
 modalities = ["t1n", "t1c", "t2w", "t2f"]  # those that every case has, in this order
-held_out = 0.0                  # share of patients that never train
-# include = "cases.txt"         # names of the site's cases, one a line, if root holds others' too
+held_out = 0.0                  # fraction of patients that is never trained on
+# include = "cases.txt"         # names of the site's cases, one per line, if root holds others too
 # With layout = "bids": which of several files counts, preferred values first; "" is for files
 # without the entity.
 # bids = {{ run = "1", acq = ["mprage", "space", ""] }}
-# incomplete = "leave-out"      # leaves cases out that lack a mask or a modality; else "refuse"
+# incomplete = "leave-out"      # leaves out cases that lack a mask or a modality; else "refuse"
 
 """
 _PRIVACY = """\
 [privacy]                       # the site's own policy: anything weaker is refused, never adapted
 epsilon = 8.0                   # EDIT: lifetime budget of the patients, over all studies
 delta = 1e-5                    # at most 1/(10 declared_patients)
-# After `medfl check`, `medfl ledger init site.toml` fixes the name and these two lines for ever.
+# After `medfl check`, `medfl ledger init site.toml` fixes the name and these two lines permanently.
 min_noise_multiplier = 0.5      # least noise, in units of the clip norm
 max_clip_norm = 1.0             # most that one patient may move a step
 max_sampling_prob = 0.3         # highest probability that a patient is drawn into a step
@@ -87,9 +87,9 @@ seen_lists = []                 # SHA-256 of lists of public images that startin
 _ADAPT = """\
 
 # [adapt]                       # the hospital's own model, trained without noise: it stays here
-# after_study = true            # made by the running site once a study's final model has come;
+# after_study = true            # made by the running site once a study's final model arrives;
                                 # without this line the log says which command makes it
-# steps = 100                   # of each training
+# steps = 100                   # of each training run
 # folds = 3                     # parts of the cross-validation that chooses the best candidate
 # seed = 0                      # of patients, crops and folds
 # device = "cpu"                # of the running site's work; the next round may need a whole GPU

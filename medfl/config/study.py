@@ -98,7 +98,7 @@ class StudyNetwork(Section):
     Attributes:
         name: Of the class.
         arguments: Numbers in them are finite and at most 10^4, and lists have at most 64 entries:
-            a site builds whatever it accepts, and a list of blocks may not keep it busy for ever.
+            a site builds whatever it accepts, and a list of blocks may not keep it busy endlessly.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -173,7 +173,7 @@ class StudyTraining(Section):
 
 
 class StudyEvaluation(Section):
-    """When held-out patients are scored, and what stands beside the result.
+    """When held-out patients are scored, and what the result is compared with.
 
     Attributes:
         every: Rounds between two evaluations.

@@ -73,7 +73,7 @@ class StudySynthetic(Section):
         public_steps: Steps of a further training, on the patients of open data that
             `medfl pretrain` is given, without noise and with crops as hospitals have them. A run
             does not take them itself: it needs a start that has.
-        start: A file that was made in this way before, with the same values as stand here.
+        start: A file that was made in this way before, with the same values as here.
     """
 
     shape: Size

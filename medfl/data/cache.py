@@ -3,7 +3,7 @@
 A cache of prepared cases is patient data: the folder has mode 0700, its files 0600, names are
 hashes, entries unread for 30 days are deleted, and beyond a size the longest unread go first.
 MONAI's `PersistentDataset` is not used: it writes pickles with the process's usual file mode, keys
-entries by path rather than by content, and keeps them for ever.
+entries by path rather than by content, and never deletes them.
 """
 
 from __future__ import annotations

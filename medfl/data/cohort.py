@@ -1,6 +1,6 @@
 """`Cohort`: the patients of one site, and nothing about what is done with them.
 
-The patient is the unit everywhere: all cases (imaging timepoints) of one person stand under one
+The patient is the unit everywhere: all cases (imaging timepoints) of one person belong to one
 `Patient`, whatever the folders look like.
 """
 

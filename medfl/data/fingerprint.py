@@ -13,8 +13,8 @@ it change nothing, nor does it matter whether volumes lie in one 4-D file or in 
 volume with fewer than `FEWEST_VALUES` values besides the background identifies nobody, and has no
 fingerprint.
 
-What this cannot see: whoever resamples, smooths, rescales or re-quantises the intensities, crops
-through tissue, or changes a single voxel gets another fingerprint. Under a new patient id such a
+What this cannot see: resampling, smoothing, rescaling or re-quantising the intensities, cropping
+through tissue, or changing a single voxel gives another fingerprint. Under a new patient id such a
 copy counts as a new patient.
 """
 
@@ -170,7 +170,7 @@ def _fingerprints(path: Path, *, volumes: int) -> list[str]:
 
 
 def _unscaled(header: Header) -> Header:
-    # Scaled here in float64, as whoever converts a file does it, and not in training's float32.
+    # Scaled here in float64, as converters do it, and not in training's float32.
     return replace(header, slope=1.0, intercept=0.0)
 
 

@@ -33,7 +33,7 @@ class NamedLabels:
 
     Attributes:
         regions: Value -> region -> whether the value is in it, as far as that is told.
-        names: Value -> names that it stands under.
+        names: Value -> names that are given to it.
         unknown: Names that are not understood.
     """
 
@@ -49,7 +49,7 @@ class NamedLabels:
 
 
 def tissue_named(name: str) -> Tissue | None:
-    """The tissue that a label's name stands for; None if it is not understood, or is a region."""
+    """The tissue that a label's name means; None if it is not understood, or is a region."""
     text = _words(name)
     if _EDEMA.search(text):
         return "edema"

@@ -70,7 +70,7 @@ class PatientStore:
         return len(self._patients)
 
     def verify(self) -> None:
-        """Look at every file of all patients, and prepare whoever is not in the cache yet.
+        """Look at every file of all patients, and prepare those not yet in the cache.
 
         From then on `prepared` serves what the files held now, or nothing. Where it comes from is
         decided here for each patient, before anybody is drawn: from the cache, which is neither
@@ -164,7 +164,7 @@ class PatientStore:
         return self._remembered(key, packed)
 
     def _packed_case(self, case: Case, key: str) -> dict[str, Tensor]:
-        """A case read from its files, which must still be those that `key` stands for."""
+        """A case read from its files, which must still be those that `key` identifies."""
         packed = _packed(prepare_case(case, self._frame))
         if self._key(case) != key:
             raise DataError(

@@ -1,6 +1,6 @@
 """HOST:PORT as people write it, and where a server listens.
 
-A host is a DNS name or an IP address; an IPv6 address stands in brackets wherever a port follows.
+A host is a DNS name or an IP address; an IPv6 address is in brackets wherever a port follows.
 A server listens with IPv4 and IPv6: to this machine alone if it is called so, else everywhere.
 """
 
@@ -84,8 +84,8 @@ def loopback_socket() -> socket.socket:
     """A socket on a port of this machine that is nobody else's while it is open.
 
     It does not listen yet. A number that was merely free a moment ago may be somebody's by the time
-    that it is listened on; here, whoever connects reaches the one that the socket was made for, or
-    nobody.
+    that it is listened on; here, a client reaches the server that the socket was made for, or
+    nothing.
     """
     with ExitStack() as opened:
         # Without SO_REUSEADDR, with which another process might share the port.

@@ -80,8 +80,8 @@ def read_bundle(path: Path) -> Bundle:
     ).decode()
     if not is_vouched_for(node_key, signature=signature, event_key=event_key):
         raise ConfigError(
-            f"{path}: expected a node key that the event key has signed, found one that it has "
-            "not. Ask the hospital for its site.pub again, on another way."
+            f"{path}: expected a node key that the event key has signed, found another "
+            "one. Ask the hospital to send its site.pub again, by another route."
         )
     site = AdmittedSite(node_key=node_key, event_key=event_key)
     return Bundle(site=site, rotations=rotations, invitation=invitation)

@@ -1,9 +1,9 @@
-"""`Backup`: one file with what a site or a server cannot be made from again, and the way back.
+"""`Backup`: one file with what cannot be made again of a site or a server, and how to restore it.
 
 The file is a tar archive without compression, so that any tool can look into it: first a manifest,
 which names every member with its size and SHA-256, then the members. It holds private keys and is
-written for its owner only. The digests find damage, not forgery: whoever can write the file has the
-keys as well, so it is to be kept as they are.
+written for its owner only. The digests reveal damage, not forgery: anyone who can write the file
+has the keys as well, so guard it as you guard them.
 
 A backup is read and checked as a whole before anything is restored, and is restored as a whole or
 not at all: into a draft beside the new folder, which then takes the folder's name.
@@ -253,8 +253,8 @@ def require_not_running(folder: Path, *, kind: Kind) -> None:
     with suppress(OSError):  # of another account, or of another machine
         if is_held(folder / kind.lock):
             raise FederationError(
-                f"{folder}: expected a {kind.name} that does not run, found that it does. Two of "
-                "the same must never run: stop that one first, or go on with it."
+                f"{folder}: this {kind.name} is running. Two copies of it must never run: stop "
+                "this one first, or keep using it."
             )
 
 

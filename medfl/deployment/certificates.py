@@ -1,7 +1,7 @@
 """The coordinator's own certificate authority, and the server certificate that it signs.
 
 Hospitals trust this authority and no other for the connection, so that nobody who controls a public
-one can stand in the middle. The server's certificate is renewed under the same authority, of which
+one can get in between. The server's certificate is renewed under the same authority, so that
 hospitals notice nothing.
 """
 
@@ -122,8 +122,8 @@ def renew_certificate(
     if issuer.not_valid_after_utc - datetime.now(UTC) < EXPIRES_SOON:
         raise ConfigError(
             f"{authority}: expected an authority that is valid for {EXPIRES_SOON.days} days, found "
-            f"its end on {issuer.not_valid_after_utc:%Y-%m-%d}: make a new server with `medfl "
-            "server init`, and invite the hospitals anew."
+            f"one that ends on {issuer.not_valid_after_utc:%Y-%m-%d}: make a new server with "
+            "`medfl server init`, and invite the hospitals again."
         )
     for path, mode in ((server_key, 0o600), (server, 0o666)):
         if path.exists():

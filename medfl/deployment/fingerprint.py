@@ -1,4 +1,4 @@
-"""A few letters and digits that stand for a key or a certificate, to be compared by telephone."""
+"""A few letters and digits that identify a key or a certificate, to be compared by telephone."""
 
 from __future__ import annotations
 

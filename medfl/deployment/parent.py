@@ -1,7 +1,7 @@
 """The parent of a process of a running site: whose secret it gets, and with whom it ends.
 
 Its standard input is a line to the parent, which the system closes even if the parent is killed;
-then the process ends too. So the secret stands in no file, no argument and no environment.
+then the process ends too. So the secret is in no file, no argument and no environment.
 """
 
 from __future__ import annotations

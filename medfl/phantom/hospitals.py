@@ -1,8 +1,8 @@
 """Synthetic hospitals with a site file each: patients who belong to nobody, for demo and rehearsal.
 
 For a simulation their purpose is open-data, and the same seed gives the same patients. What is to
-be deployed needs ledgers, and the witness of a machine knows the patients of a ledger for ever, by
-name and image: these have numbers that no real case has.
+be deployed needs ledgers, and a machine's witness never forgets the patients of a ledger, by name
+and image: these have numbers that no real case has.
 """
 
 from __future__ import annotations

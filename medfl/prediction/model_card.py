@@ -65,7 +65,7 @@ there already is kept.
 Other diseases, other modalities, scanners unlike those of its sites, or any clinical use.
 """
 
-_LACKING = "- `None` in place of a file stands for a scan that a patient does not have.\n"
+_LACKING = "- `None` in place of a file means that a patient does not have this scan.\n"
 
 PLAIN = "without noise, for one hospital"
 _MARK = """

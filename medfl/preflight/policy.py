@@ -40,8 +40,8 @@ def _fix(code: str, site: SiteConfig) -> str:
     if code == "policy-weight":
         return f"Write weight = {float(site.declared_patients)} into the site's file."
     return (
-        "Ask the coordinator for another study, or change the site's file if whoever answers for "
-        "its patients agrees."
+        "Ask the coordinator for another study, or change the site's file if the person "
+        "responsible for its patients agrees."
     )
 
 

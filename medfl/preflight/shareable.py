@@ -1,4 +1,4 @@
-"""`shareable`: findings as they may be shown to whoever helps a site.
+"""`shareable`: findings as they may be shown to somebody who helps a site.
 
 Patients become keyed hashes, values that hold local names are left out, and a fix stays what it is:
 without it nobody could help. The site's own folders in a fix become words, and a fix that holds
@@ -34,7 +34,7 @@ def shareable(
     Args:
         findings: For the site's own screen.
         key: Secret of the pseudonyms; without it, findings carry none.
-        places: What stands in a rule or a fix for this site's own folders, files and server; see
+        places: What a rule or a fix says in place of this site's own folders, files and server; see
             `places_of`.
     """
     return [

@@ -199,7 +199,7 @@ def check_ledger(site_state: SiteState) -> list[Finding]:
                 rule="a ledger, which pays for every study",
                 value="none",
                 fix="Correct the other findings first. Then `medfl ledger init SITE.toml` shows "
-                "what it fixes for ever, and asks. If there was one, restore it, or go on with "
+                "what it fixes permanently, and asks. If there was one, restore it, or go on with "
                 "`medfl ledger acknowledge`.",
             )
         ]

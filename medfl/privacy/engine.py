@@ -264,9 +264,9 @@ def train_round(
 ) -> RoundDiagnostics:
     """Run one round's noisy steps on `network`, in place.
 
-    What `patients` must satisfy stands at `PatientLoss`. Once a step is paid for, nothing about a
-    patient ends the round: whoever cannot be computed contributes zero, so that whether there is
-    an answer says nothing about who was drawn.
+    What `patients` must satisfy is said at `PatientLoss`. Once a step is paid for, nothing about a
+    patient ends the round: a patient who cannot be computed contributes zero, so that whether there
+    is an answer says nothing about who was drawn.
 
     Args:
         network: The network; only parameters of `optimizer` change.

@@ -1,12 +1,12 @@
 """Whether sites share patients, found out without telling anybody who the patients are.
 
 Each site turns its patients' identifiers into tokens (HMAC-SHA256) under a study key that the sites
-share among themselves and the server never sees. Whoever has the token files of several sites can
+share among themselves and the server never sees. Anyone with the token files of several sites can
 count the tokens that they share, and what is found is declared in the study file, so that the
 losses of these sites are composed.
 
 The check itself tells: how many patients each site has; how many of them two sites share; and to a
-site that compares, which of its own they are. Whoever holds the study key and a token file can test
+site that compares, which of its own they are. Anyone with the study key and a token file can test
 guesses of identifiers, and all national numbers are quickly guessed: a token file goes to the other
 sites only, over a channel that they trust, and is deleted afterwards together with the key. A
 person who has different identifiers at two sites is not found, so nothing found proves nothing.

@@ -67,7 +67,7 @@ class Mechanism:
             Zero marks a baseline without privacy, whose epsilon is infinite; otherwise 1e-3 to 1e6.
         clip_norm: C, the largest Euclidean norm of one patient's gradient, 1e-6 to 1e6; with a
             schedule the largest of all rounds.
-        clipping: ``fixed`` scales down to C; ``normalised`` first maps g to C g / (|g| + 0.01)
+        clipping: ``fixed`` scales down to C; ``normalised`` first maps g to ``C g / (|g| + 0.01)``
             (Bu et al., arXiv 2206.07136).
         local_steps: Noisy steps of one round, empty batches included; at most 10^7.
         declared_patients: n, public; at most 10^7.
@@ -75,7 +75,7 @@ class Mechanism:
         adjacency: ``zero-out``: a patient's gradient is replaced by nothing, n is public.
         revision: Of the engine that runs it; values without one come from the first.
         clip_norm_schedule: Of C in a whole run; None for one round, or where C stays as it is.
-        trust: ``local``: the site's own noise protects what leaves it, whoever sees it. ``secure``:
+        trust: ``local``: the site's own noise protects what leaves it from everybody. ``secure``:
             nobody sees but the sum of several sites, each adds a share of the noise, and sigma is
             that of the sum; see `medfl.privacy.noise_shares`. A round is then one step.
         honest_sites: h, how many shares the noise of the sum is sure to hold besides those that

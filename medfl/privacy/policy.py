@@ -81,7 +81,7 @@ def _unknown_start(study: StudyConfig, site: SiteConfig) -> Iterator[PolicyRefus
     if start.seen_sha256 not in site.privacy.seen_lists:
         yield PolicyRefused(
             "Refused the study's proposal: the site's policy expects a starting model that has "
-            "seen nobody, or public patients whose list stands in privacy.seen_lists, found "
+            "seen nobody, or public patients whose list is in privacy.seen_lists, found "
             f"{', '.join(start.collections)} with the list {start.seen_sha256}.",
             code="policy-start",
         )

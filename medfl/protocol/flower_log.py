@@ -1,4 +1,4 @@
-"""Flower's lines in the log of whoever uses medfl."""
+"""Flower's lines in the log of a program that uses medfl."""
 
 from __future__ import annotations
 

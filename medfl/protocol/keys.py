@@ -1,7 +1,7 @@
 """A site's keys: the node key with which it joins Flower, and the key that signs its events.
 
-Both are made at the site and only their public halves, `site.pub`, ever leave it. Whoever holds a
-copy of the folder can speak for the site, so a backup belongs where the ledger's does. A rotation
+Both are made at the site and only their public halves, `site.pub`, ever leave it. Anyone who holds
+a copy of the folder can speak for the site, so a backup belongs where the ledger's does. A rotation
 replaces both keys; the old event key signs the new one, so that a server which knew the old one can
 follow, and is then forgotten: what it signed can still be verified. The event key also vouches for
 the node key, so that nobody can put another one beside it in a `site.pub` on its way.

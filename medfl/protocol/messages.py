@@ -140,7 +140,7 @@ class Proposal(Body):
         seen: Digests of the images that the study's starting model has seen, whose list the study
             pins; see `medfl.site.seen_patients`.
         beside: The other runs that the server has under way. Whatever else a site has agreed to
-            has ended, or stands still until it is proposed again; see `medfl.site.open_runs`.
+            has ended, or is suspended until it is proposed again; see `medfl.site.open_runs`.
     """
 
     study: StudyConfig

@@ -127,8 +127,8 @@ class Stage:
         for name, process in self._running.items():
             if process.poll() is not None:
                 raise FederationError(
-                    f"Expected {name} to go on, found that it ended with {process.returncode}. The "
-                    f"last lines of its log {self.log(name)}:\n"
+                    f"{name} ended with exit code {process.returncode}. The last lines of its log "
+                    f"{self.log(name)}:\n"
                     f"{_last_lines(self.log(name).read_bytes())}"
                 )
 
@@ -188,12 +188,12 @@ def staged(keep: Path | None, *, hospitals: int) -> Iterator[Stage]:
 
     Raises:
         ConfigError: If the folder is in use, the disk too small, or this machine's witness would
-            remember the rehearsal for ever.
+            remember the rehearsal permanently.
     """
     if os.path.lexists(SYSTEM_FOLDER):
         raise ConfigError(
-            f"Expected a machine without {SYSTEM_FOLDER}, found one: what it remembers stays for "
-            "ever, and no rehearsal may choose another witness. Rehearse on another machine, or in "
+            f"Expected a machine without {SYSTEM_FOLDER}, found one: it never forgets, "
+            "and no rehearsal may choose another witness. Rehearse on another machine, or in "
             "a container."
         )
     with _signals() as stopped:

@@ -1,7 +1,7 @@
 """`Attendance`: which sites a run began without, and why, as the server left it.
 
-A study whose quorum is met goes on without whoever is missing. A hospital that is named nowhere
-would only notice by a model that holds nothing of its patients.
+A study whose quorum is met goes on without the hospitals that are missing. A hospital that is named
+nowhere would notice only by a model that has learned nothing from its patients.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the files of a run folder hold, one frozen record a row.
 
-Keys that no record names may stand beside the others: a later version may have written them. JSON
+Keys that no record names are allowed: a later version may have written them. JSON
 has no infinity, so an infinite epsilon, which means that no privacy is claimed, is written as the
 text ``inf``.
 """

@@ -233,7 +233,7 @@ def _require_finished(folder: Path) -> None:
         done = path.read_bytes().count(b"\n") if path.exists() else 0
         raise ReportError(
             f"{folder}: expected a finished run, found one that stopped after {done} of {planned} "
-            "rounds. Go on with it by --resume; `medfl dashboard` shows how far it is."
+            "rounds. Continue it with --resume; `medfl dashboard` shows how far it is."
         )
 
 

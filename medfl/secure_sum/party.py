@@ -6,8 +6,8 @@ and gives nothing away for fewer than a threshold of them.
 
 A site has one state for a round. It lives in `Party.state`, because each phase may run in a process
 of its own, and has to be stored before the phase's answer is sent: a site that forgot its answer
-could be asked for another. Terms say which round it is, and whoever calls sees to it that there is
-no second state for the same round.
+could be asked for another. Terms say which round it is, and the caller makes sure that there is no
+second state for the same round.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SEED_BYTES = 32
 
 
 class Party:
-    """A site in one round; the phases are called in the order in which they stand here.
+    """A site in one round; the phases are called in the order in which they are defined here.
 
     A refusal leaves the state as it was.
 
@@ -120,7 +120,7 @@ class Party:
 
         Raises:
             SecureSumRefused: If an advert is no site's of the roster, of other terms or unsigned
-                (secure-sum-roster, -terms, -signature), if keys are unusable or stand twice
+                (secure-sum-roster, -terms, -signature), if keys are unusable or occur twice
                 (-keys), if the own advert is missing or there are two of a site (-advert), if they
                 are fewer than the threshold (-threshold), or in another phase (-order, -again).
         """
@@ -239,7 +239,7 @@ class Party:
         self._state = SiteState(terms=self.terms, site=self._state.site, phase=Phase.SPENT)
 
     def require_deliveries(self, deliveries: Sequence[Delivery]) -> None:
-        """Refuse what `mask` would refuse, for whoever has to pay before there is a vector.
+        """Refuse what `mask` would refuse, for callers that must pay before there is a vector.
 
         Raises:
             SecureSumRefused: As `mask` says.

@@ -1,6 +1,6 @@
 """What a site keeps between two phases of a round, as bytes that survive its process.
 
-It holds secrets: whoever stores it makes the file readable by its owner only.
+It holds secrets: it must be stored in a file that only its owner can read.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Roster:
             names; see `Roster.of`.
 
     Raises:
-        ValueError: If a name or key is malformed or stands twice, or if the order is another.
+        ValueError: If a name or key is malformed or occurs twice, or if the order is another.
     """
 
     sites: tuple[tuple[str, str], ...]

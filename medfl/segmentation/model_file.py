@@ -184,7 +184,7 @@ def fills_missing(path: Path) -> bool:
 
 
 def _spec(text: str) -> ModelSpec:
-    # Under the rules of a study's file: whoever forges one cannot ask for a network without end.
+    # Under the rules of a study's file: a forged one cannot ask for an endless network.
     values = json.loads(text)
     network = StudyNetwork(name=values.pop("network"), arguments=values.pop("arguments"))
     frame = StudyInput.model_validate_json(json.dumps(values))

@@ -136,7 +136,7 @@ def trained_names(network: nn.Module, patterns: Sequence[str]) -> frozenset[str]
 
     Args:
         network: The network.
-        patterns: Of names, as in file names; ``norms`` stands for the scales and shifts of all
+        patterns: Of names, as in file names; ``norms`` means the scales and shifts of all
             normalisation layers.
 
     Raises:
@@ -304,7 +304,7 @@ def _refuse_without_package(error: Exception, *, name: str) -> None:
     if not isinstance(error, ImportError) or missing is None:
         return
     package = missing[1] or missing[2]
-    extra = "medfl[transformers]" if package == "einops" else package
+    extra = "medfl-dp[transformers]" if package == "einops" else package
     raise ModelError(
         f"network {name}: expected the package {package!r}, which this network needs, found none; "
         f"pip install '{extra}'"

@@ -1,6 +1,6 @@
 """One question to many nodes, with a deadline.
 
-Flower's own loops wait for ever for missing nodes and give messages a life of twelve hours, so that
+Flower's own loops wait indefinitely for missing nodes and keep messages for twelve hours, so that
 a straggler would later train stale rounds; here every message dies with its deadline.
 """
 

@@ -1,7 +1,7 @@
 """`RollCall`: which of the expected sites answer before round 1, and why the others do not.
 
-What it hears stands in the run folder at once, for whoever watches the run; how it ended stays
-there, since a run that began without a hospital has to say so wherever it is shown.
+What it hears is written to the run folder at once, for anyone who watches the run; how it ended
+stays there, since a run that began without a hospital has to say so wherever it is shown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RollCall:
         self._run = run
         self._first_round = first_round
         self._names = {node: name for name, node in run.expected.items()}
-        # Whoever is not on the roster of a secure sum could not take part in it any more.
+        # A site that is not on the roster of a secure sum cannot join it later.
         roster = run.folder.roster()
         self._required = {
             name for name in run.expected if run.require_all and (not roster or name in roster)

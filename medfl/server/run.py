@@ -36,7 +36,7 @@ def no_neighbours() -> tuple[Neighbour, ...]:
 
 
 def welcome_all(declaration: Declaration, node: int) -> None:
-    """Let every site in, where whoever runs the study has chosen the sites."""
+    """Let every site in, where the sites were chosen by the person who runs the study."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -297,7 +297,7 @@ class SecureRound:
         read: Callable[[RecordDict, str], Answer],
         take: Callable[[Answer], None],
     ) -> None:
-        """Ask, and take each answer; whoever gives none, or a bad one, gets a code."""
+        """Ask, and take each answer; a site that gives none, or a bad one, gets a code."""
         unheard = set(questions)
         for site, reply in self._ask(
             questions, kind=kind, group=str(self._number), phase=PHASES[kind]

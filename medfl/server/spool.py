@@ -26,7 +26,7 @@ class Spool:
     Nothing here is durable: a round that is interrupted is asked again.
 
     Args:
-        folder: Made with mode 0700; whoever runs the round removes it.
+        folder: Made with mode 0700; the code that runs the round removes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Spool:
             save_file({name: value.contiguous() for name, value in weights.items()}, path)
         except (OSError, SafetensorError) as error:
             raise FederationError(
-                f"{path}: expected to store the update of {site}, found: {error}.", code="spool"
+                f"{path}: the update of {site} could not be stored: {error}.", code="spool"
             ) from None
         # Name by name: the record's constructor would copy the data out of every array.
         record = self._updates[site] = ArrayRecord()

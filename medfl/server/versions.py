@@ -53,7 +53,7 @@ def require_same_versions(out: Path) -> None:
         if _minor(then) != _minor(here):
             raise ConfigError(
                 f"{out}: expected {name} {_minor(then)}, with which this run was begun, found "
-                f"{here}; install {name} {then} to go on, or begin a new run."
+                f"{here}; install {name} {then} to continue, or begin a new run."
             )
 
 

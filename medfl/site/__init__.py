@@ -1,4 +1,4 @@
-"""Everything that runs at a hospital, for whoever has to review it there.
+"""Everything that runs at a hospital, for those who have to review it there.
 
 **What runs.** `client_app` receives each of the server's messages, in a process of its own. There
 are four kinds: a proposal of a study, a round of training, a model to be scored, and the final
@@ -24,8 +24,8 @@ a refusal costs nothing:
 2. Paid before? The same request gets the same stored bytes again, free of charge (`outbox`).
 3. Agreed? The run, its mechanism, its proposal, its patients and its steps are those of the
    agreement in the ledger, which `round.declare` wrote when the study was proposed.
-4. Every patient of the run is read, whoever will be drawn, and the largest one goes through the
-   network, so that a damaged file or a lack of memory costs nothing (`training_patients`,
+4. Every patient of the run is read, no matter who will be drawn, and the largest one goes through
+   the network, so that a damaged file or a lack of memory costs nothing (`training_patients`,
    `medfl.data.patient_store`).
 5. Somebody still waits for the answer.
 6. The ledger is charged for all steps of the round and the witness remembers whose images they

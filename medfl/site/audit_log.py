@@ -4,9 +4,10 @@ It lies beside the ledger, in a file that is kept as durably. Each entry is sign
 of its time, so that after an exchange of keys nobody, the site itself included, can write an older
 one again. What the ledger holds (agreements, charges, releases) is copied from it, entry by entry,
 and what is missing here is made up for at the next occasion: a log that cannot be written loses no
-charge. It does hold up the next one: whoever cannot be audited commits patients to nothing further.
+charge. It does hold up the next one: a site that cannot be audited commits patients to nothing
+further.
 
-No patient stands in it, not even as a hash.
+It names no patient, not even by a hash.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _OF_LEDGER = {
     "acknowledge": (),
     "carry": ("study", "run", "steps"),
 }
-"""Which fields of the ledger's entries an auditor reads here; patients stand in none of them."""
+"""Which fields of the ledger's entries an auditor reads here; none of them names patients."""
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def audit_log_of(site: SiteConfig) -> AuditLog | None:
 
 
 def of_ledger(entry: Entry, *, ledger: str) -> dict[str, Any]:
-    """How an entry of the ledger stands in the log.
+    """How an entry of the ledger is written to the log.
 
     Args:
         entry: The entry.

@@ -1,7 +1,7 @@
 """A ledger for an auditor: all entries, the totals, the audit log, and a signature by the site.
 
-Whoever has the file and the site's public key can check the chains, the totals and the signatures
-without access to the site. Patients stand in it as keyed hashes, whose key never leaves the site.
+Anyone with the file and the site's public key can check the chains, the totals and the signatures
+without access to the site. Patients appear as keyed hashes, whose key never leaves the site.
 """
 
 from __future__ import annotations

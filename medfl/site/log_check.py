@@ -2,7 +2,7 @@
 
 The chain shows what was removed, moved or changed between two entries, the signatures who wrote
 them, and the ledger that nothing which it holds is missing. Only entries at the very end that the
-ledger does not hold (a pause, a refusal) could be cut off by whoever holds the site's key; a log
+ledger does not hold (a pause, a refusal) could be cut off by anyone who holds the site's key; a log
 that is shorter than an earlier export shows it.
 """
 

@@ -176,7 +176,7 @@ class OpenRuns:
         except (OSError, ValidationError):
             raise PolicyRefused(
                 f"{path}: expected the runs that this site is in, found a damaged file; delete it, "
-                "and the next message of each run writes it anew.",
+                "and the next message of each run writes it again.",
                 code=UNUSABLE,
             ) from None
 
@@ -186,6 +186,6 @@ class OpenRuns:
             write_atomically(path, _RUNS.dump_json(runs), mode=0o600)
         except OSError as error:
             raise PolicyRefused(
-                f"{path}: expected to write down the runs that this site is in, found: {error}.",
+                f"{path}: the runs that this site is in could not be written: {error}.",
                 code=UNUSABLE,
             ) from None

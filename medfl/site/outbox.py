@@ -80,7 +80,7 @@ class Outbox:
             write_atomically(path, content)
         except OSError as error:
             raise FederationError(
-                f"{path}: expected to store the update, found: {error}.", code="outbox"
+                f"{path}: the update could not be stored: {error}.", code="outbox"
             ) from None
         return hashlib.sha256(content).hexdigest()
 

@@ -122,7 +122,7 @@ def write_own_model(
         "missing_modality": "zero-fill" if fills else "refuse",
         "label_schemes": source.get("label_schemes", []),
     }
-    # The table first: whoever finds the model finds both.
+    # The table first, so that where the model is, the table is too.
     write_atomically(table_of(out), _table(adaptation, provenance).encode(), mode=0o600)
     content = model_bytes(adaptation.weights, spec=spec, provenance=provenance)
     write_atomically(out, content, mode=0o600)

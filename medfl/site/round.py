@@ -2,8 +2,9 @@
 
 The order of `train_update` is the guarantee: the site's policy first, then what was paid for
 already, then the charge, then the first step that touches data. Before the charge every patient's
-files are looked at, whoever will be drawn, and the largest one goes through the network: a damaged
-file or a lack of memory costs nothing, and whether the site answers says nothing about the draw.
+files are looked at, no matter who will be drawn, and the largest one goes through the network: a
+damaged file or a lack of memory costs nothing, and whether the site answers says nothing about the
+draw.
 """
 
 from __future__ import annotations
@@ -298,7 +299,7 @@ def _rehearse(
 ) -> None:
     """Compute the largest patient's gradient once and throw it away.
 
-    Whoever does not fit the memory shows here, where it costs nothing and where it does not depend
+    A patient who does not fit into memory is found here, where it costs nothing and does not depend
     on who is drawn.
     """
     names, store = site_state.member_store(study, members=members)

@@ -24,7 +24,7 @@ def folder_of_run(parent: Path, *, run: str) -> Path:
     """
     if not _NAME.fullmatch(run):
         raise MessageError(
-            "Expected a run with a name of letters, digits, '-' and '_', found other signs.",
+            "Expected a run name of letters, digits, '-' and '_', found other characters.",
             code="message-run",
         )
     return parent / run

@@ -88,5 +88,5 @@ def write_model(path: Path, content: bytes) -> None:
         write_atomically(path, content, mode=0o600)
     except OSError as error:
         raise FederationError(
-            f"{path}: expected to store the model, found: {error.strerror}.", code="models"
+            f"{path}: the model could not be stored: {error.strerror}.", code="models"
         ) from None

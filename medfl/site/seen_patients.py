@@ -1,6 +1,6 @@
 """Patients whom the starting model of a study has seen before the study began.
 
-A start may have been trained on public patients, without noise. Whoever is one of them gains
+A start may have been trained on public patients, without noise. A patient who is one of them gains
 nothing from a guarantee that begins later, so a site that has such a patient takes no part. The
 start's file carries a digest of every image that it has seen, the coordinator sends these to every
 site, and the study pins their list by its own digest.
@@ -57,7 +57,7 @@ def digests_of(patients: Sequence[Patient], *, site: SiteConfig, cache: Path) ->
 
 
 def list_digest(seen: Iterable[str]) -> str:
-    """SHA-256 of a list of digests, in whatever order and however often each stands there."""
+    """SHA-256 of a list of digests, whatever their order and however often each occurs."""
     return hashlib.sha256("\n".join(sorted(set(seen))).encode()).hexdigest()
 
 

@@ -95,7 +95,7 @@ class SiteState:
             held_out: Whether it is about those who do not train.
 
         Raises:
-            DataError: If the cohort cannot be read, or one person stands in it under two names.
+            DataError: If the cohort cannot be read, or one person is in it under two names.
             LedgerError: If the witness cannot be used.
         """
         witness = witness_of(self.site)

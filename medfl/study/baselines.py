@@ -53,7 +53,7 @@ def run_baseline(
 
     Args:
         name: Which one.
-        study: The study that it stands beside.
+        study: The study that it is compared with.
         sites: The study's sites.
         out: The study's run folder, finished.
         engine: What calls the apps.

@@ -1,7 +1,7 @@
 """A Flower `Grid` in this process: the sites' apps are called directly, one after the other.
 
 The same ServerApp and ClientApp run here, on Flower's simulation runtime and on a real SuperLink.
-Every private import of Flower's that this needs stands in this module, and a test holds it against
+Every private import of Flower's that this needs is in this module, and a test holds it against
 the installed version.
 """
 

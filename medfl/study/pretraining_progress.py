@@ -1,6 +1,6 @@
 """How far a pretraining is, for who watches a run that another process works on.
 
-It stands in the run folder as ``pretraining.json``, and is replaced about once a second.
+It is in the run folder as ``pretraining.json``, and is replaced about once a second.
 """
 
 from __future__ import annotations

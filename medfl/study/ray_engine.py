@@ -24,10 +24,10 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[SiteConfig], *, run_folder
     """Run a ServerApp with one node a site.
 
     Raises:
-        ConfigError: If the extra `medfl[sim]` is not installed.
+        ConfigError: If the extra `medfl-dp[sim]` is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("Expected the extra 'sim' for --engine ray; pip install 'medfl[sim]'.")
+        raise ConfigError("Expected the extra 'sim' for --engine ray; pip install 'medfl-dp[sim]'.")
 
     def state_of(context: Context) -> SiteState:
         site = sites[int(context.node_config["partition-id"])]

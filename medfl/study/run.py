@@ -203,7 +203,7 @@ def _plan(study: StudyConfig, declaration: Declaration) -> Plan:
 
 
 def environment(study: StudyConfig, *, command: str) -> Environment:
-    """Versions, commit and machine, for whoever wants to reproduce a run."""
+    """Versions, commit and machine, for anyone who wants to reproduce a run."""
     versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
     return Environment(
         medfl=__version__,

@@ -260,7 +260,7 @@ def prepare_folder(out: Path, *, study: StudyConfig, resume: bool) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out}: expected a new or empty folder, found files; use --resume to go on with a run."
+            f"{out}: expected a new or empty folder, found files; use --resume to continue a run."
         )
     keep_starting_point(study, out=out)
     write_versions(out)

@@ -72,7 +72,7 @@ class StartingPoint:
 
     @property
     def table(self) -> str:
-        """Everything but the file's place, as it stands in the study's inline table."""
+        """Everything but the file's place, as the study's inline table states it."""
         text = f'sha256 = "{self.sha256}"'
         if self.seen_sha256 is not None:
             names = json.dumps(list(self.collections))

@@ -1,7 +1,7 @@
 """`TrustModes`: a study as it is, beside itself in the other trust mode.
 
 What a secure sum saves in noise, and what it asks for in return: sites that have to stay, and
-others that may not side with the server. Both stand side by side before anybody decides.
+others that may not side with the server. Both are shown side by side before anybody decides.
 """
 
 from __future__ import annotations

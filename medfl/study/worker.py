@@ -4,8 +4,8 @@
 its line to them. It is no child of `multiprocessing`, which would import the script that began it
 once more: a script that runs a study without ``if __name__ == "__main__"`` would begin another one.
 
-The process lives as long as its line: when whoever began it is gone, however that came, it ends at
-once, in the middle of whatever it does. What a site has charged is on disk by then.
+The process lives as long as its line: when the process that began it is gone, for whatever reason,
+it ends at once, in the middle of whatever it does. What a site has charged is on disk by then.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Kind = Literal["told", "logged", "answer", "failed"]
 
 
 class _Line:
-    """What this process says to whoever began it; several threads may.
+    """What this process says to the one that began it; several threads may.
 
     Args:
         connection: The line.
@@ -67,7 +67,7 @@ class _Line:
 
 
 class _Log(logging.handlers.QueueHandler):
-    """Log records go to the log of whoever began this process."""
+    """Log records go to the log of the process that began this one."""
 
     def __init__(self, line: _Line) -> None:
         super().__init__(queue.SimpleQueue())
@@ -80,7 +80,7 @@ class _Log(logging.handlers.QueueHandler):
 
 def main() -> None:
     """Answer until the line ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever began it, who ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends it
     connection = Connection(int(sys.argv[1]))
     line, orders = _Line(connection), queue.SimpleQueue[bytes]()
     threading.Thread(target=_receive, args=(connection, orders), daemon=True).start()
@@ -91,7 +91,7 @@ def main() -> None:
     work: Work = _nothing
     while True:
         try:
-            kind, value = pickle.loads(orders.get())  # noqa: S301  from whoever began this process
+            kind, value = pickle.loads(orders.get())  # noqa: S301  from the process that began this one
             if kind == "make":
                 level, make = value
                 logging.getLogger().setLevel(level)
@@ -101,7 +101,7 @@ def main() -> None:
             else:
                 work = _nothing
                 gc.collect()  # networks and patients that the work held
-        except Exception as error:  # noqa: BLE001  raised again by whoever asked
+        except Exception as error:  # noqa: BLE001  raised again where it was asked for
             line.fail(error)
 
 

@@ -94,7 +94,7 @@ class Workers:
 
         Args:
             make: Makes the work at a place.
-            hear: Told what the work says, by whoever waits for an answer.
+            hear: Told what the work says, by the thread that waits for an answer.
 
         Yields:
             The places.
@@ -288,7 +288,7 @@ class _Process:
         code = self._process.wait()
         end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return FederationError(
-            f"Expected workers that live until the run's end, found one that ended by {end}. "
+            f"A worker was ended by {end} before the run was over. "
             "A machine that runs out of memory ends processes by SIGKILL; fewer of them (--jobs) "
             "need less. What was done stays in the run folder, and the run goes on with --resume.",
             code="worker",

@@ -75,7 +75,8 @@ def expect_warning(text: str) -> None:
     for part in (
         "WARNING: medfl 0.1 charged 15 steps of 1 run here, and its promise was too small:",
         "study glioma-2025, run old",
-        "against whoever reads the low bits of released values, as a study's server can: no bound",
+        "against anyone who reads the low bits of released values, as a study's server can: "
+        "no bound",
         "Do not rely on this budget",
         "medfl cannot call back what was released",
     ):

@@ -177,7 +177,7 @@ def test_a_running_site_is_backed_up_and_not_restored_beside_itself(
     with exclusive(load_site(north).state / LOCK, noun="a site"):
         assert medfl("site", "backup", north, "-o", tmp_path / "kept").code == 0
         ended = medfl("site", "restore", tmp_path / "kept", "--to", tmp_path / "restored")
-        ended.refused(1, "expected a site that does not run")
+        ended.refused(1, "this site is running")
     assert not (tmp_path / "restored").exists()
 
 
@@ -193,7 +193,7 @@ def test_a_site_that_left_does_not_come_back(
     assert {"left.json", "last-export.json", "ledger/ledger.sqlite"} <= names
     assert not {name for name in names if name.startswith("keys/")}
     ended = medfl("site", "restore", tmp_path / "record", "--to", tmp_path / "again")
-    assert "no site that can start" in ended.out.replace("\n", " ")
+    assert "not a site that can be started" in ended.out.replace("\n", " ")
     file = moved(north, to=tmp_path / "again")
     medfl("site", "pause", file).refused(2, "left for good")
 

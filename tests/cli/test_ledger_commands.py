@@ -232,7 +232,9 @@ def test_nothing_is_fixed_before_keys_and_folders_are_sound(
         shutil.rmtree(state / "keys")
     else:
         state.chmod(0o755)
-    medfl("ledger", "init", fresh, "--yes").refused(2, "before a budget is fixed for ever", state)
+    medfl("ledger", "init", fresh, "--yes").refused(
+        2, "before a budget is fixed permanently", state
+    )
     assert not (state / "ledger").exists()
 
 
@@ -257,7 +259,7 @@ def test_a_script_that_forgets_to_agree_makes_nothing(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     ended = medfl("ledger", "init", fresh)
     assert ended.code == 1
-    assert "--yes does not ask" in ended.out
+    assert "--yes skips this question" in ended.out
     assert not (load_site(fresh).state / "ledger").exists()
 
 

@@ -128,7 +128,7 @@ def test_a_run_that_has_ended_is_not_stopped(
         pass
     code, _, err = medfl("stop", server.path, "gliomas-1")
     assert code == 2
-    assert "found that gliomas-1 ended at" in err
+    assert "gliomas-1 is not under way; it ended at" in err
     assert "completed" in err
     # Nothing is left that would stop it when it goes on.
     assert not server.book.is_to_stop(record)
@@ -228,5 +228,5 @@ def test_a_server_that_runs_already_is_not_started_again(
 ) -> None:
     with exclusive(server.server_lock, noun="a server"):
         code, _, err = medfl("start", server.path)
-    assert (code, "found that it runs" in err) == (1, True)
+    assert (code, "is already running" in err) == (1, True)
     assert ".lock" not in err

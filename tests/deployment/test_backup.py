@@ -281,7 +281,7 @@ def test_what_runs_is_not_restored_beside_itself(tmp_path: Path) -> None:
     require_not_running(tmp_path, kind=KIND)
     with (
         exclusive(tmp_path / "site.lock", noun="a site"),
-        pytest.raises(FederationError, match="stop that one first"),
+        pytest.raises(FederationError, match="stop this one first"),
     ):
         require_not_running(tmp_path, kind=KIND)
     require_not_running(tmp_path, kind=KIND)

@@ -82,7 +82,7 @@ def test_a_killed_superlink_is_started_again_and_the_run_goes_on(
     code = deployment.finished("superlink", seconds=400)
     assert code == 0, deployment.log("superlink").read_text()[-3000:]
     assert require_balanced("superlink", out=out, rounds=4) == dict.fromkeys(SITES, (4, 4))
-    assert deployment.log("server").read_text().count("ended with -9") == len(phases)
+    assert deployment.log("server").read_text().count("ended with exit code -9") == len(phases)
 
 
 def test_a_run_resumes_after_its_serverapp_its_command_and_its_server_were_killed(

@@ -125,7 +125,9 @@ def test_a_serverapp_that_vanished_is_missed(
     ending = threading.Timer(0.5, held.__exit__, args=(None, None, None))
     ending.start()
     begin = time.monotonic()
-    with pytest.raises(FederationError, match=r"it ended; see the server's logs. Go on with --res"):
+    with pytest.raises(
+        FederationError, match=r"ended without giving a reason; see the server's logs. Con"
+    ):
         follow(Flower(), RUN, follower, lock=lock, stopped=lambda: False)
     assert time.monotonic() - begin > 0.5
 
@@ -150,7 +152,7 @@ def test_a_run_that_somebody_stops_is_followed_no_longer(
     looks = iter([False, False, True])
     # Also where the server is away.
     states = Flower(Unreachable("away"), Unreachable("away"))
-    with pytest.raises(RunStopped, match="Go on with --resume"):
+    with pytest.raises(RunStopped, match="Continue with --resume"):
         follow(states, RUN, follower, lock=tmp_path / "run.lock", stopped=lambda: next(looks))
 
 
@@ -171,8 +173,8 @@ def test_an_error_that_nobody_foresaw_is_named_with_the_log(
     [
         ("ServerApp failed with exception: Expected 3 sites.", "Expected 3 sites."),
         ("Task stopped by user.", "Task stopped by user."),
-        ("ServerApp failed with exception: ", "says nothing of why; see the server's logs"),
-        ("", "says nothing of why; see the server's logs"),
+        ("ServerApp failed with exception: ", "gave no reason; see the server's logs"),
+        ("", "gave no reason; see the server's logs"),
     ],
 )
 def test_a_failed_run_says_why_in_its_own_words(details: str, said: str) -> None:

@@ -132,9 +132,9 @@ def test_what_came_before_the_start_is_no_news_unless_it_was_left_undone(
     site.say(after_study=True)
     with closing(site.homework(module=module(tmp_path, "print('worked')", monkeypatch))) as again:
         work(again)
-    assert [line for line in site.lines() if "is made of it now" in line] == [
-        f"medfl: The final model of {RUN} is in {models_of(site.state, run=RUN).federated}. A "
-        "model of the hospital's own is made of it now, with the lowest priority."
+    assert [line for line in site.lines() if "is now being made from it" in line] == [
+        f"medfl: The final model of {RUN} is in {models_of(site.state, run=RUN).federated}. The "
+        "hospital's own model is now being made from it, at the lowest priority."
     ]
     assert site.lines()[-1] == "worked"
     assert done.own.read_bytes() == b"a model"
@@ -171,8 +171,8 @@ def test_several_models_are_made_one_after_the_other(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "found that it ended with -9"),
-        ("raise SystemExit(3)", "found that it ended with 3"),
+        ("import os; os.kill(os.getpid(), 9)", "its process ended with exit code -9"),
+        ("raise SystemExit(3)", "its process ended with exit code 3"),
     ],
 )
 def test_a_failure_is_one_line_and_is_not_tried_again(
@@ -195,7 +195,7 @@ def test_what_goes_wrong_with_images_names_no_patient(site: Site, tmp_path: Path
     with closing(site.homework()) as homework:
         work(homework)
     assert len(site.lines()) == 2
-    assert "medfl: No model of the hospital's own of" in site.lines()[1]
+    assert "medfl: No model of the hospital's own was made" in site.lines()[1]
     assert not models.own.exists()
 
 
@@ -216,7 +216,7 @@ def test_no_process_at_all_is_a_line(site: Site, monkeypatch: pytest.MonkeyPatch
     site.receive()
     with closing(site.homework()) as homework:
         work(homework)
-    assert "found no process: Resource temporarily unavailable" in site.lines()[-1]
+    assert "its process could not be started: Resource temporarily unavailable" in site.lines()[-1]
 
 
 def test_the_process_gives_way_and_ends_with_the_site(

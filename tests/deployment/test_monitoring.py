@@ -415,6 +415,6 @@ def test_the_hook_is_called_once_however_often_it_is_looked(
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert log.read_text().split() == ["site-late", "site-late"]
-    failed = "The monitoring hook was not told of site-late: it ended with 3."
+    failed = "The monitoring hook could not be told of site-late: it ended with 3."
     trouble = "Monitoring cannot look for events now: OSError: for a moment"
     assert said == [failed, trouble, failed]

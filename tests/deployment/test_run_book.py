@@ -40,7 +40,9 @@ def test_a_run_is_under_way_for_as_long_as_somebody_follows_it(book: RunBook) ->
     assert (ended.outcome, ended.process) == ("completed", os.getpid())
     assert ended.ended is not None
     assert book.state(ended) == "completed"
-    with pytest.raises(ConfigError, match=r"gliomas-1 ended at [\d: -]+ UTC: completed"):
+    with pytest.raises(
+        ConfigError, match=r"gliomas-1 is not under way; it ended at [\d: -]+ UTC: completed"
+    ):
         require_under_way(book, ended)
 
 

@@ -83,7 +83,7 @@ def test_a_running_server_is_backed_up_and_not_restored_beside_itself(
 ) -> None:
     with exclusive(server.path / "server.lock", noun="a server's folder"):
         backup_server(server.path, out=tmp_path / "kept")
-        with pytest.raises(FederationError, match="expected a server that does not run"):
+        with pytest.raises(FederationError, match="this server is running"):
             restore_server(tmp_path / "kept", to=tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
 

@@ -173,7 +173,7 @@ def test_a_node_says_again_that_it_is_there_after_any_failure(
     assert heart.is_running
     heart.stop()
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "found: not recognized" in told.getMessage()
+    assert ": not recognized" in told.getMessage()
 
 
 def test_whoever_ends_by_itself_is_named_with_what_it_said_last(
@@ -196,7 +196,7 @@ def test_whoever_ends_by_itself_is_named_with_what_it_said_last(
         with pytest.raises(FederationError) as error:
             site_node._require_alive({"the runner of ClientApps": child}, log)
     assert str(error.value) == (
-        "Expected the runner of ClientApps to go on, found that it ended with 1 (OSError: "
+        "The site stopped: the runner of ClientApps ended with exit code 1 (OSError: "
         f"[patient] has too long a path); see {log.path}."
     )
     assert str(error.value) in log.path.read_text()

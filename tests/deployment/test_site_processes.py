@@ -441,7 +441,7 @@ def test_a_site_that_loses_a_process_ends_and_says_why(hospital: Hospital) -> No
     assert site.wait(timeout=40) == 1
     said = [line for line in hospital.log("alone").splitlines() if line.startswith("error: ")]
     assert len(said) == 1
-    assert "the runner of ClientApps to go on, found that it ended with -9" in said[0]
+    assert "the runner of ClientApps ended with exit code -9" in said[0]
     require_ended(running)
 
 

@@ -199,6 +199,6 @@ def test_one_of_two_runs_is_stopped_and_a_server_ends_both_with_a_word(
         assert standing.finished(out.name, seconds=400) == 1
         said = standing.log(out.name).read_text()
         assert "Traceback" not in said
-        assert "Go on with --resume." in said.splitlines()[-1]
+        assert "Continue with --resume." in said.splitlines()[-1]
     standing.release("north-twice-1-read")
     assert under_way(standing) == []

@@ -77,7 +77,7 @@ def test_the_reason_is_said_at_once_and_not_at_every_look(watch: Any, said: Said
     wait_for(lambda: len(looks) > 5)
     assert said.lines == [
         f"No connection to {SERVER}: expected a server, found a refused connection. Ask. "
-        "The site goes on trying."
+        "The site keeps trying."
     ]
 
 

@@ -445,5 +445,5 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     known = networks._segmentation_classes()[name]
     WithoutEinops.__signature__ = inspect.signature(known)  # type: ignore[attr-defined]
     monkeypatch.setattr(networks, "_class_of", lambda _: WithoutEinops)
-    with pytest.raises(ModelError, match=r"'einops'.*pip install 'medfl\[transformers\]'"):
+    with pytest.raises(ModelError, match=r"'einops'.*pip install 'medfl-dp\[transformers\]'"):
         build(name)

@@ -51,7 +51,7 @@ def test_nobody_else_may_read_the_updates(tmp_path: Path) -> None:
 def test_an_update_that_cannot_be_written_ends_the_round_with_a_code(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "1")
     (tmp_path / "1").rmdir()
-    with pytest.raises(FederationError, match="expected to store the update of north") as caught:
+    with pytest.raises(FederationError, match="the update of north could not be stored") as caught:
         spool.put("north", weights(0))
     assert caught.value.code == "spool"
 

@@ -49,7 +49,7 @@ def test_another_minor_version_is_refused_and_says_what_to_do(
         require_same_versions(begun)
     text = str(caught.value)
     assert f"expected medfl 0.2, with which this run was begun, found {version}" in text
-    assert "install medfl 0.2.0 to go on, or begin a new run" in text
+    assert "install medfl 0.2.0 to continue, or begin a new run" in text
 
 
 @pytest.mark.parametrize("name", ["flwr", "dp-accounting", "opacus"])

@@ -151,7 +151,7 @@ def _mask_path(draft: Draft, rule: LayoutRule) -> Path:
         root = draft.roots[0]
         images = [file.path for files in draft.images.values() for file in files]
         folders = [path.parent for path in images if path.is_relative_to(root)]
-        # Nobody can tell what stood there.
+        # Nobody can tell what was there.
         within = (folders or draft.folders)[0].relative_to(root)
     else:
         within = Path(*(_filled(name, draft.known) for name in above))

@@ -28,7 +28,7 @@ def read_partition(path: Path) -> dict[str, list[str]]:
         Institution -> its cases, both in ascending order.
 
     Raises:
-        DataError: If the file is something else, or a case stands in it twice.
+        DataError: If the file is something else, or a case is in it twice.
     """
     try:
         rows = read_table(path, columns=_COLUMNS)

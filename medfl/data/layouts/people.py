@@ -39,7 +39,7 @@ _CASES = (
 
 
 def person_of(name: str) -> str:
-    """The person whom a name stands for.
+    """The person that a name refers to.
 
     Args:
         name: Of a case or a patient.

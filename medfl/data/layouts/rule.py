@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from medfl.config.site import MODALITY_ORDER, LabelScheme, Modality
 
 _NAMES = re.compile(r"\{(case|patient|session|entities|plain|enhanced)\}|(\*)")
-# What stands between subject and suffix in BIDS; contrast medium is told by the entity `ce`.
+# What is between subject and suffix in BIDS; contrast medium is told by the entity `ce`.
 _OTHER = r"(?:_(?!ce-)[A-Za-z]+-[A-Za-z0-9+]+)*"
 _ENTITIES = {
     "entities": r"(?:_[A-Za-z]+-[A-Za-z0-9+]+)*",
@@ -35,7 +35,7 @@ class LayoutRule:
     Attributes:
         patient: Pattern of a name that is a person: of ``{patient}``, or within ``{case}`` the
             group ``patient``, so that several timepoints of one person stay one patient. What the
-            group found may stand further down a path as ``{patient}``.
+            group found may occur further down a path as ``{patient}``.
         case: Pattern of ``{case}``, with a group ``patient``; empty where cases have no name of
             their own, but follow from patient and session.
         session: Pattern of ``{session}``; empty where there is none.
@@ -45,7 +45,7 @@ class LayoutRule:
         in_order: Whether places are in order of preference, so that of several the first counts;
             otherwise a case at two places is doubled.
         predicted: Paths of a predicted mask, where `masks` leave a choice.
-        other_masks: Pattern of what stands in the names of masks that are not a tumour's.
+        other_masks: Pattern of what is in the names of masks that are not a tumour's.
         numbers: Modality -> its number where ``dataset.json`` names them by number.
         held_apart: Folder with images of a test set, whose cases must not train.
         ignored: Folders that hold no patients.

@@ -108,7 +108,7 @@ def survey_cohort(data: SiteData, *, masks_required: bool = True) -> Survey:
 
 
 class _Gathered:
-    """The cases of a site, each under the person whom its name stands for.
+    """The cases of a site, each under the person that its name refers to.
 
     Attributes:
         problems: What is wrong with them.

@@ -120,7 +120,7 @@ def run_deployed_study(
                     stopped=partial(folder.book.is_to_stop, record),
                 )
             if not state.completed:
-                raise FederationError(f"{_why(state)} Go on with --resume.")
+                raise FederationError(f"{_why(state)} Continue with --resume.")
             minutes = (time.monotonic() - begin) / 60
             summary = finish_run(
                 RunFolder(out), study, minutes=minutes, command=command, progress=progress
@@ -148,7 +148,7 @@ def _followed(
 
 def _why(state: RunState) -> str:
     details = state.details.removeprefix(_FLOWERS_WORDS).strip()
-    return details or "the server's process says nothing of why; see the server's logs."
+    return details or "the server's process gave no reason; see the server's logs."
 
 
 def check_deployable(study: StudyConfig, *, sites: set[str]) -> None:
@@ -240,21 +240,21 @@ def follow(
     while True:
         follower.look()
         if stopped():
-            raise RunStopped("The run was stopped. Go on with --resume.")
+            raise RunStopped("The run was stopped. Continue with --resume.")
         if is_held(lock):
             worked = time.monotonic()
         elif time.monotonic() - worked > GONE_SECONDS:
             raise FederationError(
-                "Expected the server's process of this run to go on, found that it ended; see the "
-                "server's logs. Go on with --resume."
+                "The server's process for this run ended without giving a reason; see the "
+                "server's logs. Continue with --resume."
             )
         try:
             state = control.state(run)
         except Unreachable:
             if time.monotonic() - heard > PATIENCE_SECONDS:
                 raise FederationError(
-                    f"Expected the server to answer within {PATIENCE_SECONDS:g} s, found silence. "
-                    "Go on with --resume."
+                    f"The server did not answer within {PATIENCE_SECONDS:g} s. Continue with "
+                    "--resume."
                 ) from None
         else:
             heard = time.monotonic()

@@ -22,7 +22,7 @@ class NodeRegistry(Protocol):
         """Let the node of a site join."""
 
     def unregister(self, node: int) -> None:
-        """Shut a node out for ever."""
+        """Shut a node out permanently."""
 
 
 def align_nodes(sites: Mapping[str, AdmittedSite], registry: NodeRegistry) -> None:

@@ -1,7 +1,7 @@
 """Which files of a server are its own account's alone, and a start that insists on it.
 
-Whoever reads them can stand in for the server, or reach its control path; whoever writes them can
-let a hospital in. Flower makes its database with the umask's mode, in a closed folder.
+Anyone who reads them can impersonate the server, or reach its control path; anyone who writes them
+can let a hospital in. Flower makes its database with the umask's mode, in a closed folder.
 """
 
 from __future__ import annotations

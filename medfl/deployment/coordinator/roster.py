@@ -1,7 +1,7 @@
 """`Roster`: every hospital that was ever invited, admitted or revoked, and every key that it had.
 
-A name stays reserved for ever, and so does a key: Flower takes no key a second time after its node
-was let go, and a key of one hospital must never speak for another.
+A name stays reserved permanently, and so does a key: Flower accepts no key again after its node was
+unregistered, and one hospital's key must never speak for another.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Roster:
         return self._with(name, entry)
 
     def revoke(self, name: str, *, reason: str) -> Roster:
-        """Let a hospital, or an invitation, go for ever.
+        """Shut out a hospital, or cancel an invitation, permanently.
 
         Args:
             name: The hospital's name.

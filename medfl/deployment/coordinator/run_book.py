@@ -184,10 +184,7 @@ def require_under_way(book: RunBook, record: RunRecord) -> None:
     """
     if not book.is_under_way(record):
         when = f" at {record.ended:%Y-%m-%d %H:%M} UTC" if record.ended else ""
-        raise ConfigError(
-            f"Expected a run that is under way, found that {record.run} ended{when}: "
-            f"{book.state(record)}"
-        )
+        raise ConfigError(f"{record.run} is not under way; it ended{when}: {book.state(record)}")
 
 
 def wait_until_ended(
@@ -213,8 +210,8 @@ def wait_until_ended(
             return book.find(record.run)
         wait(step)
     raise FederationError(
-        f"Expected {record.run} to end within {seconds:g} s, found that process {record.process} "
-        "still follows it; it was asked to stop, and ends as soon as it looks."
+        f"{record.run} did not end within {seconds:g} s: process {record.process} "
+        "still follows it. It was asked to stop, and ends as soon as it notices."
     )
 
 

@@ -62,9 +62,7 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
             the children does not stay.
     """
     if is_held(folder.server_lock):
-        raise FederationError(
-            f"{folder.path}: expected a server that nobody has started, found that it runs."
-        )
+        raise FederationError(f"{folder.path}: this server is already running.")
     require_private(folder)
     settings = ServerOptions.read(folder.path).monitoring
     require_usable(settings.hook, where=folder.path / OPTIONS)
@@ -101,7 +99,7 @@ def serve(folder: ServerFolder, *, on_ready: Callable[[], None]) -> None:
                     announced = True
             elif time.monotonic() - heard > READY_SECONDS:
                 raise FederationError(
-                    f"Expected the server to answer within {READY_SECONDS:g} s, found silence; see "
+                    f"The server did not answer within {READY_SECONDS:g} s; see "
                     f"{children[SUPERLINK].log}."
                 )
             rotate_logs(folder.logs)
@@ -140,11 +138,8 @@ class Child:
         is_short = time.monotonic() - self._begin < SHORT_LIFE_SECONDS
         self._short_lives = self._short_lives + 1 if is_short else 0
         if self._short_lives == SHORT_LIVES:
-            raise FederationError(
-                f"Expected the {self._name} to stay, found that it ended with {code}; see "
-                f"{self.log}."
-            )
-        logger.warning("The %s ended with %d and is started again.", self._name, code)
+            raise FederationError(f"The {self._name} ended with exit code {code}; see {self.log}.")
+        logger.warning("The %s ended with exit code %d and is being restarted.", self._name, code)
         self._start()
         return True
 
@@ -180,8 +175,7 @@ def _wait_for_port(folder: ServerFolder, stopped: threading.Event) -> None:
     while not stopped.is_set() and not is_free(folder.host, folder.listen_port):
         if time.monotonic() > deadline:
             raise FederationError(
-                f"Expected port {folder.listen_port} to be free, found that something listens "
-                "there."
+                f"Port {folder.listen_port} is in use: another process listens there."
             )
         stopped.wait(POLL_SECONDS)
 

@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         log = jobs_folder().parent / "logs" / "superexec.log"
         raise FederationError(
-            f"The server's process of this run met an error that medfl does not foresee: {error!r};"
+            f"The server's process for this run failed with an unforeseen error: {error!r};"
             f" see {log}."
         ) from error
 
@@ -101,7 +101,9 @@ def followed(lock: Path, *, on_alone: Callable[[], None]) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if not is_held(lock):
-                logger.error("Nobody follows this run any more; it ends, and --resume goes on.")
+                logger.error(
+                    "No command follows this run any more, so it ends; --resume continues it."
+                )
                 on_alone()
                 return
 

@@ -290,7 +290,7 @@ class ServerFolder:
         return self._change(lambda roster: roster.admit(bundle, name=name))[name]
 
     def revoke(self, name: str, *, reason: str) -> Hospital:
-        """Let a hospital go for ever; its name and its history stay.
+        """Shut a hospital out permanently; its name and its history are kept.
 
         Raises:
             ConfigError: If `Roster.revoke` refuses it.
@@ -312,7 +312,9 @@ class ServerFolder:
             ConfigError: If it is damaged, at its end, or another key's.
         """
         certificate = self.read_certificate()
-        fix = f"make a new one with `medfl server renew {self.path}`; hospitals change nothing."
+        fix = (
+            f"make a new one with `medfl server renew {self.path}`; nothing changes for hospitals."
+        )
         if certificate.left.total_seconds() <= 0:
             raise ConfigError(
                 f"{self.certificate}: expected a certificate that is still valid, found its end on "

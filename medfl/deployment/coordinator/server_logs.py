@@ -1,4 +1,4 @@
-"""Logs of a server's processes, which would grow for ever.
+"""Logs of a server's processes, which would otherwise grow without bound.
 
 Flower's processes hold their log open, and append to it. So a long one is copied and then emptied
 in its place; a line that is written between the two steps is lost.

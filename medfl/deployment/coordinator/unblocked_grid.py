@@ -100,7 +100,7 @@ class _Pull:
     def _pull(self) -> None:
         try:
             self._messages = list(self._grid.pull_messages([self._name]))
-        except Exception as error:  # noqa: BLE001 - whoever collects the answer gets it
+        except Exception as error:  # noqa: BLE001 - goes to the one who collects the answer
             self._error = error
 
     def wait(self, seconds: float) -> None:

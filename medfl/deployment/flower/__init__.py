@@ -2,8 +2,8 @@
 
 Flower 1.41 has public interfaces for apps (`flwr.app`, `flwr.clientapp`, `flwr.serverapp`) and for
 simulations. A hospital needs more of it: a pinned app, a guarded server, a node that waits behind a
-proxy, a process for each message. What that takes of Flower's private names stands in this room,
-and in `medfl.study.in_process_grid`; a test finds any other. Whoever moves to another version of
+proxy, a process for each message. The private names that this takes are used in this room and in
+`medfl.study.in_process_grid`; a test finds any other. Anyone who moves to another version of
 Flower reads these modules:
 
 - `app_pin`: the step of a SuperNode that pulls a message, and the one that stores a reply.

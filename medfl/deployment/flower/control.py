@@ -123,12 +123,12 @@ class Control:
             self._client.RegisterNode(RegisterNodeRequest(public_key=site.node_key_pem, name=name))
         except httpx.HTTPStatusError as error:
             raise FederationError(
-                f"Expected the server to register the node of {name!r}, found HTTP "
+                f"The server did not register the node of {name!r}: HTTP "
                 f"{error.response.status_code}."
             ) from None
 
     def unregister(self, node: int) -> None:
-        """Shut a node out for ever: Flower takes its key never again.
+        """Shut a node out permanently: Flower never accepts its key again.
 
         Raises:
             FederationError: If the server does not know it.
@@ -137,7 +137,7 @@ class Control:
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
         except httpx.HTTPStatusError as error:
             raise FederationError(
-                f"Expected the server to let a node go, found HTTP {error.response.status_code}."
+                f"The server did not unregister a node: HTTP {error.response.status_code}."
             ) from None
 
     def open_fleet(self) -> None:
@@ -173,7 +173,7 @@ class Control:
         """
         runs = self._client.ListRuns(ListRunsRequest(run_id=run)).run_dict
         if run not in runs:
-            raise FederationError(f"Expected the server to know run {run}, found that it does not.")
+            raise FederationError(f"The server does not know run {run}.")
         status = runs[run].status
         return RunState(
             finished=status.status == "finished",

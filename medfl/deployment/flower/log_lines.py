@@ -27,7 +27,7 @@ UNCONNECTED = re.compile(r"Connection attempt failed")
 def log_to_parent() -> None:
     """Write plain lines to standard error: Flower's with their level, medfl's marked as its own."""
     update_console_handler(colored=False)
-    logging.getLogger("flwr").propagate = False  # else each of its lines would stand there twice
+    logging.getLogger("flwr").propagate = False  # else each of its lines would appear twice
     logging.basicConfig(
         level=logging.WARNING, format=f"{OWN}: %(message)s", stream=sys.stderr, force=True
     )

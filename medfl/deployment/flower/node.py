@@ -58,8 +58,8 @@ def stay_connected() -> None:
             except Exception as error:  # noqa: BLE001  tried again, whatever it is
                 if not told:
                     logger.warning(
-                        "Expected the server to take note that this site is there, found: %s. "
-                        "The site goes on saying so.",
+                        "The server did not acknowledge that this site is there: %s. "
+                        "The site keeps trying.",
                         str(error).partition("\n")[0],
                     )
                 told = True

@@ -124,7 +124,7 @@ class _RunningTask:
         """Kill the process if its task is over for the node and it does not end by itself."""
         now = time.monotonic()
         if now > self._kill_at:
-            logger.info("A ClientApp's process is ended: nobody waits for it any more.")
+            logger.info("A ClientApp's process is being ended: its result is no longer needed.")
             self.process.kill()
         elif now > self._next_question and self._kill_at == math.inf:
             self._next_question = now + ASK_SECONDS
@@ -138,7 +138,7 @@ class _RunningTask:
         """
         code = self.process.exitcode
         if code and self._kill_at == math.inf:
-            logger.error("A ClientApp's process ended with %d.", code)
+            logger.error("A ClientApp's process ended with exit code %d.", code)
             with suppress(httpx.HTTPError):
                 self.node.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED))
         self.node.close()

@@ -3,10 +3,10 @@
 Flower's node believes that every task ends with a reply. Where the end of a run breaks off the pull
 of a message, its task stays: the reply comes when the next message is at hand, and is sent in its
 place, from then on always one message late. Where a task ends without a reply, or in the middle of
-handing it over, the node waits for ever. All that while it is shown as connected. So each turn ends
-with nothing left, a turn that finds something left says so, and a task whose run has ended ends
-with it. Private names of Flower's: the steps of its SuperNode that pull a message and that push the
-reply, and what the state of a node holds.
+handing it over, the node never stops waiting. All that while it is shown as connected. So each turn
+ends with nothing left, a turn that finds something left says so, and a task ends with its run.
+Private names of Flower's: the steps of its SuperNode that pull a message and that push the reply,
+and what the state of a node holds.
 """
 
 from __future__ import annotations
@@ -220,9 +220,9 @@ class _Turn:
     def _comes_to_its_end(self, is_kept: bool) -> bool:
         run = self.message.metadata.run_id
         if not is_kept:
-            logger.info("Run %d has ended, and so does what was begun for it.", run)
+            logger.info("Run %d has ended; what was begun for it is being stopped.", run)
         elif not self._has_told:
-            logger.info("Run %d has ended; its round was charged and comes to its end.", run)
+            logger.info("Run %d has ended; its round was charged and will be completed.", run)
             self._has_told = True
         return is_kept
 

@@ -178,9 +178,7 @@ def _keys(state: Path) -> dict[str, bytes]:
         before, *_ = keys = [_required(state / name) for name in _PRIVATE_KEYS]
         if _required(state / _PRIVATE_KEYS[0]) == before:
             return dict(zip(_PRIVATE_KEYS, keys, strict=True))
-    raise ConfigError(
-        f"{state / KEYS}: expected keys that stay, found them exchanged all the time."
-    )
+    raise ConfigError(f"{state / KEYS}: the keys kept changing while they were being backed up.")
 
 
 def _holds(state: Path, *, ledger: str) -> bool:

@@ -42,7 +42,7 @@ def leave(site: SiteConfig, *, reason: str) -> Path:
     state, export = site.state, site.state / LAST_EXPORT
     departure = Departure.read(state)
     if departure is not None and not (state / KEYS).exists():
-        raise ConfigError(f"{state}: expected a site, found that it left on {departure.date}.")
+        raise ConfigError(f"{state}: this site left on {departure.date}.")
     if departure is None:
         AuditLog(state).note("leave")
         _export(site)

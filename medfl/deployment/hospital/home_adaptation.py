@@ -75,7 +75,7 @@ def make_own_model(site_file: Path, *, run: str) -> None:
         device=site.adapt.device,
         watch=_Lines(run),
     )
-    # No score: a log may be shown to whoever helps, and nothing covers what a score tells.
+    # No score: a log may be shown to somebody who helps, and no guarantee covers scores.
     logger.info(
         "The hospital's own model of %s is in %s (%s); what was tried is in %s.",
         run,

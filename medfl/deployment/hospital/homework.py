@@ -81,7 +81,7 @@ class Homework:
             if code is None:
                 return
             if code not in (0, TOLD):
-                self._say_undone(self._at_work.models, f"found that it ended with {code}")
+                self._say_undone(self._at_work.models, f"its process ended with exit code {code}")
             self._at_work.end()
             self._at_work = None
         waiting = [models for models in finished_runs(self.state) if models.run not in self._seen]
@@ -103,19 +103,19 @@ class Homework:
         try:
             return load_hospital(self.site_file).adapt.after_study
         except MedflError as error:
-            self.log.say(f"No model of the hospital's own is made: {error}")
+            self.log.say(f"The hospital's own model is not made: {error}")
             return False
 
     def _begin(self, models: RunModels) -> None:
         self.log.say(
-            f"The final model of {models.run} is in {models.federated}. A model of the hospital's "
-            "own is made of it now, with the lowest priority."
+            f"The final model of {models.run} is in {models.federated}. The hospital's own model "
+            "is now being made from it, at the lowest priority."
         )
         arguments = [str(self.site_file), models.run]
         try:
             child = start_child(self.module, arguments, secret=secrets.token_bytes(SECRET_BYTES))
         except OSError as error:
-            self._say_undone(models, f"found no process: {error.strerror}")
+            self._say_undone(models, f"its process could not be started: {error.strerror}")
             return
         _give_way(child.pid)
         reader = threading.Thread(target=follow_child, args=(self.log, child), daemon=True)
@@ -124,16 +124,16 @@ class Homework:
 
     def _say_undone(self, models: RunModels, found: str) -> None:
         self.log.say(
-            f"No model of the hospital's own of {models.run}: expected a process that makes it, "
-            f"{found}. The next start of the site tries again."
+            f"No model of the hospital's own was made from {models.run}: {found}. The next start "
+            "of the site tries again."
         )
 
     def _tell(self, models: RunModels) -> None:
         start = ["--start", str(models.start)] if models.start.exists() else []
         files = [str(self.site_file), str(models.federated), "-o", str(models.own), *start]
         self.log.say(
-            f"The final model of {models.run} is in {models.federated}. For a model of the "
-            f"hospital's own: {shlex.join(['medfl', 'adapt', *files])}"
+            f"The final model of {models.run} is in {models.federated}. To make the hospital's own "
+            f"model from it: {shlex.join(['medfl', 'adapt', *files])}"
         )
 
 

@@ -55,12 +55,12 @@ class Departure:
 
 
 def now() -> str:
-    """The time as it stands in these files: ISO 8601 in UTC, to the second."""
+    """The time as these files write it: ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def pause(state: Path) -> None:
-    """Refuse every message from now on; a round under way ends, since it is paid for."""
+    """Refuse every message from now on; a round under way, which is paid for, is finished."""
     write_atomically(state / PAUSED, (json.dumps({"since": now()}) + "\n").encode(), mode=0o600)
 
 
@@ -77,13 +77,9 @@ def require_taking_part(state: Path) -> None:
         FederationError: With the code ``site-paused`` or ``site-left``.
     """
     if (state / LEFT).exists():
-        raise FederationError(
-            "Expected a site that takes part, found that it left.", code="site-left"
-        )
+        raise FederationError("This site has left.", code="site-left")
     if (state / PAUSED).exists():
-        raise FederationError(
-            "Expected a site that takes part, found that it is paused.", code="site-paused"
-        )
+        raise FederationError("This site is paused.", code="site-paused")
 
 
 def require_not_left(state: Path) -> None:
@@ -95,7 +91,7 @@ def require_not_left(state: Path) -> None:
     departure = Departure.read(state)
     if departure is not None:
         raise ConfigError(
-            f"{state}: expected a site that takes part, found that it left for good on "
+            f"{state}: this site left for good on "
             f"{departure.date} ({departure.reason}). Its ledger stays; a new site needs a folder, "
             "keys and an admission of its own."
         )

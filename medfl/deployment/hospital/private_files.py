@@ -1,7 +1,7 @@
 """Which files of a hospital's site are its own account's alone, and a start that insists on it.
 
 Keys and databases are looked at one by one, the wide folders (cache, outbox, logs) as folders:
-nobody gets through a closed one. The site's file is no secret, but whoever can write it decides
+nobody gets through a closed one. The site's file is no secret, but anyone who can write it decides
 over the policy.
 """
 

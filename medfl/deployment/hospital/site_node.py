@@ -222,7 +222,7 @@ def _require_alive(children: dict[str, _Child], log: SiteLog) -> None:
             child.heard()
             why = f" ({child.last_line})" if child.last_line else ""
             message = log.redacted(
-                f"Expected {name} to go on, found that it ended with {code}{why}; see {log.path}."
+                f"The site stopped: {name} ended with exit code {code}{why}; see {log.path}."
             )
             log.note(message)
             raise FederationError(message)

@@ -1,6 +1,6 @@
 """`SiteStatus`: how a hospital's site is, off its files, for its own administrators.
 
-No patient stands in it, and nothing that depends on who was drawn: a charge is dated when its task
+It names no patient, and nothing in it depends on who was drawn: a charge is dated when its task
 came, and how long a round was computed, which tells how many were drawn, is left out. See
 `SitePolicy.answer_seconds`.
 """

@@ -35,7 +35,7 @@ def arguments(site_file: Path, *, server: str, authority: Path, secret: str) -> 
         site_file: The site's file.
         server: ``HOST:PORT`` of the coordinator's server.
         authority: Certificate of the coordinator's authority.
-        secret: File that holds the secret of whoever starts ClientApps.
+        secret: File with the secret of the process that starts ClientApps.
     """
     keys = load_hospital(site_file).state / KEYS
     return [

@@ -1,6 +1,6 @@
 """`Way`: why a running site has no connection, in one plain line at once and every few minutes.
 
-Flower tries again for ever and says only that it does. So while its node has no connection, the way
+Flower retries endlessly and says only that it does. So while its node has no connection, the way
 is gone once more from the outside: name, proxy, port, certificate.
 """
 
@@ -87,7 +87,7 @@ class Way:
             is_due = reason != said or time.monotonic() - said_at >= REPEAT_SECONDS
             gone = self._connected.is_set() or self._closed.is_set()
             if reason and is_due and not gone:
-                self._log.say(f"No connection to {self._server}: {reason} The site goes on trying.")
+                self._log.say(f"No connection to {self._server}: {reason} The site keeps trying.")
                 said, said_at = reason, time.monotonic()
             self._closed.wait(LOOK_SECONDS)
 

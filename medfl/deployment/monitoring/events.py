@@ -165,7 +165,7 @@ class Told:
         except FileNotFoundError:
             pass
         except (OSError, ValidationError):
-            logger.warning("%s: expected what was told, found damage; begun anew.", self._path)
+            logger.warning("%s was damaged and has been started afresh.", self._path)
         return _Kept(began=datetime.now(UTC).replace(microsecond=0))
 
     def _write(self) -> None:
@@ -173,7 +173,7 @@ class Told:
         try:
             write_atomically(self._path, content, mode=0o600)
         except OSError as error:  # a full disk has to be told all the same
-            logger.warning("%s: not written (%s).", self._path, error.strerror)
+            logger.warning("%s could not be written (%s).", self._path, error.strerror)
 
 
 def _first_of_each(events: Iterable[Event], *, known: Collection[str]) -> Iterable[Event]:

@@ -132,4 +132,4 @@ class _Watch(Generic[T]):
             self._told.note(event)
             failure = self._hook.tell(event)
             if failure:
-                self._say(f"The monitoring hook was not told of {event.code}: {failure}.")
+                self._say(f"The monitoring hook could not be told of {event.code}: {failure}.")

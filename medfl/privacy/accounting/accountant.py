@@ -1,7 +1,7 @@
 """From charges to epsilon.
 
 The default is Google's privacy loss distributions (PLD), which bound epsilon from above to within
-the discretisation; Opacus' PRV and Rényi accountants stand beside as checks. Central-limit ("GDP")
+the discretisation; Opacus' PRV and Rényi accountants serve as checks. Central-limit ("GDP")
 epsilon is absent on purpose: it is not an upper bound.
 
 Everything here assumes full participation: the server sees which sites take part, so no

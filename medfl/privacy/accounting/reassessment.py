@@ -3,8 +3,8 @@
 All patients of a round took crops, flips and dropout from one generator under a public seed. Who
 was drawn and who was not therefore changed the crops, and with them the clipped gradients, of all
 who were drawn later in that round: a sum moved by more than the clip norm that the noise was meant
-for. Besides, noise was added in float32. Whoever reads the low bits of a released value, as a
-study's server can, may tell exactly who was drawn, and against them no finite bound holds.
+for. Besides, noise was added in float32. A reader of the low bits of a released value, as a
+study's server can be, may tell exactly who was drawn, and against them no finite bound holds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Reassessment:
         runs: Study and run of these charges, in the order of the ledger.
         released: Of the steps, those whose result left, or may have left, the site.
         stated: Epsilon that was promised for them.
-        bound: Epsilon against whoever knows the released values as real numbers only; None if there
-            is none. Against whoever reads their low bits there is none in any case.
+        bound: Epsilon against anyone who knows the released values as real numbers only; None if
+            there is none. Against a reader of their low bits there is none in any case.
         delta: Delta at which both are read.
     """
 
@@ -75,7 +75,7 @@ def affected_steps(charged: Iterable[Record]) -> int:
 
 
 def real_number_bound(charges: Sequence[Charge], *, stated: float, delta: float) -> float | None:
-    r"""Epsilon of steps of the first revision, against whoever cannot read low bits.
+    r"""Epsilon of steps of the first revision, against anyone who cannot read low bits.
 
     Fix all draws. Crops and dropout then follow from the data alone, and the sums of one step with
     and without a patient differ by at most C for that patient, if drawn, and 2 C for each of m
@@ -95,7 +95,7 @@ def real_number_bound(charges: Sequence[Charge], *, stated: float, delta: float)
     sampling. Amplification by q for each step would be wrong where a round has several: a patient
     who was drawn before moves the others' crops also in steps that they are not drawn for.
 
-    A patient without others moves nobody's crops, and the stated epsilon stands.
+    A patient without others moves nobody's crops, and the stated epsilon holds.
 
     Args:
         charges: Of the first revision. Their parameters are taken as if fixed in advance.

@@ -15,7 +15,7 @@ from typing import Any
 from medfl.errors import LedgerError
 
 GENESIS = "0" * 64
-"""What stands for the hash before the first entry."""
+"""In place of a hash before the first entry."""
 
 
 @dataclass(frozen=True, kw_only=True)

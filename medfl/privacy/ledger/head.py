@@ -50,6 +50,4 @@ def write_head(folder: Path, head: LedgerHead) -> None:
     try:
         write_atomically(path, json.dumps(asdict(head)).encode(), mode=0o600)
     except OSError as error:
-        raise LedgerError(
-            f"{path}: expected to write the head of the chain, found: {error}."
-        ) from None
+        raise LedgerError(f"{path}: the head of the chain could not be written: {error}.") from None

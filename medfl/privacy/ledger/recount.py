@@ -51,6 +51,6 @@ def accountant_version() -> str:
 
 
 def json_number(value: float) -> float | str:
-    """An epsilon as it stands in an entry."""
+    """An epsilon as an entry states it."""
     # JSON has no infinity; the chain's canonical form is strict JSON.
     return value if math.isfinite(value) else "infinite"

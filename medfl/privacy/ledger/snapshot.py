@@ -16,8 +16,8 @@ from medfl.privacy.ledger.witness import Witness
 def copy_ledger(folder: Path, *, to: Path, witness: Witness) -> tuple[str, LedgerHead]:
     """Copy the newest ledger, and check the copy.
 
-    A ledger that could not be charged is not copied: whoever keeps one backup would replace a good
-    one by it.
+    A ledger that could not be charged is not copied: it would replace the only good backup of an
+    administrator who keeps one.
 
     Args:
         folder: Where the ledger is.
@@ -89,7 +89,7 @@ def _back_up(source: Path, target: Path) -> None:
         reader = sqlite3.connect(f"{source.resolve().as_uri()}?mode=rw", uri=True, timeout=30.0)
         writer = sqlite3.connect(target)
         try:
-            reader.backup(writer)  # one moment of the source, whoever writes meanwhile
+            reader.backup(writer)  # one moment of the source, whatever is written meanwhile
         finally:
             writer.close()
             reader.close()

@@ -14,7 +14,7 @@ from medfl.privacy.ledger.witness import RunCharge
 from medfl.privacy.mechanism import Mechanism
 
 CARRIED = "carried over"
-"""What stands for the digest of a charge that was taken over from a lost ledger."""
+"""In place of the digest of a charge that was taken over from a lost ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)

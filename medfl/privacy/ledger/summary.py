@@ -1,6 +1,6 @@
 """What a ledger's entries say of its budget, without the packages that compute with it.
 
-Each charge states the total that it leads to, so that whoever only watches need not count again.
+Each charge states the total that it leads to, so that a reader who only watches need not recount.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a ledger was made for; fixed for ever once a run was admitted.
+    """What a ledger was made for; fixed permanently once a run was admitted.
 
     Attributes:
         cohort: Name of the patients' cohort.
@@ -89,8 +89,8 @@ class Agreement:
 def terms_in(entries: Sequence[Entry]) -> Terms:
     """The newest terms of a ledger.
 
-    They stand in its first entry, and once more for each time that the ledger was made again, which
-    is only possible while it holds nothing else.
+    They are in its first entry, and again each time that the ledger was made again, which is only
+    possible while it holds nothing else.
 
     Args:
         entries: A chain from its first entry.

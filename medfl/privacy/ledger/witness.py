@@ -73,7 +73,7 @@ class LedgerMemory:
         return bool(self.patients & patients) or self.folder == str(folder.resolve())
 
     def is_no_open_data(self) -> LedgerError:
-        """The error for whoever takes one of its patients for open data."""
+        """The error for a site that takes one of its patients for open data."""
         return LedgerError(
             f"Expected open data, found patients whom the ledger at {self.folder} pays for: they "
             "are a hospital's. Use them through that hospital's site file, with the purpose "
@@ -82,7 +82,7 @@ class LedgerMemory:
         )
 
     def already_stands(self) -> LedgerError:
-        """The error for whoever wants another ledger in its place."""
+        """The error for a site that wants another ledger in its place."""
         return LedgerError(
             f"Expected patients and a folder without a ledger, found the ledger at {self.folder} "
             f"(entry {self.head.sequence}), which was there or pays for some of them; it is never "
@@ -189,7 +189,7 @@ class Witness:
     def require_unshared(
         self, *, patients: Iterable[str], folder: Path, other_than: str = ""
     ) -> None:
-        """Refuse patients or a folder that another ledger stands for; see `sharing`.
+        """Refuse patients or a folder that belong to another ledger; see `sharing`.
 
         Raises:
             LedgerError: If there is one.
@@ -219,7 +219,7 @@ class Witness:
             write_atomically(path, json.dumps(content).encode(), mode=0o600)
         except OSError as error:
             raise LedgerError(
-                f"{path}: expected to write what the witness remembers, found: {error}."
+                f"{path}: what the witness remembers could not be written: {error}."
             ) from None
 
     def forget(self, ledger: str) -> None:

@@ -59,7 +59,7 @@ def witness_files(folder: Path | None = None) -> list[Path]:
 
 
 def _require_moved() -> None:
-    """Refuse two memories: whoever is known to the older one alone would get a second budget."""
+    """Refuse two memories: patients known to the older one alone would get a second budget."""
     try:
         account = _of_this_account()
     except LedgerError:  # without a home there is nothing to move
