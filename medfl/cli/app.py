@@ -126,8 +126,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code in STOP_CODES:  # typer makes the first of them of Ctrl-C
             console.print(
-                "Stopped. What was charged to a ledger stays charged; --resume continues a run, and "
-                "the same command continues a grid of studies.",
+                "Stopped. What was charged to a ledger stays charged; --resume continues a run, "
+                "and the same command continues a grid of studies.",
                 style="bold yellow",
             )
         raise
