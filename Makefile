@@ -88,8 +88,8 @@ test-e2e: .venv/.installed-all ## all other slow tests: whole studies, audits
 		$(addprefix --ignore=,$(FEDERATION_TESTS) $(DEPLOYMENT_TESTS) $(NOTEBOOK_TESTS)))
 
 test-notebooks: .venv/.installed-all ## execute the notebooks at small size
-	$(call stage,test-notebooks,$(BIN)/python -m pytest --junitxml=build/tests/notebooks.xml -m slow \
-		$(NOTEBOOK_TESTS))
+	$(call stage,test-notebooks,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow \
+		--junitxml=build/tests/notebooks.xml $(NOTEBOOK_TESTS))
 
 bench: .venv/.installed-all ## time and memory of a private step, beside its rivals
 	@$(BIN)/python pipelines/benchmark.py

@@ -15,11 +15,13 @@ A study from files to a report::
     page = medfl.write_report("runs/first")
 
 - Files: `load_site`, `load_study`, and what they return, `SiteConfig` and `StudyConfig`.
-- Patients: `SiteCohort` of one site, `write_hospitals` for synthetic ones.
+- Patients: `SiteCohort` of one site, `write_hospitals` for synthetic ones, `read_volume` of one
+  image.
 - Privacy: `Mechanism`, `Charge`, `epsilon`, `noise_multiplier_for`.
 - Studies: `plan_study` and `StudyPlan`, `run_study` and `Summary`, watched by a `Progress`.
-- Results: `read_run` and `RunResults`, `dice_table`, `difference_table`, `mean_dice`,
-  `write_report`.
+- Results: `read_run` and `RunResults`, `dice_table`, `difference_table`, `gains_table`, `gain`,
+  `mean_dice`, `write_report`.
+- Attacks: `audit_run`, which returns an `Audit`, and `audit_table`.
 - Models: `Predictor` and `predict_case`.
 - Errors: all are a `MedflError`, whose `code` is a short word.
 """
@@ -31,7 +33,9 @@ from typing import TYPE_CHECKING
 from medfl.version import __version__
 
 if TYPE_CHECKING:
+    from medfl.audit.run_audit import Audit, audit_run
     from medfl.config import SiteConfig, StudyConfig, load_site, load_study
+    from medfl.data.nifti.volume import read_volume
     from medfl.errors import (
         BudgetExceeded,
         ConfigError,
@@ -50,10 +54,16 @@ if TYPE_CHECKING:
     from medfl.privacy.accounting.accountant import epsilon, noise_multiplier_for
     from medfl.privacy.accounting.charges import Charge
     from medfl.privacy.mechanism import Mechanism
+    from medfl.reporting.audit_table import audit_table
     from medfl.reporting.estimates import Estimate, mean_dice
     from medfl.reporting.report import write_report
     from medfl.reporting.tables import Table
-    from medfl.reporting.utility_tables import dice_table, difference_table
+    from medfl.reporting.utility_tables import (
+        dice_table,
+        difference_table,
+        gain,
+        gains_table,
+    )
     from medfl.runs.records import Summary
     from medfl.runs.results import RunResults, read_run
     from medfl.server.progress import Progress, Silent
@@ -67,7 +77,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _HOME = {
+    "medfl.audit.run_audit": ("Audit", "audit_run"),
     "medfl.config": ("SiteConfig", "StudyConfig", "load_site", "load_study"),
+    "medfl.data.nifti.volume": ("read_volume",),
     "medfl.errors": (
         "BudgetExceeded",
         "ConfigError",
@@ -86,10 +98,11 @@ _HOME = {
     "medfl.privacy.accounting.accountant": ("epsilon", "noise_multiplier_for"),
     "medfl.privacy.accounting.charges": ("Charge",),
     "medfl.privacy.mechanism": ("Mechanism",),
+    "medfl.reporting.audit_table": ("audit_table",),
     "medfl.reporting.estimates": ("Estimate", "mean_dice"),
     "medfl.reporting.report": ("write_report",),
     "medfl.reporting.tables": ("Table",),
-    "medfl.reporting.utility_tables": ("dice_table", "difference_table"),
+    "medfl.reporting.utility_tables": ("dice_table", "difference_table", "gain", "gains_table"),
     "medfl.runs.records": ("Summary",),
     "medfl.runs.results": ("RunResults", "read_run"),
     "medfl.server.progress": ("Progress", "Silent"),
@@ -100,6 +113,7 @@ _HOME = {
 """Where each public name is defined."""
 
 __all__ = [
+    "Audit",
     "BudgetExceeded",
     "Charge",
     "ConfigError",
@@ -124,9 +138,13 @@ __all__ = [
     "Summary",
     "Table",
     "__version__",
+    "audit_run",
+    "audit_table",
     "dice_table",
     "difference_table",
     "epsilon",
+    "gain",
+    "gains_table",
     "load_site",
     "load_study",
     "mean_dice",
@@ -134,6 +152,7 @@ __all__ = [
     "plan_study",
     "predict_case",
     "read_run",
+    "read_volume",
     "run_study",
     "write_hospitals",
     "write_report",

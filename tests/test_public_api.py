@@ -1,4 +1,4 @@
-"""The public interface: what it names, and that notebook and README need nothing else."""
+"""The public interface: what it names, and that notebooks and README need nothing else."""
 
 from __future__ import annotations
 
@@ -60,9 +60,13 @@ def test_names_are_offered_to_who_asks_for_them() -> None:
     assert set(medfl.__all__) <= set(dir(medfl))
 
 
-def test_the_notebook_needs_nothing_else() -> None:
-    source = (REPOSITORY / "notebooks" / "01_federated_brats.py").read_text(encoding="utf-8")
-    assert parts_of_medfl(source) <= set(medfl.__all__)
+def test_the_notebooks_need_nothing_else() -> None:
+    sources = sorted((REPOSITORY / "notebooks").glob("*.py"))
+    assert sources
+    of_every_module = {"__file__"}
+    for source in sources:
+        needed = parts_of_medfl(source.read_text(encoding="utf-8")) - of_every_module
+        assert needed <= set(medfl.__all__), source
 
 
 def test_the_readme_needs_nothing_else() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from medfl.audit.beside import beside
 from medfl.audit.canary_run import CANARIES, GUESSED, CanaryAudit, audit_study, small_federation
-from medfl.audit.inversion import Inversion, invert_update
+from medfl.audit.inversion import ITERATIONS, Inversion, invert_update
 from medfl.audit.inversion_figure import draw
 from medfl.audit.mechanism_probe import MechanismProbe, probe_mechanism
 from medfl.audit.membership import MembershipAttack, attack_run
@@ -44,6 +44,10 @@ _DRAWS_OF_RUN, _PATIENTS_OF_RUN = 1, 3  # a run's images are large: a bound on t
 
 Advance = Callable[[str, int, int], None]
 """Told the part of the audit, what is done of it, and all of it."""
+
+
+def unwatched(*_: object) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,11 @@ class Audit(InstallationAudit):
 
 
 def audit_installation(
-    *, clipping: Clipping, advance: Advance, trust: Trust = "local"
+    *,
+    clipping: Clipping,
+    advance: Advance,
+    trust: Trust = "local",
+    canaries: int = CANARIES,
 ) -> InstallationAudit:
     """Attack the code that runs here.
 
@@ -118,6 +126,7 @@ def audit_installation(
         clipping: How gradients are clipped in the mechanism test.
         trust: What the attacker with canaries sees: every update, or the sum of each round.
         advance: Progress.
+        canaries: An even number; fewer take less time, and can show less.
 
     Returns:
         What was found.
@@ -140,19 +149,26 @@ def audit_installation(
         update = look_at_update(study, sites[0], scratch=Path(scratch) / "update")
         if trust != "local":
             study, sites = small_federation(Path(scratch) / "summed", trust=trust)
-        canaries = audit_study(
+        found = audit_study(
             study,
             sites,
-            canaries=CANARIES,
-            guessed=GUESSED,
+            canaries=canaries,
+            guessed=canaries * GUESSED // CANARIES,
             out=Path(scratch) / "run",
             generator=np.random.default_rng(),  # from the operating system: the coins are secret
             advance=lambda done, total: advance("canaries", done, total),
         )
-    return InstallationAudit(mechanism=mechanism, path=path, update=update, canaries=canaries)
+    return InstallationAudit(mechanism=mechanism, path=path, update=update, canaries=found)
 
 
-def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) -> Audit:
+def audit_run(
+    folder: str | Path,
+    sites: Sequence[SiteConfig],
+    *,
+    advance: Advance = unwatched,
+    canaries: int = CANARIES,
+    iterations: int = ITERATIONS,
+) -> Audit:
     """Attack this installation and a finished run; write ``audit.json`` and a picture into it.
 
     Args:
@@ -160,6 +176,8 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
         sites: The run's sites, all with open data, whose patients are attacked and taken away; none
             to leave that out.
         advance: Progress.
+        canaries: Of the small federation, an even number; fewer take less time, and can show less.
+        iterations: Of each gradient inversion; fewer recover less.
 
     Returns:
         What was found.
@@ -169,6 +187,7 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
         PolicyRefused: If a site's patients are not open data.
         MedflError: If an attack cannot be made.
     """
+    folder = Path(folder)
     study, weakest = _read(folder)
     membership: tuple[MembershipAttack, ...] = ()
     path_of_run = None
@@ -178,6 +197,7 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
         steps=study.total_steps,
         delta=weakest.delta,
         seed=_PATIENT_SEED,
+        iterations=iterations,
     ) as inverting:
         if sites:
             advance("membership", 0, 1)
@@ -185,7 +205,10 @@ def audit_run(folder: Path, sites: Sequence[SiteConfig], *, advance: Advance) ->
             advance("membership", 1, 1)
             path_of_run = _path_of_run(study, sites, advance=advance)
         installation = audit_installation(
-            clipping=weakest.mechanism.clipping, advance=advance, trust=study.privacy.trust
+            clipping=weakest.mechanism.clipping,
+            advance=advance,
+            trust=study.privacy.trust,
+            canaries=canaries,
         )
         inversion = inverting.result(
             advance=lambda done, total: advance("gradient inversion", done, total)

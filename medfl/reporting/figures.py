@@ -146,7 +146,15 @@ def epsilon_by_round(run: RunResults, texts: Texts = ENGLISH) -> Figure:
         panel.set_visible(False)
     for row in range(rows):
         panels[row * columns].set_ylabel(texts("figure.loss.axis"))
+    # All panels share it, whatever the budget of the site that is drawn last.
+    panels[0].set_ylim(0, 1.18 * max(_highest_loss(run, name) for name in names))
     return figure
+
+
+def _highest_loss(run: RunResults, name: str) -> float:
+    """The budget of a site, or what was spent if that is more."""
+    losses = [row.sites[name].epsilon for row in run.rounds if name in row.sites]
+    return max(run.privacy[name].budget, *filter(math.isfinite, losses), 0.0)
 
 
 def _draw_loss(panel: Axes, run: RunResults, name: str, texts: Texts) -> None:
@@ -183,11 +191,7 @@ def _draw_loss(panel: Axes, run: RunResults, name: str, texts: Texts) -> None:
         markeredgecolor=LIMIT,
         markeredgewidth=1.6,
     )
-    panel.set(
-        title=wording.shortened(name),
-        xlabel=texts("table.round"),
-        ylim=(0, 1.18 * max([budget, *losses])),
-    )
+    panel.set(title=wording.shortened(name), xlabel=texts("table.round"))
     panel.set_xlim(run.rounds[0].round - 0.6, run.rounds[-1].round + 0.6)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_every_figure_is_a_picture_with_something_on_it(run: RunResults) -> None
         assert 0.02 < marked.mean() < 0.98
         assert len(file.alt) > 30
     assert dict(mpl.rcParams) == style_before
+
+
+def test_budgets_that_differ_are_all_on_the_picture(run: RunResults) -> None:
+    # The panels share an axis, and the site that is drawn last is the strictest.
+    budgets = {name: 30.0 - 7 * place for place, name in enumerate(run.privacy)}
+    privacy = {
+        name: loss.model_copy(update={"budget": budgets[name]})
+        for name, loss in run.privacy.items()
+    }
+    figure = figures.epsilon_by_round(replace(run, privacy=privacy))
+    for panel, budget in zip(figure.axes, budgets.values(), strict=True):
+        assert panel.lines[0].get_ydata()[0] == budget
+        assert panel.get_ylim()[0] == 0 < budget < panel.get_ylim()[1]
 
 
 def test_only_figures_with_data_are_drawn(build_run: RunBuilder) -> None:
