@@ -40,7 +40,7 @@ def main() -> None:
     try:
         make_own_model(Path(site_file), run=run)
     except Exception as error:  # noqa: BLE001  whatever it is, its text may name a patient
-        logger.warning("No model of the hospital's own of %s: %s", run, line_of(error))
+        logger.warning("No model of the hospital's own was made from %s: %s", run, line_of(error))
         sys.exit(TOLD)
 
 
