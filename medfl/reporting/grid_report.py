@@ -31,10 +31,12 @@ class Verdict:
 
     Attributes:
         gains: One a setting of the study; empty where joining was not compared.
+        pays: False where the interval of what joining brings does not lie above zero.
     """
 
     title: str
     gains: tuple[str, ...]
+    pays: bool
 
 
 def is_grid(folder: Path) -> bool:
@@ -88,13 +90,16 @@ def render_grid(
     """
     template = texted_environment(texts).get_template("study_grid.html.j2")
     guarantees = {cell.guarantee for cell in record.cells}
+    guarantee, said = next(each for each in _WEAKEST if each in guarantees), verdict(scores, texts)
     names = {
         "tag": texts.tag,
         "texts": texts,
         "record": record,
         "images": images,
-        "guarantee": next(each for each in _WEAKEST if each in guarantees),
-        "verdict": verdict(scores, texts),
+        "guarantee": guarantee,
+        # Green is for a promise that is kept and a gain that is shown.
+        "tone": guarantee if said.pays or guarantee != "given" else "simulated",
+        "verdict": said,
         "tables": grid_tables,
         "scores": scores,
         "held_out": len(scores.patients),
@@ -126,7 +131,11 @@ def verdict(scores: GridScores, texts: Texts) -> Verdict:
         score = scores.mean("federated", settings[0], region)
         shown = "–" if score is None else wording.dice_estimate(score, texts)
         title = texts("studies.verdict.score", region=name, score=shown, setting=setting)
-    return Verdict(title=title, gains=tuple(line for line in told if line))
+    return Verdict(
+        title=title,
+        gains=tuple(line for line in told if line),
+        pays=first is None or first.low > 0,
+    )
 
 
 def _verdict(gain: Estimate) -> str:

@@ -122,7 +122,11 @@ def test_the_verdict_is_that_of_the_interval(tmp_path: Path) -> None:
     assert "joining does harm: −0.03" in verdict(of["East"], ENGLISH).title
     bare = [row for row in read_table(folder) if row.model not in ("alone", "adapted")]
     assert "reaches a Dice of" in verdict(GridScores(bare), ENGLISH).title
-    assert "were not computed" in render_grid(GRID.read(folder), GridScores(bare), {})
+    record = GRID.read(folder)
+    assert "were not computed" in render_grid(record, GridScores(bare), {})
+    # Green only where a promise is kept and a gain is shown.
+    assert '<body class="given">' in render_grid(record, scores, {})
+    assert '<body class="simulated">' in render_grid(record, of["East"], {})
 
 
 @pytest.mark.parametrize(("guarantee", "told"), [("given", False), ("simulated", True)])
