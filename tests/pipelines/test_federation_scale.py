@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +24,8 @@ PAYLOAD_BYTES = {1: 900_000, 20: 18_000_000}
 
 
 @pytest.fixture
-def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(PIPELINES)
-    return importlib.import_module("federation_scale")
+def scale(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("federation_scale")
 
 
 @pytest.fixture

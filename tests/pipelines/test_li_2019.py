@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,9 +17,8 @@ from medfl.errors import ConfigError
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "pipelines")
-    return importlib.import_module("li_2019")
+def pipeline(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("li_2019")
 
 
 @pytest.fixture

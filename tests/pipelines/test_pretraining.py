@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,13 +22,10 @@ from medfl.phantom.patient import hospital_looks, write_hospital
 from medfl.segmentation.metrics import score
 from medfl.site.state import simulated_state
 
-PIPELINES = Path(__file__).parents[2] / "pipelines"
-
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(PIPELINES)
-    return importlib.import_module("pretraining")
+def pipeline(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("pretraining")
 
 
 @pytest.fixture

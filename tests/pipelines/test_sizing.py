@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,9 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def sizing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "pipelines")
-    return importlib.import_module("sizing")
+def sizing(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("sizing")
 
 
 def test_the_page_shows_what_is_measured(sizing: ModuleType) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +14,8 @@ REACH = 0.01
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "pipelines")
-    return importlib.import_module("sparse_vector")
+def pipeline(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("sparse_vector")
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +13,11 @@ from typer.testing import CliRunner
 from tests.federations import STUDY, Federation, changed
 
 pytestmark = pytest.mark.slow
-PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(PIPELINES)
-    return importlib.import_module("trust_modes")
+def pipeline(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("trust_modes")
 
 
 def toml(values: dict[str, object], *, at: str = "") -> str:
