@@ -40,6 +40,7 @@ from medfl.reporting.estimates import Estimate, by_patient_in, estimate_over_run
 from medfl.runs.files import SUMMARY
 from medfl.runs.records import Variant
 from medfl.runs.results import read_run
+from medfl.study.cells import study_in
 from medfl.study.run import run_study
 
 CONFIGS = Path(__file__).resolve().parents[1] / "site_configs"
@@ -150,14 +151,13 @@ def own_federation(
     if (folder / SUMMARY.name).exists():
         return
     console.print(f"medfl's own federation: {folder}", highlight=False)
-    evaluation = base.evaluation.model_copy(
-        update={
-            "baselines": ("initial-only", "non-private"),
-            "every": base.training.rounds,
-            "pictures": 0,
-        }
+    study = study_in(
+        base,
+        trust=base.privacy.trust,
+        epsilon=base.privacy.epsilon,
+        seed=seed,
+        baselines=("initial-only", "non-private"),
     )
-    study = base.model_copy(update={"seed": seed, "evaluation": evaluation})
     with LiveProgress(Console(stderr=True)) as progress:
         run_study(study, sites, out=folder, resume=folder.exists(), progress=progress, jobs=jobs)
 
