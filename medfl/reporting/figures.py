@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -81,6 +81,7 @@ _BAR = 0.18  # of the distance between regions, at most
 
 
 Draw = Callable[[RunResults, Texts], Figure]
+Source = TypeVar("Source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +120,32 @@ def draw_figures(run: RunResults, texts: Texts = ENGLISH) -> dict[str, FigureFil
         "hd95_by_variant": (hd95_by_variant, "figure.hd95_by_variant.alt", measured),
         "montage": (draw_montage, "figure.montage.alt", bool(run.predictions)),
     }
+    return write_figures(run, drawings, folder=run.folder, texts=texts)
+
+
+def write_figures(
+    source: Source,
+    drawings: Mapping[str, tuple[Callable[[Source, Texts], Figure], str, bool]],
+    *,
+    folder: Path,
+    texts: Texts,
+) -> dict[str, FigureFile]:
+    """Draw what there is data for, in the style of all pages.
+
+    Args:
+        source: What figures are drawn from.
+        drawings: By name: what draws it, the key of its text alternative, whether there is data.
+        folder: The files go to its folder `figures`.
+        texts: Of the reader's language.
+    """
     han_font.make_known()
-    folder = run.folder / "figures"
-    folder.mkdir(exist_ok=True)
+    (folder / "figures").mkdir(exist_ok=True)
     files = {}
     for name, (draw, alt, has_data) in drawings.items():
         if has_data:
-            files[name] = FigureFile(path=folder / f"{name}.png", alt=texts(alt))
+            files[name] = FigureFile(path=folder / "figures" / f"{name}.png", alt=texts(alt))
             with mpl.rc_context(STYLE):
-                figure = draw(run, texts)
+                figure = draw(source, texts)
                 with written_aside(files[name].path) as draft:
                     figure.savefig(draft, bbox_inches="tight", pad_inches=0.12)
     return files

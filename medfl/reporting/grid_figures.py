@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medfl.durable import written_aside
-from medfl.reporting import grid_words, han_font, wording
+from medfl.reporting import grid_words, wording
 from medfl.reporting.estimates import Estimate
-from medfl.reporting.figures import INK, LIMIT, MUTED, STYLE, WIDTH, FigureFile
+from medfl.reporting.figures import INK, LIMIT, MUTED, WIDTH, FigureFile, write_figures
 from medfl.reporting.grid_scores import GridScores, Setting
 from medfl.reporting.texts import ENGLISH, Texts
 
@@ -45,17 +43,7 @@ def draw_grid_figures(
         "dice_by_epsilon": (dice_by_epsilon, "figure.grid_epsilon.alt", bool(found)),
         "dice_by_hospital": (dice_by_hospital, "figure.grid_sites.alt", bool(found)),
     }
-    han_font.make_known()
-    (folder / "figures").mkdir(exist_ok=True)
-    files = {}
-    for name, (draw, alt, has_data) in drawings.items():
-        if has_data:
-            files[name] = FigureFile(path=folder / "figures" / f"{name}.png", alt=texts(alt))
-            with mpl.rc_context(STYLE):
-                figure = draw(scores, texts)
-                with written_aside(files[name].path) as draft:
-                    figure.savefig(draft, bbox_inches="tight", pad_inches=0.12)
-    return files
+    return write_figures(scores, drawings, folder=folder, texts=texts)
 
 
 def dice_by_epsilon(scores: GridScores, texts: Texts = ENGLISH) -> Figure:

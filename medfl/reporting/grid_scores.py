@@ -17,6 +17,7 @@ from medfl.reporting.estimates import (
     estimate_over_runs,
     paired_difference_over_runs,
 )
+from medfl.reporting.unfound import is_unfound
 from medfl.runs.grid_records import GridScore
 from medfl.runs.records import VARIANT_ORDER, Region, Variant
 
@@ -173,14 +174,13 @@ class GridScores:
         return [{key: run[key] for key in sorted(shared)} for run in runs] if shared else []
 
     def _is_unfound(self, region: Region) -> bool:
-        scores = {
+        return is_unfound(
             value
             for place, by_seed in self._values.items()
             if place[-2:] == (region, "dice")
             for values in by_seed.values()
             for value in values.values()
-        }
-        return 0 in scores and scores <= {0, 1}
+        )
 
 
 def _lowest(found: list[tuple[str, Estimate | None]]) -> tuple[str, Estimate] | None:

@@ -6,6 +6,8 @@ missed. So models that never find it all "reach" the share of patients who do no
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from medfl.reporting import wording
 from medfl.reporting.estimates import mean_dice
 from medfl.reporting.texts import ENGLISH, Texts
@@ -37,11 +39,20 @@ def unfound_notes(run: RunResults, texts: Texts = ENGLISH) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def is_unfound(scores: Iterable[float]) -> bool:
+    """Whether these are scores of a region that nothing finds.
+
+    Args:
+        scores: Dice of one region, of all models and patients.
+    """
+    values = set(scores)
+    return 0 in values and values <= {0, 1}
+
+
 def _is_unfound(run: RunResults, region: Region) -> bool:
-    scores = [
+    return is_unfound(
         score.dice
         for variant in run.variants
         for score in run.scores_of(variant)
         if score.region == region
-    ]
-    return 0 in scores and set(scores) <= {0, 1}
+    )

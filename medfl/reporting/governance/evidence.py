@@ -6,6 +6,7 @@ here, once for all documents, and each of them says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class Evidence:
     @property
     def limited(self) -> bool:
         """Whether secret noise limits what can be learned of a patient, wherever it was made."""
-        return not {"none", "overstated", "seeded"} & set(self.doubts)
+        return _is_limited(self.doubts)
 
     @property
     def tone(self) -> Tone:
@@ -68,9 +69,12 @@ def evidence(run: RunResults) -> Evidence:
         ("unknown", origin == "unknown"),
     )
     found = tuple(name for name, holds in doubts if holds)
-    limited = not {"none", "overstated", "seeded"} & set(found)
-    guesses = privacy_tables.right_guesses(run) if limited else 1.0
+    guesses = privacy_tables.right_guesses(run) if _is_limited(found) else 1.0
     return Evidence(origin=origin, doubts=found, guesses=guesses)
+
+
+def _is_limited(doubts: Iterable[Doubt]) -> bool:
+    return not {"none", "overstated", "seeded"} & set(doubts)
 
 
 def _origin(run: RunResults) -> Origin:
