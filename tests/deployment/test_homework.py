@@ -228,7 +228,7 @@ def test_the_process_gives_way_and_ends_with_the_site(
     with closing(site.homework(module=name)) as homework:
         homework.look()
         assert homework._at_work is not None
-        process = psutil.Process(homework._at_work.child.pid)
+        process = psutil.Process(homework._at_work.child.process.pid)
         assert process.nice() == 19
         assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "1000"
     assert not process.is_running()

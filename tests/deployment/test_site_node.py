@@ -28,6 +28,7 @@ from medfl.deployment.flower.node import (
     wait_behind_proxies,
 )
 from medfl.deployment.hospital import site_node
+from medfl.deployment.hospital.children import Child
 from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.hospital.site_node import require_trusted
@@ -185,12 +186,11 @@ def test_whoever_ends_by_itself_is_named_with_what_it_said_last(
     patient = next(path.name for path in sorted(site.data.root.iterdir()) if path.is_dir())
     said = f"print('INFO : a start', flush=True); raise OSError('{patient} has too long a path')"
     with closing(SiteLog(site.state, data=site.data)) as log:
-        child = site_node._Child(
+        child = Child(
             process=subprocess.Popen(
                 [sys.executable, "-c", said], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             ),
             log=log,
-            notice=lambda _: None,
         )
         child.process.wait(timeout=60)
         with pytest.raises(FederationError) as error:

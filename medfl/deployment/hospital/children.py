@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
 from medfl.deployment.hospital.site_log import SiteLog
+
+READ_SECONDS = 0.5
+"""How long an ended process is heard out."""
 
 
 def start_child(
@@ -41,11 +46,37 @@ def start_child(
     return child
 
 
-def follow_child(
-    log: SiteLog, child: subprocess.Popen[bytes], *, notice: Callable[[str], None] = lambda _: None
-) -> None:
-    """Log what a child writes until it ends; `notice` is shown each line."""
-    output = child.stdout
-    if output is not None:
-        with output:
-            log.follow((line.decode(errors="replace") for line in output), notice=notice)
+@dataclass(kw_only=True)
+class Child:
+    """A process whose lines are logged, from now on and until it ends.
+
+    Attributes:
+        log: What it writes goes there.
+        notice: Is shown each line.
+        last_line: What it wrote last: of an error that nobody caught, which error.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: SiteLog
+    notice: Callable[[str], None] = lambda _: None
+    last_line: str = ""
+    _reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._follow, daemon=True)
+        self._reader.start()
+
+    def heard(self) -> None:
+        """Wait for what an ended process still had to say."""
+        self._reader.join(timeout=READ_SECONDS)
+
+    def _follow(self) -> None:
+        output = self.process.stdout
+        if output is not None:
+            with output:
+                lines = (line.decode(errors="replace") for line in output)
+                self.log.follow(lines, notice=self._hear)
+
+    def _hear(self, line: str) -> None:
+        self.last_line = line or self.last_line
+        self.notice(line)

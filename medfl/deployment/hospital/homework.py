@@ -11,12 +11,10 @@ import contextlib
 import os
 import secrets
 import shlex
-import subprocess
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medfl.deployment.hospital.children import follow_child, start_child
+from medfl.deployment.hospital.children import Child, start_child
 from medfl.deployment.hospital.site_file import load_hospital
 from medfl.deployment.hospital.site_log import SiteLog
 from medfl.deployment.parent import SECRET_BYTES
@@ -28,7 +26,6 @@ MODULE = "medfl.deployment.hospital.home_adaptation"
 TOLD = 1
 """Exit code of a process that has said itself why it failed."""
 
-_READ_SECONDS = 0.5
 _LOWEST_PRIORITY = 19
 _ENDED_FIRST = b"1000"
 
@@ -38,15 +35,14 @@ class _Work:
     """A model in the making."""
 
     models: RunModels
-    child: subprocess.Popen[bytes]
-    reader: threading.Thread
+    child: Child
 
     def end(self) -> None:
         """End the process if it goes on, and log its last lines."""
-        stop(self.child)
-        self.reader.join(timeout=_READ_SECONDS)
-        if self.child.stdin is not None:
-            self.child.stdin.close()
+        stop(self.child.process)
+        self.child.heard()
+        if self.child.process.stdin is not None:
+            self.child.process.stdin.close()
 
 
 @dataclass(kw_only=True)
@@ -77,7 +73,7 @@ class Homework:
     def look(self) -> None:
         """Begin what is to be done, and note what has ended; returns at once."""
         if self._at_work is not None:
-            code = self._at_work.child.poll()
+            code = self._at_work.child.process.poll()
             if code is None:
                 return
             if code not in (0, TOLD):
@@ -113,14 +109,12 @@ class Homework:
         )
         arguments = [str(self.site_file), models.run]
         try:
-            child = start_child(self.module, arguments, secret=secrets.token_bytes(SECRET_BYTES))
+            process = start_child(self.module, arguments, secret=secrets.token_bytes(SECRET_BYTES))
         except OSError as error:
             self._say_undone(models, f"its process could not be started: {error.strerror}")
             return
-        _give_way(child.pid)
-        reader = threading.Thread(target=follow_child, args=(self.log, child), daemon=True)
-        reader.start()
-        self._at_work = _Work(models=models, child=child, reader=reader)
+        _give_way(process.pid)
+        self._at_work = _Work(models=models, child=Child(process=process, log=self.log))
 
     def _say_undone(self, models: RunModels, found: str) -> None:
         self.log.say(

@@ -11,17 +11,14 @@ from __future__ import annotations
 import os
 import secrets
 import ssl
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
 from medfl.deployment.addresses import LOOPBACK, loopback_socket, split
-from medfl.deployment.hospital.children import follow_child, start_child
+from medfl.deployment.hospital.children import Child, start_child
 from medfl.deployment.hospital.homework import Homework
 from medfl.deployment.hospital.monitoring import watched_site
 from medfl.deployment.hospital.own_ledger import require_own_ledger
@@ -153,40 +150,6 @@ def _refusal_in(error: BaseException | None) -> ssl.SSLCertVerificationError | N
     return error
 
 
-@dataclass(kw_only=True)
-class _Child:
-    """A process that this one started.
-
-    Attributes:
-        log: What it writes goes there.
-        notice: Is shown each line.
-        last_line: What it wrote last: of an error that nobody caught, which error.
-    """
-
-    process: subprocess.Popen[bytes]
-    log: SiteLog
-    notice: Callable[[str], None]
-    last_line: str = ""
-    _reader: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._reader = threading.Thread(
-            target=follow_child,
-            args=(self.log, self.process),
-            kwargs={"notice": self._hear},
-            daemon=True,
-        )
-        self._reader.start()
-
-    def heard(self) -> None:
-        """Wait for what an ended process still had to say."""
-        self._reader.join(timeout=POLL_SECONDS)
-
-    def _hear(self, line: str) -> None:
-        self.last_line = line or self.last_line
-        self.notice(line)
-
-
 @contextmanager
 def _children(
     log: SiteLog,
@@ -195,17 +158,17 @@ def _children(
     server: str,
     authority: Path,
     notice: Callable[[str], None],
-) -> Iterator[dict[str, _Child]]:
+) -> Iterator[dict[str, Child]]:
     secret = secrets.token_bytes(SECRET_BYTES)
-    children: dict[str, _Child] = {}
+    children: dict[str, Child] = {}
     try:
         with loopback_socket() as between:
             descriptor, port = between.fileno(), between.getsockname()[1]
             node = [str(site_file), server, str(authority), str(descriptor)]
             process = start_child(_MODULES[_NODE], node, secret=secret, inherited=[descriptor])
-        children[_NODE] = _Child(process=process, log=log, notice=notice)
+        children[_NODE] = Child(process=process, log=log, notice=notice)
         process = start_child(_MODULES[_TASKS], [f"{LOOPBACK}:{port}"], secret=secret)
-        children[_TASKS] = _Child(process=process, log=log, notice=notice)
+        children[_TASKS] = Child(process=process, log=log, notice=notice)
         yield children
     finally:
         # The runner of ClientApps first: it has nobody to report to without the other.
@@ -215,7 +178,7 @@ def _children(
             child.heard()
 
 
-def _require_alive(children: dict[str, _Child], log: SiteLog) -> None:
+def _require_alive(children: dict[str, Child], log: SiteLog) -> None:
     for name, child in children.items():
         code = child.process.poll()
         if code is not None:
